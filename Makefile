@@ -1,0 +1,52 @@
+# make run                                        the whole chain on the embedded digits
+# make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
+# make test                                       the whole suite
+# make bounds                                     the chain on the lowest versions that pyproject.toml allows
+
+PYTHON := .venv/bin/python
+# Each data set has a work folder of its own: the name of its folder and a checksum of its path.
+ifdef DATA
+WORK := work/$(notdir $(patsubst %/,%,$(dir $(abspath $(DATA)))))-$(firstword $(shell printf %s '$(abspath $(DATA))' | cksum))
+RECIPES := recipes/digits_fast.yaml recipes/digits_second.yaml
+else
+WORK := work/embedded
+RECIPES := recipes/embedded.yaml recipes/embedded_second.yaml
+endif
+TABLE := $(if $(DATA),--data $(DATA))
+FOLDS := --folds $(WORK)/folds.csv
+RUNS := --runs-dir $(WORK)/runs
+SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
+
+.PHONY: run test lint bounds
+
+run: .venv/installed
+	$(PYTHON) folds.py $(TABLE) $(FOLDS)
+	$(foreach recipe,$(RECIPES),$(PYTHON) train_fold.py $(TABLE) $(FOLDS) $(RUNS) --config $(recipe) --fold all &&) true
+	$(PYTHON) infer.py $(TABLE) $(if $(TEST),--test $(TEST)) $(RUNS) $(SUBMISSION)
+	$(PYTHON) ensemble.py $(FOLDS) $(RUNS) $(SUBMISSION)
+
+test: .venv/installed
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pytest
+
+bounds: .venv-bounds/installed
+	rm -rf work/bounds
+	.venv-bounds/bin/python folds.py --folds work/bounds/folds.csv
+	for run in one two; do .venv-bounds/bin/python train_fold.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs \
+		--run $$run --epochs 2 --fold all || exit 1; done
+	.venv-bounds/bin/python infer.py --runs-dir work/bounds/runs --tta digits
+	.venv-bounds/bin/python ensemble.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs
+
+.venv/installed: pyproject.toml
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+# The lower bounds of pyproject.toml, read as exact versions.
+.venv-bounds/installed: pyproject.toml
+	python3 -m venv .venv-bounds
+	python3 -c "import tomllib; print('\n'.join(d.replace('>=', '==') for d in \
+		tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > .venv-bounds/requirements.txt
+	.venv-bounds/bin/python -m pip install --quiet --disable-pip-version-check --requirement .venv-bounds/requirements.txt
+	touch $@

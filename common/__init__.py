@@ -1,0 +1,1 @@
+"""What the scripts share: one noun a file. Scripts import from here; nothing here imports a script."""

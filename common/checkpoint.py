@@ -1,0 +1,105 @@
+"""Weights and training state as safetensors: one file, one rename, nothing that runs code when read.
+
+The metadata is one key of sorted JSON without times (safetensors writes several keys in random order),
+so that equal training gives equal bytes. It holds a sha256 over the tensors, checked on reading.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.optim import Optimizer
+
+from common.errors import NUMBERS, UserError
+from common.files import write_file
+
+VERSION = 1
+_KEY = "fivefold"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors (any device and memory format) and JSON metadata in one step.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity (exit 4; nothing is written), or the disk refuses.
+    """
+    # A copy each: channels_last is not contiguous and tied weights share memory; safetensors takes neither.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _check_finite(path, plain, "is not saved", "lower --lr, or set --clip-grad 1", NUMBERS)
+    metadata = {**metadata, "version": VERSION, "sha256": _digest(plain)}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    write_file(path, safetensors.torch.save(plain, {_KEY: text}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that :func:`save_tensors` wrote.
+
+    Raises:
+        UserError: missing, not safetensors, damaged, of a newer version, or not finite.
+    """
+    remedy = "restore the file, or train this fold again with --restart"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
+    if not isinstance(metadata, dict):
+        raise UserError(str(path), "was not written by Fivefold", remedy)
+    if metadata.get("version") != VERSION:
+        raise UserError(str(path), f"has version {metadata.get('version')}, this is {VERSION}", "use matching code")
+    if metadata.get("sha256") != _digest(tensors):
+        raise UserError(str(path), "is damaged: its tensors do not match their sha256", remedy)
+    _check_finite(path, tensors, "is not usable", remedy)
+    return tensors, metadata
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor], what: str, remedy: str, exit_code: int = 2) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise UserError(f"{path}, tensor {name}", f"{what}: {count} values are NaN or infinite", remedy, exit_code)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under ``prefix.name``."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that stand under ``prefix``, by their own names."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def optimiser_tensors(optimiser: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and as JSON (its plain numbers)."""
+    tensors, numbers = {}, {}
+    for index, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
+    return tensors, numbers
+
+
+def restore_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+    """Put back what :func:`optimiser_tensors` took; settings such as betas stay the optimiser's own."""
+    states: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})

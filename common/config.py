@@ -1,0 +1,107 @@
+"""The settings of a training run: one flat table that is flag, json key and column alike."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
+
+    data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
+    folds: str = "folds.csv"  # written once by folds.py
+    runs_dir: str = "runs"  # folder that holds every run
+    run: str = ""  # name of this run (default: the model's name)
+    fold: str = "all"  # a fold's number, all, or full (every row, no validation)
+    config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
+    restart: bool = False  # say what this run's folder holds, then throw it away
+    model: str = "digit_cnn"  # any timm model, or digit_cnn
+    model_args: tuple[str, ...] = ()  # name=value pairs for the model's constructor
+    img_size: int = 0  # side of the model's input in pixels (0: the images' own)
+    channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
+    epochs: int = 10  # passes over the training folds
+    batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
+    accumulate: int = 1  # forward passes per optimiser step
+    opt: str = "adamw"  # any optimiser of timm's
+    opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
+    lr: float = 3e-3  # peak learning rate, taken literally
+    min_lr_ratio: float = 0.0  # final learning rate as a share of lr
+    warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
+    weight_decay: float = 0.05  # decoupled where the optimiser decouples it; not on biases and norms
+    label_smoothing: float = 0.1  # in training only
+    clip_grad: float = 0.0  # largest gradient norm (0: no clipping)
+    ema_decay: float = 0.0  # average of the weights, scored and saved in their place (0: off)
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
+    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster, measured once a run)
+    threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
+    augment: str = "digits"  # training augmentation: digits or none
+    augment_args: tuple[str, ...] = ()  # name=value pairs for the augmentation
+    select: Literal["last", "best", "best-loss"] = "last"  # epoch whose weights are kept
+    seed: int = 0  # of weights, order and augmentation
+    train_fraction: float = 1.0  # share of the training rows used, per class
+    limit: int = 0  # rows of each part used, for a smoke run (0: all)
+
+    @property
+    def run_name(self) -> str:
+        """The run's folder below ``runs_dir``."""
+        return self.run or self.model
+
+
+# Where things lie and how many threads work on them does not change what is trained.
+_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+
+
+def check_config(cfg: Config, processes: int) -> None:
+    """Refuse numbers that cannot be meant, before anything is loaded.
+
+    Raises:
+        UserError: a number out of range, or a batch size that does not divide into whole micro-batches.
+    """
+    for name, least in {"epochs": 1, "batch_size": 1, "accumulate": 1, "img_size": 0, "threads": 0, "limit": 0}.items():
+        if getattr(cfg, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
+    ranges = {
+        "lr": (0, float("inf")),
+        "min_lr_ratio": (0, 1),
+        "warmup_epochs": (0, cfg.epochs),
+        "weight_decay": (0, float("inf")),
+        "label_smoothing": (0, 1),
+        "clip_grad": (0, float("inf")),
+        "ema_decay": (0, 1),
+        "train_fraction": (0, 1),
+    }
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(cfg, name) <= high:
+            raise UserError(
+                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is out of range", f"use {low} to {high}"
+            )
+    shares = processes * cfg.accumulate
+    if cfg.batch_size % shares:
+        raise UserError(
+            "--batch-size",
+            f"{cfg.batch_size} does not divide by {processes} processes x {cfg.accumulate} accumulation steps",
+            f"use a multiple of {shares}",
+        )
+    if cfg.fold == "full" and cfg.select != "last":
+        raise UserError("--select", f"{cfg.select} needs validation rows, --fold full has none", "use --select last")
+
+
+def training_settings(cfg: Config) -> dict[str, Any]:
+    """The fields that decide the result; two folds of one run agree in all of them."""
+    return {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _PLACES}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Each setting that differs, as ``lr: 0.003 -> 0.001``."""
+    return [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if _plain(old.get(name)) != _plain(new.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # JSON knows lists only

@@ -1,0 +1,164 @@
+"""Images as one uint8 tensor in memory, and the batches that are cut from it.
+
+42,000 digits are 33 MB, so a batch is an index into the tensor and augmentation one batched call:
+no workers, no per-image Python.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from common.augment import Uniform
+from common.errors import UserError
+from common.tables import Table
+
+PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
+
+
+def seed_of(*parts: int) -> int:
+    """One well-mixed seed from several small numbers, such as (seed, epoch, step)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def image_shape(table: Table) -> tuple[int, int]:
+    """(channels, side) of the images as they are; (3, 224) for photos, whose sizes vary."""
+    return (1, table.images.shape[1]) if isinstance(table.images, np.ndarray) else (3, 224)
+
+
+def load_images(table: Table, channels: int, img_size: int) -> Tensor:
+    """All images of a table as uint8 (n, channels, img_size, img_size).
+
+    Grey becomes colour by repeating its channel (a view: no memory), colour becomes grey by luminance.
+    A pixel table is padded when the new size is at most a quarter larger, else resized (bilinear).
+
+    Raises:
+        UserError: a photo cannot be decoded, with its row.
+    """
+    if isinstance(table.images, np.ndarray):
+        return _fit(torch.from_numpy(table.images)[:, None], img_size).expand(-1, channels, -1, -1)
+    images = torch.empty(len(table.ids), channels, img_size, img_size, dtype=torch.uint8)
+    for row, path in enumerate(table.images):
+        try:
+            with Image.open(path) as photo:
+                photo = ImageOps.exif_transpose(photo).convert("L" if channels == 1 else "RGB")
+                pixels = np.asarray(photo.resize((img_size, img_size), Image.Resampling.BICUBIC))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"{table.source}, row {row + 1}", f"{path} cannot be decoded ({error})", "restore the image"
+            ) from error
+        images[row] = torch.from_numpy(pixels.reshape(img_size, img_size, channels).transpose(2, 0, 1).copy())
+    return images
+
+
+def conversion(table: Table, channels: int, img_size: int) -> str:
+    """What :func:`load_images` does to the images, in words; empty where they stay as they are."""
+    own_channels, own_size = image_shape(table)
+    if not isinstance(table.images, np.ndarray):
+        return f"photos resized to {img_size} px, {'grey' if channels == 1 else 'colour'}"
+    said = []
+    if img_size != own_size:
+        how = "padded" if own_size < img_size <= own_size * PAD_UP_TO else "resized"
+        said.append(f"{own_size} px {how} to {img_size} px")
+    if channels != own_channels:
+        said.append("grey repeated as three channels")
+    return ", ".join(said)
+
+
+def _fit(images: Tensor, size: int) -> Tensor:
+    own = images.shape[-1]
+    if size == own:
+        return images
+    if own < size <= own * PAD_UP_TO:
+        before = (size - own) // 2
+        return F.pad(images, [before, size - own - before] * 2)
+    shape = (len(images), 1, size, size)
+    fitted = torch.empty(shape, dtype=torch.uint8)
+    for some, target in zip(images.split(4096), fitted.split(4096), strict=True):  # float copies stay small
+        resized = F.interpolate(some.float(), size=(size, size), mode="bilinear", antialias=True)
+        target.copy_(resized.round_().clamp_(0, 255))
+    return fitted
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Pixels to zero mean and unit deviation, per channel, in units of 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Normalise":
+        """Mean and deviation of uint8 ``images`` (n, channels, height, width); constant channels keep 1."""
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+        shares = counts.double() / counts.sum(1, keepdim=True)
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = (shares * levels).sum(1)
+        std = ((shares * levels**2).sum(1) - mean**2).clamp_min(0).sqrt()
+        return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """The micro-batches that one process trains on: (images, soft targets), epoch by epoch.
+
+    ``rows`` index ``images`` (uint8, all rows of the table, on the training device) and ``targets``
+    (int64 class numbers). The order of an epoch and each image's augmentation follow from (seed, epoch)
+    alone: every process walks the same global batches of ``batch_size`` rows and takes its share, and
+    the rows left over after the last whole batch wait for another epoch.
+    """
+
+    images: Tensor
+    targets: Tensor
+    rows: Tensor
+    num_classes: int
+    batch_size: int
+    micro_batches: int
+    process: int
+    processes: int
+    seed: int
+    augment: partial
+    normalise: Normalise
+    label_smoothing: float
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self.rows) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        order = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
+        size = self.batch_size // (self.processes * self.micro_batches)
+        for step in range(self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for micro_batch in range(self.micro_batches):
+                first = (micro_batch * self.processes + self.process) * size
+                share = slice(first, first + size)
+                uniform = self._uniform(seed_of(self.seed, epoch, step), share)
+                yield self.images_of(batch[share], uniform), self.targets_of(batch[share])
+
+    def images_of(self, rows: Tensor, uniform: Uniform) -> Tensor:
+        """Augmented and normalised images of some rows."""
+        return self.normalise(self.augment(self.images[rows].float().div_(255), uniform))
+
+    def targets_of(self, rows: Tensor) -> Tensor:
+        """One-hot targets of some rows, smoothed: 1 - s + s / classes for the class, s / classes elsewhere."""
+        one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
+        return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+
+    def _uniform(self, seed: int, share: slice) -> Uniform:
+        device = self.images.device
+        generator = torch.Generator(device).manual_seed(seed)
+        return lambda k: torch.rand(self.batch_size, k, generator=generator, device=device)[share]

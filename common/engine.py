@@ -1,0 +1,121 @@
+"""The two loops that everything uses: train_epoch and predict."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from common.data import Normalise
+from common.errors import NUMBERS, UserError
+from common.hardware import autocast
+from common.optim import set_learning_rate
+from common.training import Training
+from common.tta import View
+
+LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    training: Training,
+    epoch: int,
+    learning_rate: Callable[[int], float],
+    clip_grad: float,
+    bar: tqdm,
+) -> float:
+    """Train for one epoch and return its mean loss over all processes.
+
+    ``learning_rate`` maps the number of an optimiser step, counted from the start of training, to
+    its learning rate; ``bar`` advances by images.
+
+    Raises:
+        UserError: the loss is no longer a finite number (exit 4), on every process at the same step.
+    """
+    model, optimiser, batches = training.wrapped, training.optimiser, training.batches
+    model.train()
+    losses = torch.zeros(batches.steps, device=accelerator.device)
+    for number, (images, targets) in enumerate(batches.epoch(epoch)):
+        step = number // batches.micro_batches
+        set_learning_rate(optimiser, learning_rate(epoch * batches.steps + step))
+        with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
+            with accelerator.autocast():
+                loss = F.cross_entropy(model(images), targets)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and clip_grad > 0:
+                accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+            optimiser.step()
+            optimiser.zero_grad()
+        losses[step] += loss.detach().float() / batches.micro_batches
+        if not accelerator.sync_gradients:
+            continue
+        if training.ema is not None and not accelerator.optimizer_step_was_skipped:
+            training.ema.update(training.model, step=epoch * batches.steps + step)
+        bar.update(batches.batch_size)
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
+            so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")
+            _check_finite(so_far, epoch, optimiser)
+            bar.set_postfix(loss=f"{so_far[-LOOK_EVERY:].mean().item():.4f}")
+    return so_far.mean().item()
+
+
+def _check_finite(losses: Tensor, epoch: int, optimiser: Optimizer) -> None:
+    broken = torch.nonzero(~torch.isfinite(losses))
+    if len(broken):
+        raise UserError(
+            f"epoch {epoch + 1}, step {broken[0].item() + 1}",
+            f"the loss is not a finite number (lr {optimiser.param_groups[0]['lr']:g})",
+            "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint stands",
+            NUMBERS,
+        )
+
+
+def share_buffers(accelerator: Accelerator, *models: nn.Module) -> None:
+    """Give every process the main process's buffers.
+
+    BatchNorm's running statistics differ between processes; what scores a row must be what is saved.
+    """
+    for model in models:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+
+@torch.inference_mode()
+def predict(
+    accelerator: Accelerator,
+    model: nn.Module,
+    images: Tensor,
+    rows: Tensor,
+    normalise: Normalise,
+    views: Sequence[View],
+    precision: str = "no",
+    batch_size: int = 512,
+) -> np.ndarray:
+    """Logits of ``images[rows]``, float32 (views, len(rows), classes), the same on every process.
+
+    ``batch_size`` images at a time per process, in ``precision`` (no, fp16 or bf16). Each batch carries its
+    places in ``rows``; every place is written exactly once (asserted), whatever the number of processes.
+    """
+    model.eval()
+    logits, written = None, np.zeros(len(rows), dtype=np.int64)
+    together = batch_size * accelerator.num_processes
+    for first in range(0, len(rows), together):
+        mine = torch.arange(first, first + together, device=rows.device).view(-1, batch_size)[accelerator.process_index]
+        real = mine < len(rows)
+        pixels = images[rows[mine.clamp_max(len(rows) - 1)]].float().div_(255)
+        with autocast(accelerator.device, precision):
+            outputs = torch.stack([model(normalise(view.look(pixels))).float() for view in views], dim=1)
+        places, outputs = accelerator.gather((torch.where(real, mine, -1), outputs))
+        places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
+        if logits is None:
+            logits = np.zeros((len(views), len(rows), outputs.shape[2]), dtype=np.float32)
+        places, outputs = places[places >= 0], outputs[places >= 0]
+        logits[:, places] = outputs.transpose(1, 0, 2)
+        written[places] += 1
+    assert (written == 1).all(), "a row was predicted never or twice"
+    return logits

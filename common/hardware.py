@@ -1,0 +1,99 @@
+"""What the machine can do: precision that really works, and the memory format that is faster."""
+
+import copy
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from common.errors import UserError, warn
+from common.files import read_json, write_json
+from common.runs import MEMORY_FORMAT_FILE
+from common.system import locked
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """torch's mixed precision on ``device``; "no" computes in float32."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision != "no")
+
+
+def resolve_precision(asked: str) -> str:
+    """The precision to train in: "no", "fp16" or "bf16".
+
+    "auto" takes the launcher's. A precision that fails a real convolution on this device falls back
+    (bf16, then fp16 on a GPU, then no), and says so.
+
+    Raises:
+        UserError: the launcher and the command line ask for different ones.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked == "auto":
+        asked = launcher
+    elif launcher not in ("no", asked):
+        raise UserError(
+            "--mixed-precision", f"{asked} here but {launcher} for accelerate launch", "give one of them only"
+        )
+    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
+    if candidates is None:
+        raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
+    works = next((name for name in candidates if _precision_works(name, device)), "no")
+    if works != asked:
+        warn(f"{asked} does not work on this device ({device}): training goes on with mixed precision {works}")
+    return works
+
+
+def _precision_works(name: str, device: str) -> bool:
+    if name == "fp16" and device == "cpu":
+        return False  # its gradients need a loss scaler, which only GPUs have
+    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return False
+    try:
+        with autocast(torch.device(device), name):
+            image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
+            F.conv2d(image, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
+        return bool(torch.isfinite(image.grad).all())
+    except RuntimeError:
+        return False
+
+
+def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model: nn.Module, images: Tensor) -> str:
+    """Name of torch's memory format to train in; with ``asked`` "auto" the faster on a few real steps.
+
+    Measured once per run by the main process, recorded in the run's folder, and read back by its other
+    folds and processes; the record keeps a resumed run on the same arithmetic. ``images`` is one
+    normalised micro-batch (n, channels, side, side).
+    """
+    if asked != "auto":
+        return {"yes": "channels_last", "no": "contiguous_format"}[asked]
+    record = run_folder / MEMORY_FORMAT_FILE
+    if accelerator.is_main_process:
+        with locked(run_folder, wait=True):  # folds side by side agree on one measurement
+            if not record.exists():
+                seconds = _seconds_per_step(accelerator, model, images)
+                write_json(record, {"choice": min(seconds, key=seconds.get), "seconds_per_step": seconds})
+    accelerator.wait_for_everyone()
+    return read_json(record)["choice"]
+
+
+def _seconds_per_step(accelerator: Accelerator, model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Median seconds of a forward and backward pass in each format, taken in turn on copies of the model."""
+    names = ("contiguous_format", "channels_last")
+    models = {name: copy.deepcopy(model).train().to(memory_format=getattr(torch, name)) for name in names}
+    seconds = {name: [] for name in names}
+    for _ in range(7):
+        for name in names:
+            start = time.perf_counter()
+            with accelerator.autocast():
+                loss = models[name](images).float().square().mean()
+            loss.backward()
+            loss.item()  # waits for the device
+            seconds[name].append(time.perf_counter() - start)
+    return {name: round(statistics.median(times[2:]), 6) for name, times in seconds.items()}

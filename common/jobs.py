@@ -1,0 +1,79 @@
+"""Runs commands side by side, one per slot; a slot is a device or a share of the CPU."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from queue import Queue
+
+from common.system import gpu_count
+
+STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: it must not outlive the process that started it
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command under a name; ``command`` follows the Python interpreter."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def device_slots() -> list[dict[str, str]]:
+    """The environment of each slot: one per GPU, or a single one for a machine without."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(number) for number in range(gpu_count())]
+    return [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    slots: list[Mapping[str, str]],
+    finished: Callable[[Job, int], None] = lambda job, exit_code: None,
+) -> dict[str, int]:
+    """Run every job once and return its exit code by name; a failed job does not stop the others.
+
+    With one slot a job speaks for itself; with several, each line it prints is led by its name.
+    ``finished`` is called in this thread as each job ends. Ctrl-C (or any other exception here) ends
+    all running jobs before it goes on.
+    """
+    waiting, free, ended = list(jobs), list(slots), Queue()
+    running: dict[str, subprocess.Popen] = {}
+    exit_codes = {}
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, slot = waiting.pop(0), free.pop(0)
+                running[job.name] = _start(job, slot, tagged=len(slots) > 1)
+                watch = threading.Thread(target=_watch, args=(job, slot, running[job.name], ended), daemon=True)
+                watch.start()
+            job, slot, exit_code = ended.get()
+            del running[job.name]
+            free.append(slot)
+            exit_codes[job.name] = exit_code
+            finished(job, exit_code)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return exit_codes
+
+
+def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
+    environment = {**os.environ, **slot, STARTED_BY_US: "1"}
+    command = [sys.executable, *job.command]
+    if not tagged:
+        return subprocess.Popen(command, env=environment)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
+
+
+def _watch(job: Job, slot: Mapping[str, str], process: subprocess.Popen, ended: Queue) -> None:
+    if process.stdout is not None:
+        for line in process.stdout:
+            print(f"[{job.name}] {line}", end="", flush=True)
+    ended.put((job, slot, process.wait()))

@@ -1,0 +1,99 @@
+"""Scores, all in numpy and float64: predictions are logits (n, classes), targets are class numbers (n)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from common.errors import UserError
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities, float64, over the last axis."""
+    logits = np.asarray(logits, dtype=np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64, over the last axis."""
+    return np.exp(log_softmax(logits))
+
+
+def log_mean_probability(logits: Sequence[np.ndarray] | np.ndarray, weights: Sequence[float] = ()) -> np.ndarray:
+    """The log of the (weighted) mean probability of several models or views: m x (n, C) -> (n, C), float32.
+
+    The sum is taken in logs, so a probability too small for a float stays finite.
+
+    Args:
+        logits: m arrays (n, C).
+        weights: m numbers >= 0, at least one above 0; they are scaled to sum to 1. Without them all are equal.
+    """
+    shares = np.asarray(weights, dtype=np.float64) if len(weights) else np.ones(len(logits))
+    shares = shares / shares.sum()
+    total = np.full(np.shape(logits[0]), -np.inf)
+    for member, share in zip(logits, shares, strict=True):
+        if share > 0:
+            total = np.logaddexp(total, log_softmax(member) + np.log(share))
+    return total.astype(np.float32)
+
+
+def targets_of(labels: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Class numbers (int64, n) of text labels.
+
+    Raises:
+        UserError: a label that is not in the class list.
+    """
+    number = {name: position for position, name in enumerate(classes)}
+    try:
+        return np.fromiter((number[str(label)] for label in labels), dtype=np.int64, count=len(labels))
+    except KeyError as error:
+        what = f"label {error} is not one of {', '.join(classes)}"
+        raise UserError("labels", what, "use the table the folds were made from") from None
+
+
+def errors(logits: np.ndarray, targets: np.ndarray) -> int:
+    """Rows whose largest logit is not the target's."""
+    return int((np.argmax(logits, axis=-1) != targets).sum())
+
+
+def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Share of rows whose largest logit is the target's, 0 to 1."""
+    return 1.0 - errors(logits, targets) / len(targets)
+
+
+def nll(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean negative log likelihood (log loss), nats per row."""
+    return float(-log_softmax(logits)[np.arange(len(targets)), targets].mean())
+
+
+def interval(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the ACCURACY at ``errors`` of ``n`` rows.
+
+    Wilson's score interval (E. B. Wilson 1927, JASA 22): close to its level even where there are few errors,
+    where the usual +- 2 standard errors is too short and can pass 1.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = 1 - errors / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def score(logits: np.ndarray, targets: np.ndarray) -> dict[str, float | int]:
+    """What every table of results shows: accuracy, errors, n, nll."""
+    return {"n": len(targets)} | {name: metric(logits, targets) for name, metric in METRICS.items()}
+
+
+def describe(found: Mapping[str, float]) -> str:
+    """A score in words: accuracy, errors of n, 95 % interval; ``found`` holds at least accuracy, errors and n."""
+    low, high = interval(int(found["errors"]), int(found["n"]))
+    counts = f"{found['errors']:,} errors of {found['n']:,}"
+    return f"{100 * found['accuracy']:.3f} %, {counts}, 95 % interval {100 * low:.3f} - {100 * high:.3f} %"
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "errors": errors,
+    "nll": nll,
+}

@@ -1,0 +1,81 @@
+"""What a run's folder holds and how its files are called.
+
+runs/<run>/memory_format.json                            measured once for all folds
+runs/<run>/fold<k>/  (or full/)
+    config.json        settings, written first
+    log.csv            a row per epoch
+    checkpoint.safetensors   while it trains
+    model.safetensors  the weights, with all that infer.py needs to know
+    oof.npz            predictions of the rows that the fold held out
+    metrics.json       written last: the fold is finished
+runs/<run>/test.npz, submission.csv                      by infer.py
+runs/ensemble/weights.json, oof.npz, test.npz, submission.csv
+"""
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError, warn
+from common.files import read_json
+
+MEMORY_FORMAT_FILE = "memory_format.json"
+CONFIG_FILE = "config.json"
+LOG_FILE = "log.csv"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+MODEL_FILE = "model.safetensors"
+OOF_FILE = "oof.npz"
+METRICS_FILE = "metrics.json"
+TEST_FILE = "test.npz"
+SUBMISSION_FILE = "submission.csv"
+WEIGHTS_FILE = "weights.json"
+
+
+def fold_folder(run_folder: Path, fold: int | str) -> Path:
+    """The folder of one fold (a number, as int or text, or ``full``) of a run."""
+    return run_folder / (fold if fold == "full" else f"fold{fold}")
+
+
+def is_finished(fold_path: Path) -> bool:
+    """Whether the training in a fold's folder came to its end."""
+    return (fold_path / METRICS_FILE).is_file()
+
+
+def read_metrics(fold_path: Path) -> dict[str, Any]:
+    """The metrics.json of a fold's folder; raises UserError where it is missing or damaged."""
+    return read_json(fold_path / METRICS_FILE)
+
+
+def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:
+    """The folders of all folds of a run, in order, or its ``full`` folder.
+
+    Raises:
+        UserError: a fold is missing or unfinished; 4 of 5 models are never averaged.
+    """
+    names = ["full"]
+    if fold == "all":
+        finished = [path for path in sorted(run_folder.glob("fold*")) if is_finished(path)]
+        if not finished:
+            raise UserError(str(run_folder), "has no finished fold", "train it: python train_fold.py --fold all")
+        names = [f"fold{k}" for k in range(read_metrics(finished[0])["fold_count"])]
+    missing = [name for name in names if not is_finished(run_folder / name)]
+    if missing:
+        raise UserError(str(run_folder), f"has not finished {', '.join(missing)}", "train what is missing")
+    return [run_folder / name for name in names]
+
+
+def finished_runs(runs_dir: Path, fold: str = "all") -> list[str]:
+    """Names of the direct children of ``runs_dir`` with every fold finished, sorted; others are named and left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = []
+    for run_folder in sorted({path.parent for path in runs_dir.glob("*/full" if fold == "full" else "*/fold*")}):
+        try:
+            finished_folds(run_folder, fold)
+            found.append(run_folder.name)
+        except UserError as error:
+            warn(f"left out: {error}")
+    if not found:
+        raise UserError(str(runs_dir), "holds no finished run", "train one: python train_fold.py --fold all")
+    return found

@@ -1,0 +1,208 @@
+"""From a csv to a submission on 60 tiny images: what the files hold, and that they belong together."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ROOT, SMALL, run_script, train
+
+import infer
+from common.checkpoint import load_tensors
+from common.errors import UserError
+from common.metrics import log_mean_probability, score, targets_of
+from common.predictions import join_oof, read_predictions
+from common.runs import finished_folds
+from common.splits import match_folds, read_folds
+from common.tables import read_test_table, read_train_table
+from common.tta import TTA
+
+FOLD_FILES = {".lock", "config.json", "log.csv", "metrics.json", "model.safetensors", "oof.npz"}
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "oof.npz")}
+
+
+def test_a_finished_fold_holds_its_files_and_no_checkpoint(chain):
+    """What ARCHITECTURE's table of files promises is there, and nothing else is left behind."""
+    for run in ("one", "two"):
+        for fold in range(3):
+            assert {path.name for path in (chain / run / f"fold{fold}").iterdir()} == FOLD_FILES
+
+
+def test_oof_holds_every_row_once_with_its_label(chain, tiny):
+    """The joined OOF predictions are the training table: same ids, same labels, one row each."""
+    oof = join_oof(chain / "one", read_folds(tiny / "folds.csv"))
+    table = read_train_table(str(tiny / "train.csv"))
+    assert dict(zip(oof.ids, oof.labels, strict=True)) == dict(zip(table.ids, table.labels, strict=True))
+
+
+def test_metrics_are_those_of_the_saved_oof(chain):
+    """metrics.json can be recomputed from oof.npz, and says which epoch was last and which best."""
+    for run in ("one", "two"):
+        folder = chain / run / "fold1"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        oof = read_predictions(folder / "oof.npz")
+        recomputed = score(oof.logits, targets_of(oof.labels, oof.classes))
+        assert {name: metrics[name] for name in recomputed} == pytest.approx(recomputed)
+        log = pd.read_csv(folder / "log.csv")
+        assert metrics["last"] == pytest.approx(log.accuracy.iloc[-1])
+        assert metrics["best"] == pytest.approx(log.accuracy.max())
+        assert log.accuracy[metrics["best_epoch"] - 1] == pytest.approx(log.accuracy.max())
+        assert metrics["accuracy"] == pytest.approx(metrics["last" if run == "one" else "best"])
+        assert {"processes", "threads", "seconds", "images_per_second", "steps"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_the_saved_model_says_what_the_oof_says(chain, tiny, run):
+    """Predicting a fold's rows again from model.safetensors alone gives its oof.npz."""
+    table = read_train_table(str(tiny / "train.csv"))
+    folds = match_folds(read_folds(tiny / "folds.csv"), table)
+    models = infer.read_models(finished_folds(chain / run))
+    rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
+    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, "none")):
+        oof = read_predictions(chain / run / f"fold{fold}" / "oof.npz")
+        np.testing.assert_allclose(outputs[0], oof.logits, atol=1e-5)
+
+
+def test_the_test_predictions_average_models_and_views(chain, tiny):
+    """test.npz is the log of the weighted mean probability of every model and view, by the test's ids."""
+    table = read_test_table(str(tiny / "test.csv"), str(tiny / "train.csv"))
+    models = infer.read_models(finished_folds(chain / "one"))
+    outputs = infer.predict_with_each(models, table, [np.arange(24)] * 3, "digits")
+    weights = [view.weight for view in TTA["digits"]] * 3
+    test = read_predictions(chain / "one" / "test.npz")
+    assert test.ids.tolist() == [str(number) for number in range(1, 25)]
+    np.testing.assert_allclose(test.logits, log_mean_probability(np.concatenate(outputs), weights), atol=1e-5)
+
+
+def test_the_submission_follows_the_sample(chain, tiny):
+    """Columns, ids and order are the sample's, and every label is the most probable class."""
+    for run in ("one", "two", "ensemble"):
+        submission = pd.read_csv(chain / run / "submission.csv", dtype=str)
+        sample = pd.read_csv(tiny / "sample.csv", dtype=str)
+        assert submission.columns.tolist() == sample.columns.tolist()
+        assert submission.ImageId.tolist() == sample.ImageId.tolist()
+        assert submission.Label.tolist() == read_predictions(chain / run / "test.npz").predicted.tolist()
+
+
+def test_a_fold_alone_equals_the_same_fold_among_all(chain, tiny, tmp_path):
+    """--fold 2 gives the bytes that --fold all gives: no fold leaves anything behind for the next."""
+    train(tiny, tmp_path, "--run", "one", "--fold", 2)
+    assert files_of(tmp_path / "one" / "fold2") == files_of(chain / "one" / "fold2")
+
+
+def test_killed_and_run_again_equals_uninterrupted(chain, tiny, tmp_path):
+    """kill -9 after a finished epoch, the same command again: the same model and OOF to the bit."""
+    arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
+    arguments += ["--run", "two", "--fold", "1", "--seed", "1", "--ema-decay", "0.9", "--select", "best"]
+    command = [sys.executable, str(ROOT / "train_fold.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "epoch   1/" in line:
+            process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = tmp_path / "two" / "fold1"
+    assert (folder / "checkpoint.safetensors").exists() and not (folder / "metrics.json").exists()
+    again = run_script("train_fold.py", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after epoch" in again.stdout
+    assert files_of(folder) == files_of(chain / "two" / "fold1")
+
+
+def test_the_same_command_again_changes_nothing(chain, tiny, capsys):
+    """A finished fold says so; no byte of its files is touched."""
+    before = {path: path.stat().st_mtime_ns for path in (chain / "one" / "fold0").iterdir() if path.name != ".lock"}
+    train(tiny, chain, "--run", "one", "--fold", 0)
+    assert "finished" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (chain / "one" / "fold0").iterdir() if path.name != ".lock"}
+    before.pop(chain / "one" / "fold0" / "config.json"), after.pop(chain / "one" / "fold0" / "config.json")
+    assert before == after
+
+
+def test_other_settings_are_refused_by_name(chain, tiny):
+    """A run folder made with other settings names each that differs, finished or not."""
+    with pytest.raises(UserError, match=r"lr: 0\.003 -> 0\.001.*weight_decay: 0\.05 -> 0\.1"):
+        train(tiny, chain, "--run", "one", "--fold", 0, "--lr", 1e-3, "--weight-decay", 0.1)
+
+
+def test_restart_says_what_it_throws_away(tiny, tmp_path, capsys):
+    """--restart names the folder and its files, and then other settings are welcome."""
+    train(tiny, tmp_path, "--fold", 0, "--epochs", 1)
+    train(tiny, tmp_path, "--fold", 0, "--epochs", 1, "--lr", 1e-3, "--restart")
+    assert "throws away" in (said := capsys.readouterr().out) and "oof.npz" in said
+    assert load_tensors(tmp_path / "digit_cnn" / "fold0" / "model.safetensors")[1]["settings"]["lr"] == 1e-3
+
+
+def test_infer_refuses_a_missing_and_a_foreign_fold(chain, tmp_path):
+    """Two of three folds are not averaged, nor is a model in another fold's folder."""
+    shutil.copytree(chain / "one", tmp_path / "one")
+    shutil.copy(tmp_path / "one/fold1/model.safetensors", tmp_path / "one/fold0/model.safetensors")
+    with pytest.raises(UserError, match=r"fold0/model.safetensors: is the model of fold 1"):
+        infer.read_models(finished_folds(tmp_path / "one"))
+    (tmp_path / "one/fold2/metrics.json").unlink()
+    with pytest.raises(UserError, match="has not finished fold2"):
+        finished_folds(tmp_path / "one")
+
+
+def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
+    """A fold of another run in this run's folder is named with the settings that differ."""
+    shutil.copytree(chain / "one", tmp_path / "one")
+    shutil.copy(chain / "two/fold1/model.safetensors", tmp_path / "one/fold1/model.safetensors")
+    with pytest.raises(UserError, match=r"fold1.*trained otherwise.*ema_decay: 0\.0 -> 0\.9"):
+        infer.read_models(finished_folds(tmp_path / "one"))
+
+
+def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path):
+    """--fold full has no validation; infer.py --fold full uses its one model."""
+    train(tiny, tmp_path, "--fold", "full", "--epochs", 1)
+    folder = tmp_path / "digit_cnn" / "full"
+    assert not (folder / "oof.npz").exists()
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 60 // 8
+    infer.main(["--runs-dir", str(tmp_path), "--fold", "full", "--test", str(tiny / "test.csv")])
+    assert len(read_predictions(tmp_path / "digit_cnn" / "test.npz").ids) == 24
+
+
+def test_a_run_in_use_is_refused_at_once(tiny, tmp_path):
+    """A second process in the same fold's folder stops with exit 3 and names the first."""
+    from common.system import locked
+
+    with locked(tmp_path / "digit_cnn" / "fold0"):
+        started = time.perf_counter()
+        arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
+        second = run_script("train_fold.py", *arguments, "--fold", 0)
+    assert second.returncode == 3
+    assert "is in use by pid" in second.stderr and time.perf_counter() - started < 60
+
+
+def test_numbers_that_break_down_end_with_exit_4(tiny, tmp_path):
+    """A diverged run names epoch, step and remedy in one line; no NaN is written."""
+    arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
+    diverged = run_script("train_fold.py", *arguments, "--fold", 0, "--lr", 1e30)
+    assert diverged.returncode == 4
+    assert diverged.stderr.count("\n") == 1 and diverged.stderr.startswith("error: epoch 1, step")
+    assert not (tmp_path / "digit_cnn" / "fold0" / "model.safetensors").exists()
+
+
+def test_a_damaged_model_is_refused(chain, tmp_path):
+    """One flipped byte among the weights is found before anything is predicted."""
+    path = tmp_path / "model.safetensors"
+    content = bytearray((chain / "one/fold0/model.safetensors").read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="do not match their sha256"):
+        load_tensors(path)
+
+
+def test_the_chain_stays_in_one_process(chain):
+    """The session's runs were made by one process, as their files say."""
+    assert Accelerator(cpu=not torch.accelerator.is_available()).num_processes == 1
+    assert json.loads((chain / "one/fold0/metrics.json").read_text())["processes"] == 1

@@ -1,0 +1,73 @@
+"""Scores against definitions and independent implementations."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from common.errors import UserError
+from common.metrics import (
+    METRICS,
+    describe,
+    errors,
+    interval,
+    log_mean_probability,
+    nll,
+    score,
+    softmax,
+    targets_of,
+)
+
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(size=(200, 4), scale=3).astype(np.float32)
+TARGETS = RANDOM.integers(0, 4, 200)
+
+
+def test_log_loss_and_accuracy_equal_scikit_learns():
+    """Our numbers are the ones everybody else computes."""
+    assert nll(LOGITS, TARGETS) == pytest.approx(sklearn_metrics.log_loss(TARGETS, softmax(LOGITS)), rel=1e-12)
+    found = score(LOGITS, TARGETS)
+    assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(TARGETS, LOGITS.argmax(1)))
+    assert found["errors"] == (LOGITS.argmax(1) != TARGETS).sum() and found["n"] == 200
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metrics_do_not_depend_on_row_order_or_logit_offset(name):
+    """Shuffled rows and a constant added to a row's logits change no score."""
+    order = RANDOM.permutation(200)
+    moved = LOGITS[order] + RANDOM.normal(size=(200, 1))
+    assert METRICS[name](moved, TARGETS[order]) == pytest.approx(METRICS[name](LOGITS, TARGETS), rel=1e-6)
+
+
+def test_mean_of_probabilities_not_of_logits():
+    """Averages are taken over probabilities, with the given shares."""
+    other = RANDOM.normal(size=(200, 4)).astype(np.float32)
+    expected = 0.25 * softmax(LOGITS) + 0.75 * softmax(other)
+    np.testing.assert_allclose(np.exp(log_mean_probability([LOGITS, other], [1, 3])), expected, atol=1e-6)
+    np.testing.assert_allclose(softmax(log_mean_probability([LOGITS, LOGITS])), softmax(LOGITS), atol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    """A net that is certain of a wrong class gives a huge loss, never inf or NaN."""
+    certain = np.array([[5000.0, 0.0]])
+    assert nll(certain, np.array([1])) == 5000.0
+    assert np.isfinite(log_mean_probability([certain, certain])).all()
+    with np.errstate(all="raise"):
+        assert np.isfinite(log_mean_probability([LOGITS, LOGITS], [0, 1])).all()
+
+
+def test_interval_is_wilsons():
+    """The interval is scipy's Wilson interval, of the accuracy."""
+    for wrong, n in [(105, 42_000), (0, 360), (3, 9), (360, 360)]:
+        theirs = stats.binomtest(n - wrong, n).proportion_ci(method="wilson")
+        assert interval(wrong, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    words = describe({"accuracy": 0.9975, "errors": 105, "n": 42_000})
+    assert words == "99.750 %, 105 errors of 42,000, 95 % interval 99.697 - 99.793 %"
+
+
+def test_labels_outside_the_classes_are_refused():
+    """A label no model knows is named, not scored as class 0."""
+    assert targets_of(["b", "a"], ["a", "b"]).tolist() == [1, 0]
+    with pytest.raises(UserError, match="'c' is not one of a, b"):
+        targets_of(["a", "c"], ["a", "b"])
+    assert errors(np.array([[0.0, 1.0]]), np.array([0])) == 1

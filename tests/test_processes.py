@@ -1,0 +1,138 @@
+"""One, two and three processes: every row predicted once, the same steps, the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+from common.checkpoint import load_tensors
+from common.predictions import read_predictions
+
+# Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
+WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
+
+
+def launch(processes: int, *command: object, **environment: str) -> subprocess.CompletedProcess:
+    """Start ``processes`` processes on the CPU: with --cpu, accelerate would start a single one and say nothing."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
+    several = ["--multi_gpu", "--main_process_port=0"] if processes > 1 else []
+    return subprocess.run(
+        [*launcher, *several, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_row_is_predicted_exactly_once(processes, tmp_path):
+    """99 combinations of set size and batch size, most of which do not divide, at each process count."""
+    done = launch(processes, ROOT / "tests" / "launched.py", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["processes"] == processes
+    assert len(report["results"]) == 99 and all(result["right"] for result in report["results"])
+    assert set(report["buffers"]) == {0.0}, "the buffers that score must be the main process's"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> dict[str, dict]:
+    """The same global batch of 8 as 1 x 8, 2 x 4 and 1 x 4 x 2 accumulated; with and without BatchNorm."""
+    runs_dir = tmp_path_factory.mktemp("processes")
+    results = {}
+    for name, processes, arguments in (
+        ("one", 1, WITHOUT_BATCHNORM),
+        ("two", 2, WITHOUT_BATCHNORM),
+        ("accumulated", 1, [*WITHOUT_BATCHNORM, "--accumulate", "2"]),
+        ("batchnorm", 2, ["--ema-decay", "0.9"]),
+    ):
+        places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, "--run", name]
+        done = launch(processes, "train_fold.py", *places, *SMALL, "--epochs", "2", *arguments, "--fold", "0")
+        assert done.returncode == 0, done.stderr
+        folder = runs_dir / name / "fold0"
+        results[name] = {
+            "metrics": json.loads((folder / "metrics.json").read_text()),
+            "log": pd.read_csv(folder / "log.csv"),
+            "weights": load_tensors(folder / "model.safetensors")[0],
+            "oof": read_predictions(folder / "oof.npz"),
+            "said": done.stdout,
+            "folder": folder,
+        }
+    return results
+
+
+def test_the_launch_proves_its_process_count(trained):
+    """metrics.json and the first line say how many processes there were, and their share of the batch."""
+    assert [trained[name]["metrics"]["processes"] for name in ("one", "two", "accumulated")] == [1, 2, 1]
+    assert "batch size 8 = 2 processes x 1 accumulation steps x 4 images" in trained["two"]["said"]
+
+
+def test_learning_rate_and_steps_do_not_depend_on_processes(trained):
+    """The schedule counts optimiser steps: its log is the same at 1 x 8, 2 x 4 and 1 x 4 x 2."""
+    for name in ("two", "accumulated"):
+        assert trained[name]["log"].lr.tolist() == trained["one"]["log"].lr.tolist()
+        assert trained[name]["metrics"]["steps"] == trained["one"]["metrics"]["steps"]
+
+
+def test_weights_do_not_depend_on_processes(trained):
+    """Without BatchNorm, two processes or two accumulated halves train the weights of one process."""
+    for name in ("two", "accumulated"):
+        for tensor, value in trained["one"]["weights"].items():
+            torch.testing.assert_close(trained[name]["weights"][tensor], value, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(trained[name]["oof"].logits, trained["one"]["oof"].logits, atol=1e-4)
+
+
+def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
+    """The OOF of two processes can be predicted again by one process from the saved file."""
+    import infer
+    from common.splits import match_folds, read_folds
+    from common.tables import read_train_table
+
+    table = read_train_table(str(tiny / "train.csv"))
+    folds = match_folds(read_folds(tiny / "folds.csv"), table)
+    models = infer.read_models([trained["batchnorm"]["folder"]])
+    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
+    np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
+
+
+def test_the_cards_command_uses_all_cores(tiny, tmp_path):
+    """accelerate launch sets OMP_NUM_THREADS=1 on a CPU; training takes every core all the same, and says so."""
+    from common.system import cpu_count
+
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
+    small = ["--epochs", "1", "--batch-size", "8", "--fold", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", ROOT / "train_fold.py", *places, *small]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "digit_cnn" / "fold0" / "metrics.json").read_text())
+    assert metrics["threads"] == cpu_count() and f"{cpu_count()} threads" in done.stdout
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+@pytest.mark.parametrize("config", ["none", "ours", "ours with --num_processes"])
+def test_what_accelerate_launch_decides(gpus, config, monkeypatch):
+    """Plain launch takes every GPU (0: one process); our yaml takes one, or as many as --num_processes says."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    # The only stand-in in this suite: no machine at hand has 0, 1 and 4 GPUs at once.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    arguments = {
+        "none": [],
+        "ours": ["--config_file", str(ROOT / "accelerate_config.yaml")],
+        "ours with --num_processes": ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", "4"],
+    }[config]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*arguments, "train_fold.py"]))
+    expected = {"none": gpus, "ours": 1, "ours with --num_processes": 4}[config]
+    assert arguments.num_processes == expected

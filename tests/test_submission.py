@@ -1,0 +1,145 @@
+"""Submissions: the sample's form, exactly the test's ids, and nothing written that is not valid."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from common.metrics import softmax
+from common.predictions import Predictions
+from common.submission import Form, check_submission, read_form, share_differences, write_submission
+from common.tables import text_array
+
+REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
+TEST = Predictions(
+    ids=text_array(["c", "001", 'b,"', "NA"]),
+    logits=np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, 1, 0]], dtype=np.float32),
+    classes=["cat", "dog", "猫"],
+    id_name="image",
+    label_name="label",
+)
+
+
+def written(tmp_path: Path, predictions: Predictions = TEST, sample: str = "") -> str:
+    write_submission(tmp_path / "submission.csv", predictions, sample)
+    return (tmp_path / "submission.csv").read_text(encoding="utf-8")
+
+
+def sample_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "sample.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_without_a_sample_rows_stay_in_test_order(tmp_path):
+    """The test's own column names and order; an id with a comma and quotes survives."""
+    assert written(tmp_path) == 'image,label\nc,cat\n001,dog\n"b,""",猫\nNA,cat\n'
+
+
+def test_sample_decides_columns_and_order(tmp_path):
+    """Columns and row order are the sample's, each id keeps its own prediction; what the sample predicts is ignored."""
+    sample = sample_file(tmp_path, '\ufeffId,Category\r\nNA,0\r\n"b,""",0\r\nc,0\r\n001,0\r\n')
+    assert written(tmp_path, sample=sample) == 'Id,Category\nNA,cat\n"b,""",猫\nc,cat\n001,dog\n'
+
+
+def test_one_column_per_class_gets_probabilities(tmp_path):
+    """A sample that has the class list as columns, in any order, gets each class's probability."""
+    sample = sample_file(tmp_path, '猫,id,cat,dog\n0,001,0,0\n0,c,0,0\n0,"b,""",0,0\n0,NA,0,0\n')
+    lines = written(tmp_path, sample=sample).splitlines()
+    assert lines[0] == "猫,id,cat,dog"
+    first = lines[1].split(",")
+    assert first[1] == "001"
+    expected = softmax(TEST.logits)[1]
+    np.testing.assert_allclose([float(first[k]) for k in (2, 3, 0)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('id,label\nc,0\n001,0\nNA,0\nzz,0\n"b,""",0\n', r"names 1 row \(zz\) that the test lacks"),
+        ("id,label\nc,0\n001,0\nNA,0\n", r'lacks 1 row \(b,"\) of the test'),
+        ("id,label\nc,0\n001,0\nNA,0\nNA,1\n", r"holds twice 1 row \(NA\)"),
+        ("id,label\nc,0\n1,0\nNA,0\n", r"lacks 2 rows .* and names 1 row \(1\)"),
+        ("id,cat,dog,bird\nc,0,0,0\n", "neither id and label nor id and one per class"),
+        ("id\nc\n", "neither id and label"),
+        ("id,label\nc\n", "row 1: has 1 fields, the header 2"),
+        ("id,label\n", "no row"),
+    ],
+)
+def test_a_sample_of_another_test_is_refused(tmp_path, text, what):
+    """Missing, unknown and doubled ids and other columns are named; nothing is written."""
+    with pytest.raises(UserError, match=what):
+        written(tmp_path, sample=sample_file(tmp_path, text))
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def test_predictions_that_are_not_finite_are_refused(tmp_path):
+    """NaN would silently become the first class."""
+    broken = TEST.logits.copy()
+    broken[1] = np.nan
+    with pytest.raises(UserError, match=r"not finite at 1 row \(001\)"):
+        written(tmp_path, replace(TEST, logits=broken))
+    assert not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("id,label\na,cat\nb,bird\n", "row 2: label bird is not a class"),
+        ("id,label\na,cat\nb,\n", "row 2: label empty is not a class"),
+        ("id,label\nb,cat\na,cat\n", "row 1: has id b; expected a"),
+        ("id,label\na,cat\n", r"lacks 1 row \(b\)"),
+        ("id,label\na,cat\nb,cat\nb,cat\n", "holds twice"),
+        ("Id,label\na,cat\nb,cat\n", "has the columns Id, label"),
+    ],
+)
+def test_the_finished_file_is_checked(content, what):
+    """The last look at what would be sent finds a foreign label, another order, count or header."""
+    form = Form(["id", "label"], 0, ["a", "b"], probabilities=False)
+    with pytest.raises(UserError, match=what):
+        check_submission("submission.csv", content, form, ["cat", "dog"])
+
+
+@pytest.mark.parametrize("cells", ["0.5,0.6", "nan,1", "-0.5,1.5", ",1"])
+def test_probabilities_are_checked(cells):
+    """Probabilities lie between 0 and 1 and sum to 1."""
+    form = Form(["id", "cat", "dog"], 0, ["a"], probabilities=True)
+    check_submission("submission.csv", "id,cat,dog\na,0.25,0.75\n", form, ["cat", "dog"])
+    with pytest.raises(UserError, match=r"row 1: .* are not probabilities"):
+        check_submission("submission.csv", f"id,cat,dog\na,{cells}\n", form, ["cat", "dog"])
+
+
+def test_wild_class_shares_warn(tmp_path, capsys):
+    """A test set predicted as one class is said; chance, drift and small tests are not; the file is written anyway."""
+    draw = np.random.default_rng(0)
+    names = [f"{digit}" for digit in range(10)]
+    even, drift = np.full(10, 0.1), np.linspace(0.07, 0.13, 10)
+    for n in (30, 28_000):
+        for _ in range(50):
+            oof = draw.choice(names, 42_000, p=even)
+            assert share_differences(draw.choice(names, n, p=even), oof) == []
+            assert share_differences(draw.choice(names, n, p=drift), oof) == []
+    seven_is_lost = draw.choice(names, 28_000, p=[1 / 9] * 7 + [0] + [1 / 9] * 2)
+    assert share_differences(seven_is_lost, oof) == ["0.0% of the test rows are 7, but 9.9% of the OOF rows"]
+
+    ids = text_array(map(str, range(200)))
+    one_class = Predictions(ids, np.tile(np.float32([0, 1, 0]), (200, 1)), TEST.classes)
+    write_submission(tmp_path / "a.csv", one_class, oof_predicted=["cat", "dog", "猫"] * 100)
+    warning = capsys.readouterr().err
+    assert "100.0% of the test rows are dog, but 33.3% of the OOF rows" in warning
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8").count("dog") == 200
+
+
+@pytest.mark.skipif(not REAL_SAMPLE.is_file(), reason="the Digit Recognizer data is not there")
+def test_the_real_digit_recognizer_form(tmp_path):
+    """On the competition's own sample: 28,000 rows, ImageId from 1 in order, then Label."""
+    ids = text_array(str(number) for number in range(28_000, 0, -1))
+    classes = [str(digit) for digit in range(10)]
+    logits = np.random.default_rng(0).normal(size=(28_000, 10)).astype(np.float32)
+    predictions = Predictions(ids, logits, classes)
+    assert read_form(str(REAL_SAMPLE), ids, classes).ids[:2] == ["1", "2"]
+    lines = written(tmp_path, predictions, str(REAL_SAMPLE)).splitlines()
+    assert lines[0] == "ImageId,Label" and len(lines) == 28_001
+    assert lines[1] == f"1,{logits[-1].argmax()}" and lines[-1] == f"28000,{logits[0].argmax()}"

@@ -1,0 +1,322 @@
+"""Train one fold, or all of them, and predict the rows that each fold held out.
+
+    accelerate launch train_fold.py --fold 0                      # one fold over every GPU present
+    python train_fold.py --fold all                               # folds side by side, one per GPU
+    python train_fold.py --data train.csv.gz --config recipes/digits_fast.yaml
+
+The same command again goes on where it was stopped. A fold's folder, runs/<run>/fold<k>/, ends up with
+config.json, log.csv, model.safetensors, oof.npz and, last, metrics.json.
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.cli import parse
+from common.config import Config, check_config, differences, training_settings
+from common.errors import UserError, run_script, warn
+from common.files import read_json, write_file, write_json
+from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
+from common.metrics import describe, score, targets_of
+from common.predictions import Predictions, join_oof, write_predictions
+from common.runs import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    OOF_FILE,
+    fold_folder,
+    is_finished,
+    read_metrics,
+)
+from common.splits import Folds, match_folds, read_folds
+from common.system import cpu_count, end_with_parent, keep_freed_memory, locked
+from common.tables import Table, read_train_table
+
+# What metrics.json repeats of the weights file's facts, for readers that do not load torch.
+METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    cfg = parse(Config, arguments)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check_config(cfg, processes)
+    table = read_train_table(cfg.data)
+    folds = match_folds(read_folds(Path(cfg.folds)), table)
+    wanted = wanted_folds(cfg.fold, folds)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or STARTED_BY_US in os.environ:
+        end_with_parent()  # a launcher that dies must not leave us behind
+    run_folder = Path(cfg.runs_dir) / cfg.run_name
+    if cfg.restart and os.environ.get("RANK", "0") == "0":
+        start_over(run_folder)
+
+    slots = device_slots()
+    if len(wanted) > 1 and processes == 1 and len(slots) > 1:
+        train_side_by_side(arguments, wanted, slots)
+    else:
+        train_in_turn(cfg, table, folds, wanted)
+    if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
+        print_local_cv(run_folder, folds)
+
+
+def wanted_folds(asked: str, folds: Folds) -> list[str]:
+    """The folds that ``--fold`` names: one number, all of them, or "full"."""
+    numbers = [str(number) for number in range(folds.count)]
+    if asked == "all":
+        return numbers
+    if asked not in [*numbers, "full"]:
+        raise UserError("--fold", f"there is no fold {asked}", f"use 0 to {folds.count - 1}, all, or full")
+    return [asked]
+
+
+def start_over(run_folder: Path) -> None:
+    """Throw a run away after saying what is in it; refused while another process trains in it."""
+    with ExitStack() as locks:
+        for folder in sorted(path for path in run_folder.glob("*") if path.is_dir()):
+            locks.enter_context(locked(folder))
+            state = "finished" if is_finished(folder) else "unfinished"
+            print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
+        shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def train_side_by_side(arguments: list[str], wanted: list[str], slots: list[dict[str, str]]) -> None:
+    """One process a fold, one fold a device; each is this command with its own --fold."""
+    script = str(Path(__file__).resolve())
+    jobs = [Job(f"fold {fold}", (script, *arguments, "--no-restart", "--fold", fold)) for fold in wanted]
+    exit_codes = run_jobs(jobs, slots)
+    failed = {name: code for name, code in exit_codes.items() if code != 0}
+    if failed:
+        named = ", ".join(f"{name} (exit {code})" for name, code in failed.items())
+        raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", max(failed.values()))
+
+
+def print_local_cv(run_folder: Path, folds: Folds) -> None:
+    """The score of every fold, and of the joined out-of-fold predictions: the local CV."""
+    for fold in range(folds.count):
+        print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)))}")
+    oof = join_oof(run_folder, folds)
+    print(f"local CV of {run_folder.name}: {describe(score(oof.logits, targets_of(oof.labels, oof.classes)))}")
+
+
+def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) -> None:
+    """Train the folds one after another in this process (and in those the launcher put beside it)."""
+    keep_freed_memory()
+    import torch
+    from accelerate import Accelerator
+
+    from common.data import conversion, image_shape, load_images
+    from common.hardware import resolve_precision
+
+    threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    own_channels, own_size = image_shape(table)
+    cfg = dataclasses.replace(
+        cfg,
+        threads=threads,
+        channels=cfg.channels or own_channels,
+        img_size=cfg.img_size or own_size,
+        mixed_precision=resolve_precision(cfg.mixed_precision),
+    )
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=cfg.mixed_precision,
+        gradient_accumulation_steps=cfg.accumulate,
+    )
+    share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
+    accelerator.print(
+        f"{cfg.run_name}: batch size {cfg.batch_size} = {accelerator.num_processes} processes x "
+        f"{cfg.accumulate} accumulation steps x {share} images; {threads} threads, {accelerator.device.type}, "
+        f"mixed precision {cfg.mixed_precision}"
+    )
+    if torch.cuda.device_count() > accelerator.num_processes:
+        warn(
+            f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
+            "accelerate launch --num_processes N, or --fold all, uses them"
+        )
+    converted = conversion(table, cfg.channels, cfg.img_size)
+    if converted:
+        accelerator.print(f"images: {converted}")
+    images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
+    facts = run_facts(cfg, accelerator.num_processes, folds, table)
+    for position, fold in enumerate(wanted):
+        train_fold(cfg, accelerator, images, folds, fold, facts, folds_after=len(wanted) - position - 1)
+
+
+def train_fold(
+    cfg: Config, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], folds_after: int
+) -> None:
+    """Train one fold to its end, from scratch or from its last finished epoch, and predict its rows."""
+    import torch
+
+    from common.data import seed_of
+    from common.engine import predict, share_buffers, train_epoch
+    from common.optim import warmup_cosine
+    from common.training import prepare_training
+    from common.tta import TTA
+
+    folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(locked(folder))
+            claim(folder, cfg, folds)
+        accelerator.wait_for_everyone()
+        if is_finished(folder):
+            accelerator.print(f"fold {fold} is finished already")
+            return
+
+        # Set up: rows, model and optimiser, then where an interrupted call left them
+        train_rows, valid_rows = rows_of(folds, fold, cfg)
+        targets = targets_of(folds.labels, folds.classes)
+        torch.manual_seed(seed_of(cfg.seed, len(valid_rows) and int(fold) + 1))
+        training = prepare_training(cfg, accelerator, images, targets, train_rows, len(folds.classes))
+        steps, normalise = training.batches.steps, training.batches.normalise
+        facts = facts | {
+            "fold": fold,
+            "normalise": dataclasses.asdict(normalise),
+            "memory_format": training.memory_format,
+        }
+        if (folder / CHECKPOINT_FILE).exists():
+            training.restore(folder / CHECKPOINT_FILE, facts)
+            accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
+
+        def learning_rate(step: int) -> float:
+            return cfg.lr * warmup_cosine(step, cfg.epochs * steps, round(cfg.warmup_epochs * steps), cfg.min_lr_ratio)
+
+        def predict_valid_rows() -> np.ndarray:
+            rows = torch.from_numpy(valid_rows).to(accelerator.device)
+            return predict(accelerator, training.scored, images, rows, normalise, TTA["none"], cfg.mixed_precision)[0]
+
+        # Train
+        for epoch in range(len(training.log), cfg.epochs):
+            started = time.perf_counter()
+            torch.manual_seed(seed_of(cfg.seed, epoch, accelerator.process_index))  # dropout and the like
+            with epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator.is_main_process) as bar:
+                train_loss = train_epoch(accelerator, training, epoch, learning_rate, cfg.clip_grad, bar)
+            train_seconds = time.perf_counter() - started
+            share_buffers(accelerator, training.model, training.scored)
+            row = {"epoch": epoch + 1, "lr": learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
+            if len(valid_rows):
+                valid = score(predict_valid_rows(), targets[valid_rows])
+                row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"]}
+            row |= {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
+            training.end_epoch(row)
+            if accelerator.is_main_process:
+                training.save(folder / CHECKPOINT_FILE, facts)
+                write_file(folder / LOG_FILE, pd.DataFrame(training.log).to_csv(index=False))
+                print(epoch_line(fold, training.log, cfg.epochs, folds_after), flush=True)
+
+        # Keep the chosen weights and what they say about the rows that they have not seen
+        training.use_selected()
+        logits = predict_valid_rows() if len(valid_rows) else None
+        if accelerator.is_main_process:
+            save_fold(folder, training, facts, folds, valid_rows, logits)
+
+
+def claim(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Make the fold's folder ours: refuse a run that was made with other settings or folds."""
+    settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
+    for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
+        if changed := differences(read_json(other), settings):
+            remedy = "take the same settings, another --run, or --restart to throw the run away"
+            raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
+    write_json(folder / CONFIG_FILE, settings)
+
+
+def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers to train on and to validate on, after --train-fraction (per class) and --limit."""
+    held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
+    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
+    if cfg.train_fraction < 1:
+        kept = []
+        for name in folds.classes:
+            rows = random.permutation(train[folds.labels[train] == name])
+            kept.append(rows[: max(1, round(cfg.train_fraction * len(rows)))])
+        train = np.sort(np.concatenate(kept))
+    if cfg.limit:
+        train, valid = (np.sort(random.permutation(rows)[: cfg.limit]) for rows in (train, valid))
+    if len(train) < cfg.batch_size:
+        what = f"{cfg.batch_size} images are more than the {len(train)} training rows"
+        raise UserError("--batch-size", what, f"use at most {len(train)}")
+    return train, valid
+
+
+def run_facts(cfg: Config, processes: int, folds: Folds, table: Table) -> dict[str, Any]:
+    """What a weights file must say for itself, so that infer.py needs nothing else."""
+    from common.data import image_shape
+    from common.training import versions
+
+    return {
+        "settings": training_settings(cfg),
+        "run": cfg.run_name,
+        "fold_count": folds.count,
+        "folds_fingerprint": folds.fingerprint,
+        "classes": folds.classes,
+        "image_shape": image_shape(table),
+        "processes": processes,
+        "threads": cfg.threads,
+        "versions": versions(),
+    }
+
+
+def save_fold(
+    folder: Path, training, facts: dict[str, Any], folds: Folds, valid_rows: np.ndarray, logits: np.ndarray | None
+) -> None:
+    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
+    from common.checkpoint import save_tensors
+    from common.training import best_epoch
+
+    save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts)
+    log = training.log
+    metrics = {name: facts[name] for name in METRICS_FACTS}
+    metrics["seconds"] = sum(row["seconds"] for row in log)
+    images = len(log) * training.batches.steps * training.batches.batch_size
+    metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
+    metrics["steps"] = len(log) * training.batches.steps
+    if logits is not None:
+        oof = Predictions(
+            folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
+        )
+        write_predictions(folder / OOF_FILE, oof)
+        best = best_epoch(log, "best")
+        metrics |= score(oof.logits, oof.targets)
+        metrics |= {"last": log[-1]["accuracy"], "best": log[best]["accuracy"], "best_epoch": best + 1}
+        print(
+            f"fold {facts['fold']}: {describe(metrics)}; last epoch {metrics['last']:.2%}, best {metrics['best']:.2%} "
+            f"(epoch {best + 1}, {metrics['best'] - metrics['last']:+.2%}: chosen on the rows it is scored on)"
+        )
+    write_json(folder / METRICS_FILE, metrics)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def epoch_bar(fold: str, epoch: int, images: int, shown: bool):
+    """A live bar of the epoch's images, for a person at a terminal."""
+    from tqdm import tqdm
+
+    disable = not (shown and sys.stderr.isatty())
+    return tqdm(total=images, desc=f"fold {fold} epoch {epoch + 1}", unit=" images", leave=False, disable=disable)
+
+
+def epoch_line(fold: str, log: list[dict[str, Any]], epochs: int, folds_after: int) -> str:
+    """One line on the epoch that just ended, with the time that this and the later folds still need."""
+    row = log[-1]
+    line = f"fold {fold} epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}"
+    if "accuracy" in row:
+        line += f"  valid loss {row['valid_loss']:.4f}  accuracy {row['accuracy']:.2%}"
+    seconds_left = (epochs - len(log) + epochs * folds_after) * row["seconds"]
+    return f"{line}  {row['seconds']:.1f} s, {seconds_left / 60:.1f} min left"
+
+
+if __name__ == "__main__":
+    run_script(main)
