@@ -178,7 +178,7 @@ def train_fold(
         # Set up: rows, model and optimiser, then where an interrupted call left them
         train_rows, valid_rows = rows_of(folds, fold, cfg)
         targets = targets_of(folds.labels, folds.classes)
-        torch.manual_seed(seed_of(cfg.seed, len(valid_rows) and int(fold) + 1))
+        torch.manual_seed(seed_of(cfg.seed, 0 if fold == "full" else int(fold) + 1))  # initial weights
         training = prepare_training(cfg, accelerator, images, targets, train_rows, len(folds.classes))
         steps, normalise = training.batches.steps, training.batches.normalise
         facts = facts | {

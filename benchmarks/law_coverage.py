@@ -8,17 +8,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.cli import parse
 from common.errors import run_script
+from common.files import write_file
 from common.grid import FIRST, Cell, Grid, missing, wanted
-from common.law import fit, surge
+from common.law import LAWS, Law, surge
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 UNSEEN = 48  # a batch size that is predicted, not run
+REPORT = Path(__file__).with_suffix(".md")
 
 
 @dataclass(frozen=True)
@@ -26,126 +29,177 @@ class Options:
     """Simulate studies of learning rate and batch size whose answer is known."""
 
     studies: int = 2000  # per case
-    seed: int = 0  # of the first study
 
 
 @dataclass(frozen=True)
 class Truth:
-    """How the log loss of one run comes about; learning rates count in doublings around the truth at batch 64."""
+    """How the log loss of a run comes about. Around the best learning rate it is a parabola of log2 lr."""
 
     name: str
-    slope: float  # of the best learning rate; of a surge: 0, by its symmetry over the batch sizes
+    slope: float  # of the best learning rate; the surge's is 0, since it peaks in the middle of the batch sizes
     noise: float  # standard deviation of one run's log loss
-    shape: Callable[[float, float], float] = lambda doublings, slope: slope * doublings
-    curvature: float = 0.02  # a x2 miss costs 2 % of the loss
-    lean: float = 1.0  # how much steeper the loss rises above the best learning rate than below it
-    diverges: float = math.inf  # doublings above the best learning rate from which a run breaks down
+    surge: bool = False
+    curvature: float = 0.02  # a learning rate x2 off costs 2 % of the loss
+    drift: float = 0.0  # doublings of the curvature per doubling of the batch size
+    lean: float = 1.0  # how many times steeper the loss is above the best learning rate than below it
+    breaks: float = math.inf  # doublings above the best learning rate at which a run diverges
     uneven: float = 0.0  # how much the noise grows per doubling away from the best learning rate
 
     def optimum(self, batch_size: float) -> float:
         """log2 of the best learning rate."""
-        return math.log2(3e-3) + self.shape(math.log2(batch_size / 64), self.slope)
+        u = math.log2(batch_size / 64)
+        return math.log2(3e-3) + (float(surge(u, 0.0)) if self.surge else self.slope * u)
 
     def run(self, cells: list[Cell], random: np.random.Generator) -> pd.DataFrame:
         """The rows that a sweep would have recorded."""
         rows = []
         for cell in cells:
-            miss = math.log2(cell.lr) - self.optimum(cell.batch_size)
-            cost = self.curvature * miss**2 * (self.lean if miss > 0 else 1)
+            u, miss = math.log2(cell.batch_size / 64), math.log2(cell.lr) - self.optimum(cell.batch_size)
+            cost = self.curvature * 2 ** (self.drift * u) * miss**2 * (self.lean if miss > 0 else 1)
             noise = self.noise * (1 + self.uneven * abs(miss)) * random.standard_normal()
-            level = 0.05 * math.exp(0.02 * math.log2(cell.batch_size / 64) ** 2)
-            status = "diverged" if miss > self.diverges else "done"
-            nll = math.nan if status == "diverged" else level * math.exp(cost + noise)
+            status = "diverged" if miss > self.breaks else "done"
+            nll = 0.05 * math.exp(0.02 * u**2 + cost + noise) if status == "done" else math.nan
             rows.append((cell.batch_size, cell.lr, cell.seed, 1000, status, nll))
         return pd.DataFrame(rows, columns=["batch_size", "lr", "seed", "steps", "status", "nll"])
 
 
-def surge_shape(doublings: float, _: float) -> float:
-    """A surge that peaks at batch 64."""
-    return float(surge(doublings, 0.0))
+def guessed_grid(truth: Truth, random: np.random.Generator) -> Grid:
+    """A grid whose guess is up to x2.8 off at batch size 64."""
+    return Grid(BATCH_SIZES, lr=2 ** (truth.optimum(64) + random.uniform(-1.5, 1.5)), batch_size=64)
 
 
-def whole_design(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
-    """The default sweep: both stages, edges and repeats; its guess is up to x2.8 off."""
-    grid = Grid(BATCH_SIZES, lr=2 ** (truth.optimum(64) + random.uniform(-1.5, 1.5)), batch_size=64)
-    cells = truth.run([], random)
+def whole_sweep(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
+    """The default: both stages, edges, repeats of the centre."""
+    grid, cells = guessed_grid(truth, random), truth.run([], random)
     while todo := missing(wanted(grid, cells), cells):
-        cells = pd.concat([cells, truth.run(todo, random)]) if len(cells) else truth.run(todo, random)
+        cells = pd.concat([cells, truth.run(todo, random)], ignore_index=True) if len(cells) else truth.run(todo, random)
     return cells
 
 
 def first_stage(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
-    """The default's first 35 runs only."""
-    grid = Grid(BATCH_SIZES, lr=2 ** (truth.optimum(64) + random.uniform(-1.5, 1.5)), batch_size=64)
-    return truth.run([cell for b in BATCH_SIZES for cell in grid.cells(b, FIRST)], random)
+    """The default's first 35 runs: 7 batch sizes x 5 learning rates x4 apart."""
+    grid = guessed_grid(truth, random)
+    return truth.run([cell for batch_size in BATCH_SIZES for cell in grid.cells(batch_size, FIRST)], random)
 
 
-def four_by_four(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
-    """Four batch sizes x four learning rates x2 apart, the same ones everywhere, one run each."""
+def by_hand(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
+    """4 batch sizes x 4 learning rates x2 apart, the same ones for every batch size."""
     middle = truth.optimum(22.6) + random.uniform(-1.5, 1.5)
     return truth.run([Cell(b, 2 ** (middle + d)) for b in (8, 16, 32, 64) for d in (-1.5, -0.5, 0.5, 1.5)], random)
 
 
-def study(truth: Truth, design: Callable[[Truth, np.random.Generator], pd.DataFrame], seed: int) -> dict[str, float]:
+Design = Callable[[Truth, np.random.Generator], pd.DataFrame]
+
+
+def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
     """One simulated study: what it cost and whether it was right."""
     cells = design(truth, np.random.default_rng(seed))
-    law = fit(cells, seed=seed)
-    predicted, answer = law.predict(UNSEEN), 2 ** truth.optimum(UNSEEN)
+    law = Law(cells, seed=seed)
+    predicted, (top, top_size) = law.predict(UNSEEN), law.surge_top
+    wrong = [name for name in law.fitting if LAWS[name] != truth.slope]
     return {
         "runs": len(cells),
         "covered": law.slope.low <= truth.slope <= law.slope.high,
-        "half_width": (law.slope.high - law.slope.low) / 2,
-        "miss": law.slope.value - truth.slope,
+        "half_width": law.slope.half_width,
+        "wrong_ruled_out": not wrong,
         "undecided": law.more_runs > 0,
-        "wrong_law_kept": any(law.slope.low <= s <= law.slope.high for s in (0, 0.5, 1) if s != truth.slope),
         "optimum_covered": np.mean(
-            [row["low"] <= 2 ** truth.optimum(row["batch_size"]) <= row["high"] for row in law.optima]
+            [e.low <= 2 ** truth.optimum(b) <= e.high for b, e in zip(law.batch_sizes, law.optima, strict=True)]
         ),
-        "predicted_covered": predicted.low <= answer <= predicted.high,
-        "surge_better": law.surge.gain > 0,
-        "surge_clear": law.surge.wins,
-        "surge_lr_near": abs(math.log2(law.surge.lr_max) - truth.optimum(64)) < math.log2(1.5),
-        "surge_size_near": abs(math.log2(law.surge.batch_size / 64)) < math.log2(1.5),
-        "off_line": law.line_p_value < 0.05,
+        "predicted_covered": predicted.low <= 2 ** truth.optimum(UNSEEN) <= predicted.high,
+        "predicted_width": math.log2(predicted.high / predicted.low) / 2,
+        "surge_better": law.surge_gain > 0,
+        "surge_clear": law.surges,
+        "top_lr_near": abs(math.log2(top.value) - truth.optimum(64)) < math.log2(1.5),
+        "top_size_near": abs(math.log2(top_size.value / 64)) < math.log2(1.5),
     }
 
 
-def cases() -> list[tuple[Truth, Callable]]:
-    """Every truth with the design it is met with."""
-    lines = [Truth(f"slope {slope:g}", slope, noise) for slope in (0, 0.5, 1) for noise in (0.05, 0.1)]
-    surges = [Truth("surge", 0.0, noise, surge_shape) for noise in (0.05, 0.1)]
-    plain = Truth("slope 0.5", 0.5, 0.05)
-    harder = [
-        change
-        for slope in (0.5, 1)
-        for change in (
-            replace(plain, name=f"slope {slope:g}, x2 miss costs 8 %", slope=slope, curvature=0.08),
-            replace(plain, name=f"slope {slope:g}, x3 steeper above", slope=slope, lean=3.0),
-            replace(
-                plain, name=f"slope {slope:g}, x3 steeper above, breaks down at x8", slope=slope, lean=3.0, diverges=3.0
-            ),
-            replace(plain, name=f"slope {slope:g}, noise grows away from the best", slope=slope, uneven=0.25),
-        )
-    ]
-    return (
-        [(truth, first_stage) for truth in lines + surges]
-        + [(truth, whole_design) for truth in lines + surges + harder]
-        + [(truth, four_by_four) for truth in lines]
-    )
+def measure(truth: Truth, design: Design, studies: int) -> pd.Series:
+    """Means of :func:`study`'s figures; medians of the widths, which have no mean where the curvature may be 0."""
+    table = pd.DataFrame([study(truth, design, seed) for seed in range(studies)]).astype(float)
+    widths = ["half_width", "predicted_width"]
+    return pd.concat([table.drop(columns=widths).mean(), table[widths].median()])
 
 
-def measure(truth: Truth, design: Callable, studies: int, seed: int) -> pd.Series:
-    """The mean of each of study's figures."""
-    return pd.DataFrame([study(truth, design, seed + number) for number in range(studies)]).astype(float).mean()
+def announced(studies: int) -> dict[str, float]:
+    """Whether the number of further runs that an undecided study asks for is enough (noise 20 %, slope 0.5)."""
+    truth, asked, enough = Truth("slope 0.5", 0.5, 0.2), [], []
+    for seed in range(studies):
+        random = np.random.default_rng(seed)
+        cells = first_stage(truth, random)
+        if more := Law(cells, seed=seed).more_runs:
+            again = [Cell(row.batch_size, row.lr) for row in cells.sample(frac=1, random_state=seed).itertuples()]
+            cells = pd.concat([cells, truth.run([again[k % len(again)] for k in range(more)], random)], ignore_index=True)
+            asked.append(more)
+            enough.append(Law(cells, seed=seed).more_runs == 0)
+    return {"undecided": len(asked) / studies, "asked": float(np.median(asked)), "enough": float(np.mean(enough))}
+
+
+LINES = [Truth(f"slope {slope:g}", slope, noise) for slope in (0, 0.5, 1) for noise in (0.05, 0.1)]
+SURGES = [Truth("surge", 0.0, noise, surge=True) for noise in (0.05, 0.1)]
+HARDER = [
+    replace(Truth("", slope, 0.05), name=f"slope {slope:g}, {name}", **change)
+    for slope in (0.5, 1)
+    for name, change in {
+        "x2 off costs 8 %": {"curvature": 0.08},
+        "curvature x8 over the batch sizes": {"curvature": 0.04, "drift": 0.5},
+        "noise x2 at x16 off": {"uneven": 0.25},
+        "x3 steeper above the best": {"lean": 3.0},
+        "x3 steeper above, diverges at x8": {"lean": 3.0, "breaks": 3.0},
+    }.items()
+]
+PLAN = {
+    "The default's first stage, 7 batch sizes x 5 learning rates x4 apart": (first_stage, LINES + SURGES),
+    "The whole default sweep": (whole_sweep, LINES + SURGES),
+    "The whole default sweep where the model is wrong": (whole_sweep, HARDER),
+    "By hand: 4 batch sizes x 4 learning rates x2 apart": (by_hand, LINES),
+}
+HEADER = [
+    "truth", "noise", "runs", "slope's interval covers", "its half-width", "wrong laws ruled out", "cannot tell",
+    "optimum's interval covers", "prediction's interval covers", "its half-width (doublings)",
+    "surge has the lower AIC", "by 2 or more", "its lr within x1.5", "its batch size within x1.5",
+]  # fmt: skip
+
+
+def row(truth: Truth, figures: pd.Series) -> list[str]:
+    """One line of the report."""
+    f = figures
+    cells = [truth.name, f"{truth.noise:.0%}", f"{f.runs:.1f}", f"{f.covered:.1%}", f"{f.half_width:.3f}"]
+    cells += ["" if truth.surge else f"{f.wrong_ruled_out:.1%}", f"{f.undecided:.1%}", f"{f.optimum_covered:.1%}"]
+    cells += [f"{f.predicted_covered:.1%}", f"{f.predicted_width:.2f}", f"{f.surge_better:.1%}", f"{f.surge_clear:.1%}"]
+    return cells + ([f"{f.top_lr_near:.1%}", f"{f.top_size_near:.1%}"] if truth.surge else ["", ""])
 
 
 def main() -> None:
-    """Run every case and write the table."""
+    """Run every case and write the report."""
     options, start = parse(Options), time.perf_counter()
-    for truth, design in cases():
-        figures = measure(truth, design, options.studies, options.seed)
-        print(design.__name__, truth.name, truth.noise, figures.round(3).to_dict(), flush=True)
-    print(time.perf_counter() - start)
+    lines = [
+        "# Is the law's interval honest?",
+        "",
+        f"`python -m benchmarks.law_coverage --studies {options.studies}`: {options.studies:,} synthetic studies per "
+        "line, each planned, run and fitted as `sweep.py` does it. Unless a line says otherwise, a learning rate x2 "
+        "off costs 2 % of the loss; the noise is one run's standard deviation of log loss; the guess that centres the "
+        "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths are medians. The surge peaks at batch "
+        f"size 64 and has the mean slope 0. The prediction is for batch size {UNSEEN}, which is never run.",
+    ]
+    for title, (design, truths) in PLAN.items():
+        lines += ["", f"## {title}", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+        for truth in truths:
+            lines.append(f"| {' | '.join(row(truth, measure(truth, design, options.studies)))} |")
+            print(lines[-1], flush=True)
+    found = announced(options.studies)
+    lines += [
+        "",
+        "## Is the announced number of further runs enough?",
+        "",
+        f"First stage, slope 0.5, noise 20 %: {found['undecided']:.0%} of the studies cannot tell and ask for "
+        f"{found['asked']:.0f} more runs (median). With those, {found['enough']:.0%} can tell.",
+        "",
+        f"{(time.perf_counter() - start) / 60:.0f} minutes on one core.",
+    ]
+    write_file(REPORT, "\n".join(lines) + "\n")
+    print(lines[-3])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ Uniform = Callable[[int], Tensor]
 def affine(images: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """One bilinear affine map per image, black beyond the border.
 
-    ``rotation`` in degrees counter-clockwise, ``zoom`` as a factor (above 1 enlarges), ``across`` and ``down`` as shares
-    of the side; each has one value per image.
+    ``rotation`` in degrees counter-clockwise, ``zoom`` as a factor (above 1 enlarges), ``across`` and ``down`` as
+    shares of the side; each has one value per image.
     """
     angle = torch.deg2rad(rotation)
     cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError
-from common.law import MIN_STEPS, optima
+from common.law import MIN_STEPS, Law
 
 FIRST = (0, -2, 2, -4, 4)  # stage 1, in doublings of the guess, the likeliest first: x4 apart tells more than seeds do
 FURTHEST = 12  # doublings of the guess, either way, at which a best cell on the edge is left there
@@ -122,9 +122,10 @@ def _nearest_steps(grid: Grid, steps: dict[int, list[int]], first: pd.DataFrame)
     long = first[(first.status == "done") & (first.steps >= MIN_STEPS)]
     best = long.loc[long.groupby("batch_size").nll.idxmin()].set_index("batch_size").lr.to_dict()
     try:
-        best |= {row["batch_size"]: row["lr"] for row in optima(long)}
+        law = Law(long, draws=1)
+        best |= {size: lr.value for size, lr in zip(law.batch_sizes.tolist(), law.optima, strict=True)}
     except UserError:
-        pass  # too few to fit a parabola: the best cells stand
+        pass  # too few to fit parabolas: the best cells stand
     nearest = {}
     for batch_size, lr in best.items():
         doublings = 2 * round(math.log2(lr / grid.rate(batch_size, 0)) / 2)

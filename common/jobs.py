@@ -23,8 +23,8 @@ class Job:
 
 def device_slots() -> list[dict[str, str]]:
     """The environment of each slot: one per GPU, or a single one for a machine without."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    devices = visible.split(",") if visible else [str(number) for number in range(gpu_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = map(str, range(gpu_count())) if visible is None else filter(None, visible.split(","))
     return [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
 
 

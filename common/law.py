@@ -4,18 +4,19 @@ Every batch size B has one parabola, all of the same curvature, with its lowest 
 
     log loss = level_B + curvature * (log2 lr - m_B)^2 + noise
 
-The law joins the optima. Along a line, m_B = a + slope * log2 B, the model is linear least squares: the
-slope, each optimum and each prediction is a quotient of two coefficients, -g / (2 * curvature). Fieller's
-theorem turns the test "is the quotient r?" into an interval, unbounded where the curvature itself may be
-zero; the test's distribution comes from a bootstrap of the runs' residuals instead of a t table.
+Along a line, m_B = a + slope * log2 B, this is linear least squares, and the slope, each optimum and each
+prediction is a quotient of two coefficients, -g / (2 * curvature). Fieller's theorem turns the test "the quotient
+is r" into an interval, which has no end where the curvature itself may be zero; the test's distribution comes
+from a bootstrap over the runs' residuals.
 
-Slopes: 0 no relation; 0.5 square root (Krizhevsky 2014, Hoffer 2017; Adam: Malladi 2022); 1 linear
-(Goyal 2017). Surge: with Adam the optimum rises, peaks where B is the gradient's noise scale, and falls
+Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam Malladi 2022); 1, linear
+(Goyal 2017). The surge: with Adam the optimum rises, peaks where B is the gradient's noise scale, and falls
 (Li 2024, arXiv 2405.14578).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,126 +29,175 @@ WORST = 2.5  # a loss above this many times its batch size's best lies outside a
 LAWS = {"no relation": 0.0, "square root": 0.5, "linear": 1.0}
 HALF_WIDTH = 0.24  # an interval of this half-width cannot hold two of the laws
 CLEAR = 2.0  # a smaller difference of AIC is no evidence (Burnham & Anderson 2002)
-BOUND = 10.0  # an interval that knows nothing reaches this far to both sides: infinity is no JSON
+BOUND = 10.0  # no slope and no doubling beyond this is believed, so an interval that knows nothing ends here
 DRAWS = 2000
+FITTED = "fitted"
 
 
-def usable(cells: pd.DataFrame) -> np.ndarray:
-    """Which rows of a sweep's table are fitted (bool, n).
+def fates(cells: pd.DataFrame) -> np.ndarray:
+    """What becomes of each row of a sweep's table: "fitted", or why it is left out (text, n).
 
-    Left out, in this order: diverged and failed runs, runs of under 60 steps, runs with more than 2.5 times
-    the loss of their batch size's best, batch sizes with fewer than three learning rates left.
+    Left out are diverged and failed runs; runs of under 60 steps; runs with more than 2.5 times the loss of their
+    batch size's best; batch sizes with fewer than three learning rates left.
     """
-    kept = (cells.status == "done") & (cells.steps >= MIN_STEPS)
-    best = cells.nll.where(kept).groupby(cells.batch_size).transform("min")
-    kept &= cells.nll <= WORST * best
-    return (kept & (cells.lr.where(kept).groupby(cells.batch_size).transform("nunique") >= 3)).to_numpy()
+    fate = np.where(cells.status == "done", FITTED, cells.status).astype(object)
+    fate[(fate == FITTED) & (cells.steps < MIN_STEPS)] = f"under {MIN_STEPS} steps"
+    best = cells.nll.where(fate == FITTED).groupby(cells.batch_size).transform("min")
+    fate[(fate == FITTED) & (cells.nll > WORST * best)] = "far from the best"
+    rates = cells.lr.where(fate == FITTED).groupby(cells.batch_size).transform("nunique")
+    fate[(fate == FITTED) & (rates < 3)] = "alone with its batch size"
+    return fate
 
 
 @dataclass(frozen=True)
-class Quotient:
-    """An estimate with its 95 % interval."""
+class Estimate:
+    """A number with its 95 % interval."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def half_width(self) -> float:
+        """Half the interval's length."""
+        return (self.high - self.low) / 2
+
+    def power(self, shift: float) -> "Estimate":
+        """2 ** (shift + number) of each of the three."""
+        return Estimate(*(2 ** (shift + number) for number in (self.value, self.low, self.high)))
+
 
 class Regression:
-    """Least squares of ``y`` with one free level per group, and quotients of its coefficients.
+    """Least squares of ``y`` (n) on ``columns`` (n, p) with a free level per group; quotients of coefficients.
 
-    ``columns`` (n, p) holds the squared term first; ``groups`` (n) numbers the groups from 0. The residuals,
-    divided by sqrt(1 - leverage) to undo the fit's shrinking, are drawn again ``draws`` times.
+    The first column is the squared term, ``groups`` (n) numbers the groups from 0. The residuals, divided by
+    sqrt(1 - leverage) since a fit shrinks them, are drawn again ``draws`` times.
     """
 
     def __init__(self, columns: np.ndarray, groups: np.ndarray, y: np.ndarray, draws: int, seed: int):
         member = np.equal.outer(groups, np.arange(groups.max() + 1)).astype(float)
         sizes = member.sum(0)
-        x = columns - member @ ((member.T @ columns) / sizes[:, None])
-        self.freedom = len(y) - len(sizes) - columns.shape[1]
-        self.scale = np.linalg.inv(x.T @ x)
-        self.theta = self.scale @ (x.T @ y)
-        self.residuals = residuals = y - member @ (member.T @ y / sizes) - x @ self.theta
+        x = columns - member @ (member.T @ columns / sizes[:, None])
+        self.covariance = np.linalg.inv(x.T @ x)  # of the coefficients, in units of noise^2
+        self.coefficients = self.covariance @ (x.T @ y)
+        residuals = y - member @ (member.T @ y / sizes) - x @ self.coefficients
         self.squares = float(residuals @ residuals)
+        self.freedom = len(y) - len(sizes) - columns.shape[1]
         self.noise = math.sqrt(self.squares / self.freedom)
-        leverage = 1 / sizes[groups] + np.einsum("ij,jk,ik->i", x, self.scale, x)
+
+        leverage = 1 / sizes[groups] + np.einsum("ij,jk,ik->i", x, self.covariance, x)
         spread = residuals / np.sqrt(np.maximum(1 - leverage, 1e-9))
-        self.drawn = drawn = np.random.default_rng(seed).choice(spread - spread.mean(), size=(draws, len(y)))
-        moved = drawn @ x
-        self.drawn_theta = moved @ self.scale  # minus theta
-        explained = np.einsum("ij,ij->i", moved, self.drawn_theta) + (drawn @ member) ** 2 @ (1 / sizes)
-        self.drawn_noise = np.sqrt(np.maximum((drawn**2).sum(1) - explained, 1e-300) / self.freedom)
+        drawn = np.random.default_rng(seed).choice(spread - spread.mean(), size=(draws, len(y)))
+        products = drawn @ x
+        self._drawn_errors = products @ self.covariance
+        squares = (drawn**2).sum(1) - (drawn @ member) ** 2 @ (1 / sizes) - (products * self._drawn_errors).sum(1)
+        self._drawn_noise = np.sqrt(np.maximum(squares, 1e-300) / self.freedom)
 
-    def quotient(self, *others: float) -> Quotient:
-        """-(others . theta[1:]) / (2 theta[0]), where the parabola has its lowest point, with its interval."""
-        g = np.array([0.0, *others])
-        curvature = self.theta[0]
-        if curvature <= 0:
-            return Quotient(0.0, -BOUND, BOUND)
-        value = -g @ self.theta / (2 * curvature)
+    @property
+    def curvature(self) -> float:
+        """The squared term's coefficient; below zero there is no lowest point."""
+        return float(self.coefficients[0])
+
+    def quotient(self, *weights: float) -> Estimate:
+        """-(weights . the other coefficients) / (2 * curvature): where a parabola has its lowest point."""
+        if self.curvature <= 0:
+            return Estimate(0.0, -BOUND, BOUND)
+        g = np.array([0.0, *weights])
+        value = float(np.clip(-g @ self.coefficients / (2 * self.curvature), -BOUND, BOUND))
         limit = (np.quantile(self._drawn_tests(g, value), 0.95) * self.noise) ** 2
-        a = 4 * (curvature**2 - limit * self.scale[0, 0])
-        b = 4 * (g @ self.theta * curvature - limit * g @ self.scale[0])
-        c = (g @ self.theta) ** 2 - limit * g @ self.scale @ g
-        if a <= 0:  # the curvature may be zero, and with it the lowest point anywhere
-            return Quotient(value, value - BOUND, value + BOUND)
-        root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-        low, high = (-b - root) / (2 * a), (-b + root) / (2 * a)
-        return Quotient(value, max(low, value - BOUND), min(high, value + BOUND))
+        # The test accepts r where (g . coefficients + 2 r curvature)^2 <= limit * variance: a quadratic in r.
+        square = 4 * (self.curvature**2 - limit * self.covariance[0, 0])
+        linear = 4 * (g @ self.coefficients * self.curvature - limit * g @ self.covariance[0])
+        constant = (g @ self.coefficients) ** 2 - limit * g @ self.covariance @ g
+        if square <= 0:
+            return Estimate(value, -BOUND, BOUND)
+        root = math.sqrt(max(linear**2 - 4 * square * constant, 0.0))
+        low, high = (-linear - root) / (2 * square), (-linear + root) / (2 * square)
+        return Estimate(value, max(low, -BOUND), min(high, BOUND))
 
-    def p_value(self, value: float, *others: float) -> float:
+    def p_value(self, value: float, *weights: float) -> float:
         """Two-sided bootstrap p of "the quotient is ``value``"."""
-        g = np.array([0.0, *others])
-        h = g + np.array([2 * value] + [0.0] * len(others))
-        seen = abs(h @ self.theta) / (self.noise * math.sqrt(h @ self.scale @ h))
-        estimate = -g @ self.theta / (2 * self.theta[0])
-        drawn = self._drawn_tests(g, estimate)
+        g = np.array([0.0, *weights])
+        h = g + np.eye(len(g))[0] * 2 * value
+        seen = abs(h @ self.coefficients) / (self.noise * math.sqrt(h @ self.covariance @ h))
+        drawn = self._drawn_tests(g, self.quotient(*weights).value)
         return (1 + int((drawn >= seen).sum())) / (1 + len(drawn))
 
     def _drawn_tests(self, g: np.ndarray, value: float) -> np.ndarray:
-        h = g.copy()
-        h[0] = 2 * value
-        return np.abs(self.drawn_theta @ h) / (self.drawn_noise * math.sqrt(h @ self.scale @ h))
+        h = g + np.eye(len(g))[0] * 2 * value
+        return np.abs(self._drawn_errors @ h) / (self._drawn_noise * math.sqrt(h @ self.covariance @ h))
 
 
-def surge(u: np.ndarray | float, peak: np.ndarray | float) -> np.ndarray:
+def surge(u: np.ndarray | float, peak: float) -> np.ndarray:
     """log2 of lr / lr_max = 1 / (0.5 (sqrt(P / B) + sqrt(B / P))), with u = log2 B and peak = log2 P (Li 2024)."""
     return -np.log2(np.cosh((np.asarray(u) - peak) * math.log(2) / 2))
 
 
-@dataclass(frozen=True)
-class Surge:
-    """The fitted surge curve; ``gain`` is AIC(line) - AIC(surge), positive where the surge is the better one."""
-
-    lr_max: float
-    batch_size: float
-    gain: float
-
-    @property
-    def wins(self) -> bool:
-        """Whether the runs speak clearly for it."""
-        return self.gain >= CLEAR
+def surge_slope(u: np.ndarray | float, peak: float) -> np.ndarray:
+    """The derivative of :func:`surge` by ``peak``."""
+    return np.tanh((np.asarray(u) - peak) * math.log(2) / 2) / 2
 
 
-@dataclass(frozen=True)
 class Law:
-    """What :func:`fit` found; learning rates and batch sizes in their own units."""
+    """The parabolas, the line and the surge curve fitted to a sweep's table.
 
-    slope: Quotient
-    p_values: dict[str, float]  # of each of LAWS
-    optima: list[dict[str, float]]  # batch_size, lr, low, high, nll (of the parabola's lowest point), runs
-    curvature: float  # of log loss per squared doubling of lr
-    noise: float  # standard deviation of one run's log loss around the line's parabolas
-    repeat_noise: float  # the same among runs that differ in the seed only; 0: none were repeated
-    line_p_value: float  # small where the optima leave the line by more than noise
-    surge: Surge
-    runs: int  # that were fitted
-    _line: Regression = field(repr=False)
-    _centre: tuple[float, float] = field(repr=False)  # log2 lr, log2 batch size
-    _surge_draws: tuple[np.ndarray, np.ndarray] = field(repr=False)
+    ``cells`` has the columns batch_size, lr, steps, status, nll (mean log loss, nats). Learning rates and losses
+    come out in their own units; curvature is log loss per squared doubling of the learning rate, noise the standard
+    deviation of one run's log loss. ``best_losses`` belong to the lowest points of the batch sizes' parabolas.
+
+    Raises:
+        UserError: fewer than two batch sizes with three learning rates each to fit.
+    """
+
+    def __init__(self, cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0):
+        fate = fates(cells)
+        self.left_out = pd.Series(fate[fate != FITTED]).value_counts().to_dict()
+        self.cells = cells = cells[fate == FITTED]
+        self.runs = len(cells)
+        self.batch_sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
+        if len(self.batch_sizes) < 2:
+            what = f"{len(self.batch_sizes)} of its batch sizes have three learning rates to fit, two must"
+            raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
+        x, u, y = np.log2(cells.lr.to_numpy()), np.log2(self.batch_sizes)[groups], np.log(cells.nll.to_numpy())
+        self._lr, self._size = float(x.mean()), float(u.mean())  # numbers near 0 keep the fit well-conditioned
+        x, u = x - self._lr, u - self._size
+
+        own = np.equal.outer(groups, np.arange(len(self.batch_sizes))) * x[:, None]
+        self._free = Regression(np.column_stack([x * x, own]), groups, y, draws, seed)
+        self._optima = [self._free.quotient(*row) for row in np.eye(len(self.batch_sizes))]
+        rest = y - self._free.curvature * (x - np.array([each.value for each in self._optima])[groups]) ** 2
+        self.best_losses = [math.exp(rest[groups == number].mean()) for number in range(len(self.batch_sizes))]
+        self._line = Regression(np.stack([x * x, x, u * x], axis=1), groups, y, draws, seed)
+        self.slope = self._line.quotient(0.0, 1.0)
+        self.curvature, self.noise = self._line.curvature, self._line.noise
+
+        # Around its best peak, the surge curve too is linear in height and peak.
+        self._peak, squares = _best_peak(x, u, groups, y)
+        z = x - surge(u, self._peak)
+        self._surge = Regression(np.stack([z * z, z, z * surge_slope(u, self._peak)], axis=1), groups, y, draws, seed)
+        self.surge_gain = len(y) * math.log(self._line.squares / squares)  # AIC; both have the same parameters
 
     @property
-    def fits(self) -> list[str]:
+    def optima(self) -> list[Estimate]:
+        """The best learning rate of each of ``batch_sizes``; the others lend it nothing but the curvature."""
+        return [each.power(self._lr) for each in self._optima]
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        """Of each law: how often runs that follow it would look at least as unlike it."""
+        return {name: self._line.p_value(value, 0.0, 1.0) for name, value in LAWS.items()}
+
+    @property
+    def bend_p_value(self) -> float:
+        """F test of "the optima lie on the line"; 1 with two batch sizes, which always do."""
+        more = self._line.freedom - self._free.freedom
+        if not more:
+            return 1.0
+        ratio = (self._line.squares - self._free.squares) / more / self._free.noise**2
+        return float(fdtrc(more, self._free.freedom, ratio))
+
+    @property
+    def fitting(self) -> list[str]:
         """The laws whose slope lies in the interval."""
         return [name for name, value in LAWS.items() if self.slope.low <= value <= self.slope.high]
 
@@ -155,155 +205,145 @@ class Law:
     def more_runs(self) -> int:
         """About how many further runs of this kind would leave one law at most; 0 where it is told already.
 
-        The interval's width falls with the square root of the number of runs.
+        The interval shrinks with the square root of the number of runs.
         """
-        if len(self.fits) < 2:
+        if len(self.fitting) < 2:
             return 0
-        half = (self.slope.high - self.slope.low) / 2
+        half = self.slope.half_width
         if half == BOUND:  # the curvature is hardly seen: the first-order error stands in
-            half = 2 * self._line.noise * math.sqrt(self._line.scale[2, 2]) / (2 * abs(self.curvature))
+            half = self._line.noise * math.sqrt(self._line.covariance[2, 2]) / abs(self.curvature)
         return max(1, math.ceil(self.runs * ((half / HALF_WIDTH) ** 2 - 1)))
 
-    def predict(self, batch_size: float) -> Quotient:
-        """The best learning rate of any batch size: from the surge where it wins, else from the line."""
-        u = math.log2(batch_size)
-        if self.surge.wins:
-            peaks, heights = self._surge_draws
-            value = math.log2(self.surge.lr_max) + surge(u, math.log2(self.surge.batch_size))
-            low, high = np.quantile(heights + surge(u, peaks), [0.025, 0.975])
-            return _powers(Quotient(float(value), float(low), float(high)))
-        return _powers(self._line.quotient(1.0, u - self._centre[1]), self._centre[0])
+    @property
+    def surges(self) -> bool:
+        """Whether the runs speak clearly for the surge curve and against the line."""
+        return self.surge_gain >= CLEAR
 
-    def curve(self, name: str, batch_sizes: np.ndarray) -> np.ndarray:
-        """The learning rate along the fitted ``line`` or ``surge``."""
-        u = np.log2(batch_sizes)
-        if name == "surge":
-            return self.surge.lr_max * 2 ** surge(u, math.log2(self.surge.batch_size))
-        middle = self._line.quotient(1.0, 0.0).value
-        return 2 ** (self._centre[0] + middle + self.slope.value * (u - self._centre[1]))
+    @property
+    def surge_top(self) -> tuple[Estimate, Estimate]:
+        """The surge curve's highest learning rate and the batch size that it belongs to."""
+        size = self._surge.quotient(0.0, 1.0).power(self._peak + self._size)
+        return self._surge.quotient(1.0, 0.0).power(self._lr), size
 
+    @property
+    def repeat_noise(self) -> float:
+        """Standard deviation of log loss among runs that differ in their seed only; 0 where none were repeated."""
+        logs = np.log(self.cells.nll).groupby([self.cells.batch_size, self.cells.lr])
+        freedom = (logs.size() - 1).sum()
+        return math.sqrt(((logs.size() - 1) * logs.var().fillna(0)).sum() / freedom) if freedom else 0.0
 
-def fit(cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Law:
-    """Fit the parabolas, the line and the surge curve to a sweep's table.
+    def predict(self, batch_size: float) -> Estimate:
+        """The best learning rate of any batch size, along the curve of the smaller AIC.
 
-    ``cells`` has the columns batch_size, lr, steps, status and nll (mean log loss, nats).
+        Where neither curve is clearly the better one, the interval holds those of both.
+        """
+        u = math.log2(batch_size) - self._size
+        line = self._line.quotient(1.0, u).power(self._lr)
+        rise = self._surge.quotient(1.0, float(surge_slope(u, self._peak)))
+        curve = rise.power(self._lr + float(surge(u, self._peak)))
+        better = curve if self.surge_gain > 0 else line
+        if abs(self.surge_gain) >= CLEAR:
+            return better
+        return Estimate(better.value, min(line.low, curve.low), max(line.high, curve.high))
 
-    Raises:
-        UserError: fewer than two batch sizes with three usable learning rates each.
-    """
-    cells, x, u, y, groups, centre = _prepared(cells)
-    line = Regression(np.stack([x * x, x, u * x], axis=1), groups, y, draws, seed)
-    free = _free(x, y, groups, draws, seed)
-    peaks, heights, squares = _fit_surge(u, x, groups, y[:, None])
-    gain = len(y) * math.log(line.squares / squares[0])  # as many parameters as the line
-    found = Surge(2 ** (heights[0] + centre[0]), 2 ** (peaks[0] + centre[1]), gain)
-    surge_draws = (np.empty(0), np.empty(0))
-    if found.wins:
-        peaks, heights, _ = _fit_surge(u, x, groups, _redrawn(u, x, groups, y, peaks[0], draws, seed))
-        surge_draws = (peaks + centre[1], heights + centre[0])
+    def along(self, curve: str, batch_sizes: np.ndarray) -> np.ndarray:
+        """Learning rates along the fitted "line" or "surge"."""
+        u = np.log2(batch_sizes) - self._size
+        if curve == "surge":
+            return self._surge.quotient(1.0, 0.0).power(self._lr).value * 2 ** surge(u, self._peak)
+        return self._line.quotient(1.0, 0.0).power(self._lr).value * 2 ** (self.slope.value * u)
 
-    return Law(
-        slope=line.quotient(0.0, 1.0),
-        p_values={name: line.p_value(value, 0.0, 1.0) for name, value in LAWS.items()},
-        optima=optima(cells, draws, seed),
-        curvature=float(line.theta[0]),
-        noise=line.noise,
-        repeat_noise=_repeat_noise(cells),
-        line_p_value=_f_test(line, free),
-        surge=found,
-        runs=len(y),
-        _line=line,
-        _centre=centre,
-        _surge_draws=surge_draws,
-    )
+    def sentences(self) -> list[str]:
+        """What was found, in plain words, the slope first."""
+        ruled_out = [name for name in LAWS if name not in self.fitting]
+        if self.more_runs:
+            verdict = f"cannot tell {_listed(self.fitting)} apart; about {self.more_runs} more runs would"
+        elif self.fitting:
+            verdict = f"{self.fitting[0]} fits, {_listed(ruled_out)} are ruled out"
+        else:
+            verdict = f"{_listed(ruled_out)} are all ruled out"
+        lines = [f"slope {self.slope.value:.2f} [{self.slope.low:.2f}, {self.slope.high:.2f}]: {verdict}"]
 
-
-def optima(cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> list[dict[str, float]]:
-    """Each batch size's optimum: batch_size, lr, low, high, nll (of the parabola's lowest point), runs.
-
-    Raises:
-        UserError: as :func:`fit`.
-    """
-    cells, x, _, y, groups, centre = _prepared(cells)
-    free = _free(x, y, groups, draws, seed)
-    rows = []
-    for number, batch_size in enumerate(np.unique(cells.batch_size)):
-        optimum = free.quotient(*np.eye(groups.max() + 1)[number])
-        own = groups == number
-        level = (y[own] - free.theta[0] * (x[own] - optimum.value) ** 2).mean()
-        lr = _powers(optimum, centre[0])
-        rows.append(
-            {"batch_size": int(batch_size), "lr": lr.value, "low": lr.low, "high": lr.high}
-            | {"nll": math.exp(level), "runs": int(own.sum())}
+        lr, size = self.surge_top
+        if not self.surges:
+            alike = abs(self.surge_gain) < CLEAR
+            lines.append(
+                f"the surge curve (rise and fall) fits {'no better' if alike else 'worse'} than the line "
+                f"(AIC {-self.surge_gain:+.1f})"
+            )
+        elif self.batch_sizes[0] < size.value < self.batch_sizes[-1]:
+            lines.append(
+                f"the best learning rate rises and falls: the surge curve beats the line (AIC {-self.surge_gain:+.1f}); "
+                f"its top is {lr.value:.2g} [{lr.low:.2g}, {lr.high:.2g}] at batch size {size.value:.0f} "
+                f"[{size.low:.0f}, {size.high:.0f}]"
+            )
+        else:
+            side = "above" if size.value > self.batch_sizes[-1] else "below"
+            lines.append(
+                f"the line bends: the surge curve beats it (AIC {-self.surge_gain:+.1f}), "
+                f"with a top {side} the batch sizes that were tried"
+            )
+        if self.bend_p_value < 0.05 and not self.surges:
+            lines.append(
+                f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): read the slope as a mean"
+            )
+        repeats = f" ({self.repeat_noise:.1%} between seeds)" if self.repeat_noise else ""
+        lines.append(
+            f"a learning rate x2 off costs {math.expm1(self.curvature):.1%} of the loss; "
+            f"one run scatters by {self.noise:.1%}{repeats}"
         )
-    return rows
+        left_out = ", ".join(f"{count} {fate}" for fate, count in self.left_out.items())
+        lines.append(f"{self.runs} runs are fitted" + (f", left out: {left_out}" if left_out else ""))
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything above, for law.json."""
+        lr, size = self.surge_top
+        return {
+            "slope": self.slope.value,
+            "slope_ci": [self.slope.low, self.slope.high],
+            "p_values": self.p_values,
+            "fitting": self.fitting,
+            "more_runs": self.more_runs,
+            "optima": [
+                {"batch_size": int(batch_size), "lr": best.value, "lr_ci": [best.low, best.high], "nll": loss}
+                for batch_size, best, loss in zip(self.batch_sizes, self.optima, self.best_losses, strict=True)
+            ],
+            "bend_p_value": self.bend_p_value,
+            "surge": {
+                "aic_gain": self.surge_gain,
+                "lr": lr.value,
+                "lr_ci": [lr.low, lr.high],
+                "batch_size": size.value,
+                "batch_size_ci": [size.low, size.high],
+            },
+            "curvature": self.curvature,
+            "noise": self.noise,
+            "repeat_noise": self.repeat_noise,
+            "n_fitted": self.runs,
+            "left_out": self.left_out,
+            "verdict": self.sentences(),
+        }
 
 
-def _prepared(cells: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple]:
-    """The usable cells; log2 lr and log2 batch size minus their means; log loss; group; the two means."""
-    cells = cells[usable(cells)]
-    sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
-    if len(sizes) < 2:
-        what = f"{len(sizes)} of the batch sizes have three usable learning rates, two must"
-        raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
-    x, u = np.log2(cells.lr.to_numpy()), np.log2(sizes)[groups]
-    centre = float(x.mean()), float(u.mean())
-    return cells, x - centre[0], u - centre[1], np.log(cells.nll.to_numpy()), groups, centre
+def _best_peak(x: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The surge curve's best peak and its sum of squares.
 
-
-def _free(x: np.ndarray, y: np.ndarray, groups: np.ndarray, draws: int, seed: int) -> Regression:
-    """The parabolas of shared curvature, each with an optimum of its own."""
-    own = np.equal.outer(groups, np.arange(groups.max() + 1)) * x[:, None]
-    return Regression(np.column_stack([x * x, own]), groups, y, draws, seed)
-
-
-def _fit_surge(
-    u: np.ndarray, x: np.ndarray, groups: np.ndarray, ys: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Peak, height and sum of squares (each m) of the surge curve for each column of ``ys`` (n, m).
-
-    At a given peak the model is linear again; the peaks are tried in steps of a twentieth of a doubling,
-    to three doublings beyond the batch sizes.
+    At a given peak the model is linear; peaks are tried in steps of a twentieth of a doubling, to three doublings
+    beyond the batch sizes. Without any lowest point the squares are those of the levels alone.
     """
     member = np.equal.outer(groups, np.arange(groups.max() + 1)) / np.sqrt(np.bincount(groups))
-    total = (ys**2).sum(0) - ((member.T @ ys) ** 2).sum(0)
-    best = np.zeros(ys.shape[1]), np.zeros(ys.shape[1]), np.full(ys.shape[1], np.inf)
-    for peak in np.arange(u.min() - 3, u.max() + 3.01, 0.05):
-        z = x - surge(u, peak)
-        columns = np.stack([z * z, z], axis=1)
-        columns -= member @ (member.T @ columns)
-        products = columns.T @ ys
-        theta = np.linalg.solve(columns.T @ columns, products)
-        squares = np.where(theta[0] > 0, total - (products * theta).sum(0), np.inf)
-        better = squares < best[2]
-        for kept, new in zip(best, (peak, -theta[1] / (2 * theta[0]), squares), strict=True):
-            np.copyto(kept, new, where=better)
-    return best
+    y = y - member @ (member.T @ y)
+    peaks = np.arange(u.min() - 3, u.max() + 3, 0.05)
+    z = x[:, None] - surge(u[:, None], peaks)
+    z, squared = (each - member @ (member.T @ each) for each in (z, z * z))
+    a, b, c = (squared**2).sum(0), (squared * z).sum(0), (z**2).sum(0)
+    p, q = y @ squared, y @ z
+    curvature, linear = (c * p - b * q) / (a * c - b * b), (a * q - b * p) / (a * c - b * b)
+    squares = np.where(curvature > 0, y @ y - curvature * p - linear * q, y @ y)
+    best = int(squares.argmin())
+    return float(peaks[best]), float(squares[best])
 
 
-def _redrawn(
-    u: np.ndarray, x: np.ndarray, groups: np.ndarray, y: np.ndarray, peak: float, draws: int, seed: int
-) -> np.ndarray:
-    """``y`` (n) as ``draws`` other studies would have seen it (n, draws), if the surge curve were the truth."""
-    z = x - surge(u, peak)
-    model = Regression(np.stack([z * z, z], axis=1), groups, y, draws, seed)
-    return (y - model.residuals)[:, None] + model.drawn.T
-
-
-def _repeat_noise(cells: pd.DataFrame) -> float:
-    """Standard deviation of log loss among runs of one batch size and learning rate; 0 without repeats."""
-    logs = np.log(cells.nll).groupby([cells.batch_size, cells.lr])
-    freedom = int((logs.size() - 1).sum())
-    return math.sqrt(((logs.size() - 1) * logs.var(ddof=1).fillna(0)).sum() / freedom) if freedom else 0.0
-
-
-def _f_test(line: Regression, free: Regression) -> float:
-    """p of "the optima lie on the line"; 1 with two batch sizes, which always do."""
-    if line.freedom == free.freedom:
-        return 1.0
-    more = line.freedom - free.freedom
-    return float(fdtrc(more, free.freedom, (line.squares - free.squares) / more / free.noise**2))
-
-
-def _powers(quotient: Quotient, centre: float = 0.0) -> Quotient:
-    return Quotient(*(2 ** (centre + number) for number in (quotient.value, quotient.low, quotient.high)))
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

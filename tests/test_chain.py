@@ -206,3 +206,20 @@ def test_the_chain_stays_in_one_process(chain):
     """The session's runs were made by one process, as their files say."""
     assert Accelerator(cpu=not torch.accelerator.is_available()).num_processes == 1
     assert json.loads((chain / "one/fold0/metrics.json").read_text())["processes"] == 1
+
+
+@pytest.mark.parametrize(("flag", "expected"), [(["--train-fraction", "0.5"], 20), (["--limit", "16"], 16)])
+def test_fewer_rows_are_the_same_rows_for_every_seed(tiny, flag, expected):
+    """--train-fraction keeps every class and the whole validation part; --limit cuts both; no seed changes them."""
+    import train_fold
+    from common.cli import parse
+    from common.config import Config
+
+    folds = read_folds(tiny / "folds.csv")
+    first, second = (
+        train_fold.rows_of(folds, "0", parse(Config, ["--batch-size", "8", "--seed", seed, *flag])) for seed in "01"
+    )
+    assert len(first[0]) == expected and not set(first[0]) & set(first[1])
+    assert all((one == two).all() for one, two in zip(first, second, strict=True))
+    if flag[0] == "--train-fraction":
+        assert set(folds.labels[first[0]]) == set(folds.classes) and len(first[1]) == (folds.fold == 0).sum()

@@ -49,13 +49,13 @@ def trained(tiny, tmp_path_factory) -> dict[str, dict]:
     runs_dir = tmp_path_factory.mktemp("processes")
     results = {}
     for name, processes, arguments in (
-        ("one", 1, WITHOUT_BATCHNORM),
-        ("two", 2, WITHOUT_BATCHNORM),
-        ("accumulated", 1, [*WITHOUT_BATCHNORM, "--accumulate", "2"]),
-        ("batchnorm", 2, ["--ema-decay", "0.9"]),
+        ("one", 1, [*WITHOUT_BATCHNORM, "--fold", "0"]),
+        ("two", 2, [*WITHOUT_BATCHNORM, "--fold", "0"]),
+        ("accumulated", 1, [*WITHOUT_BATCHNORM, "--fold", "0", "--accumulate", "2"]),
+        ("batchnorm", 2, ["--fold", "all", "--ema-decay", "0.9"]),
     ):
         places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, "--run", name]
-        done = launch(processes, "train_fold.py", *places, *SMALL, "--epochs", "2", *arguments, "--fold", "0")
+        done = launch(processes, "train_fold.py", *places, *SMALL, "--epochs", "2", *arguments)
         assert done.returncode == 0, done.stderr
         folder = runs_dir / name / "fold0"
         results[name] = {
@@ -101,6 +101,13 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     models = infer.read_models([trained["batchnorm"]["folder"]])
     [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
     np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
+
+
+def test_a_launcher_with_several_processes_trains_fold_after_fold(trained):
+    """--fold all under two processes: each fold over both of them, then the local CV, said once."""
+    run_folder = trained["batchnorm"]["folder"].parent
+    assert [json.loads((run_folder / f"fold{k}/metrics.json").read_text())["processes"] for k in range(3)] == [2] * 3
+    assert trained["batchnorm"]["said"].count("local CV of batchnorm") == 1
 
 
 def test_the_cards_command_uses_all_cores(tiny, tmp_path):
