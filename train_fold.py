@@ -172,7 +172,9 @@ def train_fold(
             claim(folder, cfg, folds)
         accelerator.wait_for_everyone()
         if is_finished(folder):
-            accelerator.print(f"fold {fold} is finished already")
+            metrics = read_metrics(folder)
+            scored = f": {describe(metrics)}" if "accuracy" in metrics else ""
+            accelerator.print(f"fold {fold} is finished{scored}")
             return
 
         # Set up: rows, model and optimiser, then where an interrupted call left them

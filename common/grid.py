@@ -1,10 +1,11 @@
 """Which cells a sweep runs: a function of what its finished cells show, so whoever plans, and whenever, plans alike."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from common.errors import UserError
@@ -49,15 +50,16 @@ class Grid:
 
 
 def wanted(grid: Grid, cells: pd.DataFrame) -> list[Cell]:
-    """Every cell that the sweep asks for so far, finished or not; no new ones means that it is complete.
+    """Every cell that the sweep asks for so far, ended or not; when all have ended it is complete.
 
-    Stage 1 is five learning rates per batch size, x4 apart, and one more step beyond the best as long as that
+    Stage 1 is five learning rates per batch size, x4 apart, and one more step beyond the best for as long as that
     is the last one tried. Stage 2 is the x2 neighbours of each fitted optimum, and the centre cell with other
     seeds. ``cells`` has one row per ended run: batch_size, lr, seed, steps, status, nll.
     """
     if grid.lrs:
         return [Cell(b, lr, seed) for lr in grid.lrs for b in grid.batch_sizes for seed in range(grid.repeats)]
-    steps = {batch_size: _first_stage(grid, batch_size, cells) for batch_size in grid.batch_sizes}
+    rows = _rows(cells)
+    steps = {batch_size: _first_stage(grid, batch_size, rows[batch_size]) for batch_size in grid.batch_sizes}
     stage_1 = [
         cell
         for position in range(max(map(len, steps.values())))
@@ -66,10 +68,9 @@ def wanted(grid: Grid, cells: pd.DataFrame) -> list[Cell]:
     ]
     if missing(stage_1, cells):
         return stage_1
-    names = {cell.name for cell in stage_1}
-    first = cells[[cell.name in names for cell in cells_of(cells)]]
-    nearest = _nearest_steps(grid, steps, first)
-    stage_2 = [cell for b, step in nearest.items() for cell in grid.cells(b, (step - 1, step + 1))]
+    planned = set(stage_1)
+    nearest = _nearest_steps(grid, steps, cells[[cell in planned for cell in cells_of(cells)]])
+    stage_2 = [cell for batch_size, step in nearest.items() for cell in grid.cells(batch_size, (step - 1, step + 1))]
     if nearest:
         middle = sorted(nearest)[len(nearest) // 2]
         centre = grid.rate(middle, nearest[middle])
@@ -85,49 +86,59 @@ def missing(planned: Iterable[Cell], cells: pd.DataFrame) -> list[Cell]:
 
 def cells_of(cells: pd.DataFrame) -> list[Cell]:
     """The cell of each row."""
-    return [Cell(*row) for row in zip(cells.batch_size, cells.lr, cells.seed, strict=True)]
+    columns = (cells[name].tolist() for name in ("batch_size", "lr", "seed"))
+    return [Cell(*row) for row in zip(*columns, strict=True)]
 
 
 def on_edge(cells: pd.DataFrame) -> list[int]:
     """Batch sizes whose best learning rate is the lowest or the highest of those tried."""
-    edges = []
-    for batch_size, row in cells[cells.status != "failed"].groupby("batch_size"):
-        loss = row.nll.where(row.status == "done", math.inf).groupby(row.lr).mean()
-        if loss.idxmin() in (loss.index.min(), loss.index.max()):
-            edges.append(int(batch_size))
-    return edges
+    losses = {batch_size: mean_losses(rows) for batch_size, rows in sorted(_rows(cells).items())}
+    return [size for size, row in losses.items() if row and min(row, key=row.get) in (min(row), max(row))]
 
 
-def _first_stage(grid: Grid, batch_size: int, cells: pd.DataFrame) -> list[int]:
+def mean_losses(rows: Iterable) -> dict[float, float]:
+    """The mean log loss (nats) of each learning rate tried; infinite where a run diverged, absent where all failed.
+
+    ``rows`` are those of one batch size, as the table's ``itertuples`` gives them.
+    """
+    losses = defaultdict(list)
+    for row in rows:
+        if row.status != "failed":
+            losses[row.lr].append(row.nll if row.status == "done" else math.inf)
+    return {lr: sum(values) / len(values) for lr, values in losses.items()}
+
+
+def _rows(cells: pd.DataFrame) -> dict[int, list]:
+    """The table's rows by batch size; planning reads few rows often, for which pandas is slow."""
+    rows = defaultdict(list)
+    for row in cells.itertuples(index=False):
+        rows[row.batch_size].append(row)
+    return rows
+
+
+def _first_stage(grid: Grid, batch_size: int, rows: list) -> list[int]:
     """The doublings of stage 1, extended step by step beyond a best cell on the edge."""
-    steps = list(FIRST)
-    row = cells[(cells.batch_size == batch_size) & (cells.status != "failed")]
-    if not len(row) or (row.steps < MIN_STEPS).all():
-        return steps
-    loss = row.nll.where(row.status == "done", math.inf).groupby(row.lr).mean().to_dict()
-    while True:
-        known = {
-            step: loss[grid.rate(batch_size, step)] for step in sorted(steps) if grid.rate(batch_size, step) in loss
-        }
-        if len(known) < len(steps) or len(missing(grid.cells(batch_size, steps), row)):
-            return steps
-        best = min(known, key=known.get)
+    steps, losses = list(FIRST), mean_losses(rows)
+    ended = {(row.lr, row.seed) for row in rows}
+    long = any(row.status == "done" and row.steps >= MIN_STEPS for row in rows)
+    while long and all((cell.lr, cell.seed) in ended for cell in grid.cells(batch_size, steps)):
+        tried = [step for step in steps if grid.rate(batch_size, step) in losses]
+        best = min(tried, key=lambda step: losses[grid.rate(batch_size, step)])
         if min(steps) < best < max(steps) or abs(best) >= FURTHEST:
-            return steps
+            break
         steps.append(best + int(math.copysign(2, best)))
+    return steps
 
 
 def _nearest_steps(grid: Grid, steps: dict[int, list[int]], first: pd.DataFrame) -> dict[int, int]:
     """For each batch size with runs long enough, the stage-1 step next to its fitted optimum."""
     long = first[(first.status == "done") & (first.steps >= MIN_STEPS)]
-    best = long.loc[long.groupby("batch_size").nll.idxmin()].set_index("batch_size").lr.to_dict()
-    try:
+    best = {size: min(losses := mean_losses(rows), key=losses.get) for size, rows in sorted(_rows(long).items())}
+    with suppress(UserError):  # too few to fit parabolas: the best cells stand
         law = Law(long, draws=1)
         best |= {size: lr.value for size, lr in zip(law.batch_sizes.tolist(), law.optima, strict=True)}
-    except UserError:
-        pass  # too few to fit parabolas: the best cells stand
     nearest = {}
     for batch_size, lr in best.items():
         doublings = 2 * round(math.log2(lr / grid.rate(batch_size, 0)) / 2)
-        nearest[batch_size] = int(np.clip(doublings, min(steps[batch_size]), max(steps[batch_size])))
+        nearest[batch_size] = max(min(steps[batch_size]), min(doublings, max(steps[batch_size])))
     return nearest

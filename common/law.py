@@ -40,12 +40,16 @@ def fates(cells: pd.DataFrame) -> np.ndarray:
     Left out are diverged and failed runs; runs of under 60 steps; runs with more than 2.5 times the loss of their
     batch size's best; batch sizes with fewer than three learning rates left.
     """
+    size, lr, nll = (cells[name].to_numpy() for name in ("batch_size", "lr", "nll"))
     fate = np.where(cells.status == "done", FITTED, cells.status).astype(object)
     fate[(fate == FITTED) & (cells.steps < MIN_STEPS)] = f"under {MIN_STEPS} steps"
-    best = cells.nll.where(fate == FITTED).groupby(cells.batch_size).transform("min")
-    fate[(fate == FITTED) & (cells.nll > WORST * best)] = "far from the best"
-    rates = cells.lr.where(fate == FITTED).groupby(cells.batch_size).transform("nunique")
-    fate[(fate == FITTED) & (rates < 3)] = "alone with its batch size"
+    for batch_size in np.unique(size):
+        own = (size == batch_size) & (fate == FITTED)
+        far = own & (nll > WORST * nll[own].min(initial=np.inf))
+        fate[far] = "far from the best"
+        own &= ~far
+        if len(np.unique(lr[own])) < 3:
+            fate[own] = "alone with its batch size"
     return fate
 
 
