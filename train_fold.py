@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,13 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
         img_size=cfg.img_size or own_size,
         mixed_precision=resolve_precision(cfg.mixed_precision),
     )
-    accelerator = Accelerator(
+    create_accelerator = partial(
+        Accelerator,
         cpu=not torch.accelerator.is_available(),
         mixed_precision=cfg.mixed_precision,
         gradient_accumulation_steps=cfg.accumulate,
     )
+    accelerator = create_accelerator()
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {accelerator.num_processes} processes x "
@@ -150,7 +153,8 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
     images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
     facts = run_facts(cfg, accelerator.num_processes, folds, table)
     for position, fold in enumerate(wanted):
-        train_fold(cfg, accelerator, images, folds, fold, facts, folds_after=len(wanted) - position - 1)
+        # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
+        train_fold(cfg, create_accelerator(), images, folds, fold, facts, folds_after=len(wanted) - position - 1)
 
 
 def train_fold(

@@ -50,16 +50,22 @@ class Truth:
         u = math.log2(batch_size / 64)
         return math.log2(3e-3) + (float(surge(u, 0.0)) if self.surge else self.slope * u)
 
+    def excess(self, batch_size: float, log2_lr: float) -> float:
+        """Mean log loss above that of the best learning rate."""
+        miss = log2_lr - self.optimum(batch_size)
+        curvature = self.curvature * 2 ** (self.drift * math.log2(batch_size / 64))
+        return curvature * miss**2 * (self.lean if miss > 0 else 1)
+
     def run(self, cells: list[Cell], random: np.random.Generator) -> pd.DataFrame:
         """The rows that a sweep would have recorded."""
         rows = []
         for cell in cells:
-            u, miss = math.log2(cell.batch_size / 64), math.log2(cell.lr) - self.optimum(cell.batch_size)
-            cost = self.curvature * 2 ** (self.drift * u) * miss**2 * (self.lean if miss > 0 else 1)
+            miss = math.log2(cell.lr) - self.optimum(cell.batch_size)
             noise = self.noise * (1 + self.uneven * abs(miss)) * random.standard_normal()
+            level = 0.05 * math.exp(0.02 * math.log2(cell.batch_size / 64) ** 2)
             status = "diverged" if miss > self.breaks else "done"
-            nll = 0.05 * math.exp(0.02 * u**2 + cost + noise) if status == "done" else math.nan
-            rows.append((cell.batch_size, cell.lr, cell.seed, 1000, status, nll))
+            nll = level * math.exp(self.excess(cell.batch_size, math.log2(cell.lr)) + noise)
+            rows.append((cell.batch_size, cell.lr, cell.seed, 1000, status, nll if status == "done" else math.nan))
         return pd.DataFrame(rows, columns=["batch_size", "lr", "seed", "steps", "status", "nll"])
 
 
@@ -72,7 +78,9 @@ def whole_sweep(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
     """The default: both stages, edges, repeats of the centre."""
     grid, cells = guessed_grid(truth, random), truth.run([], random)
     while todo := missing(wanted(grid, cells), cells):
-        cells = pd.concat([cells, truth.run(todo, random)], ignore_index=True) if len(cells) else truth.run(todo, random)
+        cells = (
+            pd.concat([cells, truth.run(todo, random)], ignore_index=True) if len(cells) else truth.run(todo, random)
+        )
     return cells
 
 
@@ -108,6 +116,7 @@ def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
         ),
         "predicted_covered": predicted.low <= 2 ** truth.optimum(UNSEEN) <= predicted.high,
         "predicted_width": math.log2(predicted.high / predicted.low) / 2,
+        "predicted_costs": math.expm1(truth.excess(UNSEEN, math.log2(predicted.value))),
         "surge_better": law.surge_gain > 0,
         "surge_clear": law.surges,
         "top_lr_near": abs(math.log2(top.value) - truth.optimum(64)) < math.log2(1.5),
@@ -118,7 +127,7 @@ def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
 def measure(truth: Truth, design: Design, studies: int) -> pd.Series:
     """Means of :func:`study`'s figures; medians of the widths, which have no mean where the curvature may be 0."""
     table = pd.DataFrame([study(truth, design, seed) for seed in range(studies)]).astype(float)
-    widths = ["half_width", "predicted_width"]
+    widths = ["half_width", "predicted_width", "predicted_costs"]
     return pd.concat([table.drop(columns=widths).mean(), table[widths].median()])
 
 
@@ -130,7 +139,9 @@ def announced(studies: int) -> dict[str, float]:
         cells = first_stage(truth, random)
         if more := Law(cells, seed=seed).more_runs:
             again = [Cell(row.batch_size, row.lr) for row in cells.sample(frac=1, random_state=seed).itertuples()]
-            cells = pd.concat([cells, truth.run([again[k % len(again)] for k in range(more)], random)], ignore_index=True)
+            cells = pd.concat(
+                [cells, truth.run([again[k % len(again)] for k in range(more)], random)], ignore_index=True
+            )
             asked.append(more)
             enough.append(Law(cells, seed=seed).more_runs == 0)
     return {"undecided": len(asked) / studies, "asked": float(np.median(asked)), "enough": float(np.mean(enough))}
@@ -157,7 +168,7 @@ PLAN = {
 }
 HEADER = [
     "truth", "noise", "runs", "slope's interval covers", "its half-width", "wrong laws ruled out", "cannot tell",
-    "optimum's interval covers", "prediction's interval covers", "its half-width (doublings)",
+    "optimum's interval covers", "prediction's interval covers", "its half-width (doublings)", "its lr costs",
     "surge has the lower AIC", "by 2 or more", "its lr within x1.5", "its batch size within x1.5",
 ]  # fmt: skip
 
@@ -167,7 +178,8 @@ def row(truth: Truth, figures: pd.Series) -> list[str]:
     f = figures
     cells = [truth.name, f"{truth.noise:.0%}", f"{f.runs:.1f}", f"{f.covered:.1%}", f"{f.half_width:.3f}"]
     cells += ["" if truth.surge else f"{f.wrong_ruled_out:.1%}", f"{f.undecided:.1%}", f"{f.optimum_covered:.1%}"]
-    cells += [f"{f.predicted_covered:.1%}", f"{f.predicted_width:.2f}", f"{f.surge_better:.1%}", f"{f.surge_clear:.1%}"]
+    cells += [f"{f.predicted_covered:.1%}", f"{f.predicted_width:.2f}", f"{f.predicted_costs:.2%}"]
+    cells += [f"{f.surge_better:.1%}", f"{f.surge_clear:.1%}"]
     return cells + ([f"{f.top_lr_near:.1%}", f"{f.top_size_near:.1%}"] if truth.surge else ["", ""])
 
 
@@ -180,8 +192,9 @@ def main() -> None:
         f"`python -m benchmarks.law_coverage --studies {options.studies}`: {options.studies:,} synthetic studies per "
         "line, each planned, run and fitted as `sweep.py` does it. Unless a line says otherwise, a learning rate x2 "
         "off costs 2 % of the loss; the noise is one run's standard deviation of log loss; the guess that centres the "
-        "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths are medians. The surge peaks at batch "
-        f"size 64 and has the mean slope 0. The prediction is for batch size {UNSEEN}, which is never run.",
+        "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths and costs are medians. The surge peaks at batch "
+        f"size 64 and has the mean slope 0. The prediction is for batch size {UNSEEN}, which is never run; its cost is the loss "
+        "above that of the best learning rate.",
     ]
     for title, (design, truths) in PLAN.items():
         lines += ["", f"## {title}", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]

@@ -95,7 +95,7 @@ class Normalise:
     @classmethod
     def of(cls, images: Tensor) -> "Normalise":
         """Mean and deviation of uint8 ``images`` (n, channels, height, width); constant channels keep 1."""
-        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
         shares = counts.double() / counts.sum(1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean = (shares * levels).sum(1)

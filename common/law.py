@@ -66,6 +66,11 @@ class Estimate:
         """Half the interval's length."""
         return (self.high - self.low) / 2
 
+    @property
+    def doublings(self) -> float:
+        """Half the interval's length in doublings, of a number above 0."""
+        return math.log2(self.high / self.low) / 2
+
     def power(self, shift: float) -> "Estimate":
         """2 ** (shift + number) of each of the three."""
         return Estimate(*(2 ** (shift + number) for number in (self.value, self.low, self.high)))
@@ -241,21 +246,25 @@ class Law:
 
         Where neither curve is clearly the better one, the interval holds those of both.
         """
-        u = math.log2(batch_size) - self._size
-        line = self._line.quotient(1.0, u).power(self._lr)
-        rise = self._surge.quotient(1.0, float(surge_slope(u, self._peak)))
-        curve = rise.power(self._lr + float(surge(u, self._peak)))
+        line, curve = self.along("line", batch_size), self.along("surge", batch_size)
         better = curve if self.surge_gain > 0 else line
         if abs(self.surge_gain) >= CLEAR:
             return better
         return Estimate(better.value, min(line.low, curve.low), max(line.high, curve.high))
 
-    def along(self, curve: str, batch_sizes: np.ndarray) -> np.ndarray:
-        """Learning rates along the fitted "line" or "surge"."""
-        u = np.log2(batch_sizes) - self._size
-        if curve == "surge":
-            return self._surge.quotient(1.0, 0.0).power(self._lr).value * 2 ** surge(u, self._peak)
-        return self._line.quotient(1.0, 0.0).power(self._lr).value * 2 ** (self.slope.value * u)
+    def along(self, curve: str, batch_size: float) -> Estimate:
+        """The best learning rate of any batch size along the "line" or the "surge"."""
+        u = math.log2(batch_size) - self._size
+        if curve == "line":
+            return self._line.quotient(1.0, u).power(self._lr)
+        rise = self._surge.quotient(1.0, float(surge_slope(u, self._peak)))
+        return rise.power(self._lr + float(surge(u, self._peak)))
+
+    def parabola(self, batch_size: int, lrs: np.ndarray) -> np.ndarray:
+        """The fitted log loss (nats) of one of ``batch_sizes`` at other learning rates."""
+        number = self.batch_sizes.tolist().index(batch_size)
+        miss = np.log2(lrs) - self._lr - self._optima[number].value
+        return self.best_losses[number] * np.exp(self._free.curvature * miss**2)
 
     def sentences(self) -> list[str]:
         """What was found, in plain words, the slope first."""
@@ -269,24 +278,19 @@ class Law:
         lines = [f"slope {self.slope.value:.2f} [{self.slope.low:.2f}, {self.slope.high:.2f}]: {verdict}"]
 
         lr, size = self.surge_top
+        aic = f"AIC {-self.surge_gain:+.1f}"
         if not self.surges:
-            alike = abs(self.surge_gain) < CLEAR
-            lines.append(
-                f"the surge curve (rise and fall) fits {'no better' if alike else 'worse'} than the line "
-                f"(AIC {-self.surge_gain:+.1f})"
-            )
+            worse = "worse" if self.surge_gain <= -CLEAR else "no better"
+            lines.append(f"the surge curve (rise and fall) fits {worse} than the line ({aic})")
         elif self.batch_sizes[0] < size.value < self.batch_sizes[-1]:
             lines.append(
-                f"the best learning rate rises and falls: the surge curve beats the line (AIC {-self.surge_gain:+.1f}); "
-                f"its top is {lr.value:.2g} [{lr.low:.2g}, {lr.high:.2g}] at batch size {size.value:.0f} "
+                f"the best learning rate rises and falls: the surge curve beats the line ({aic}); its top is "
+                f"{lr.value:.2g} [{lr.low:.2g}, {lr.high:.2g}] at batch size {size.value:.0f} "
                 f"[{size.low:.0f}, {size.high:.0f}]"
             )
         else:
             side = "above" if size.value > self.batch_sizes[-1] else "below"
-            lines.append(
-                f"the line bends: the surge curve beats it (AIC {-self.surge_gain:+.1f}), "
-                f"with a top {side} the batch sizes that were tried"
-            )
+            lines.append(f"the line bends: the surge curve beats it ({aic}), its top lies {side} the batch sizes tried")
         if self.bend_p_value < 0.05 and not self.surges:
             lines.append(
                 f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): read the slope as a mean"

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.augment import AUGMENTS
@@ -51,6 +52,7 @@ class Training:
     model: nn.Module
     wrapped: nn.Module  # the model as accelerate runs it: with DDP over several processes
     optimiser: Optimizer
+    scaler: GradScaler | None  # of fp16's loss
     ema: ModelEmaV3 | None
     batches: TrainBatches
     select: str
@@ -81,7 +83,8 @@ class Training:
         if self.ema is not None:
             tensors |= with_prefix("ema", self.ema.module.state_dict())
         tensors |= with_prefix("best", self.best)
-        save_tensors(path, tensors, {**facts, "optimiser_numbers": numbers, "log": self.log})
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        save_tensors(path, tensors, {**facts, "optimiser_numbers": numbers, "scaler": scaler, "log": self.log})
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:
         """Go back to where :meth:`save` was called; warns where bit-identity is lost."""
@@ -96,6 +99,8 @@ class Training:
         if self.ema is not None:
             self.ema.module.load_state_dict(without_prefix("ema", tensors))
         restore_optimiser(self.optimiser, without_prefix("optimiser", tensors), metadata["optimiser_numbers"])
+        if self.scaler:
+            self.scaler.load_state_dict(metadata["scaler"])
         self.best = without_prefix("best", tensors)
         self.log = metadata["log"]
 
@@ -136,7 +141,7 @@ def prepare_training(
     opt_args = keyword_arguments("opt-args", cfg.opt_args)
     optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    return Training(model, wrapped, optimiser, ema, batches, cfg.select, layout)
+    return Training(model, wrapped, optimiser, accelerator.scaler, ema, batches, cfg.select, layout)
 
 
 def versions() -> dict[str, str]:

@@ -23,9 +23,15 @@ from common.models import create_model
 def test_families_are_built_at_the_size_they_get(name, img_size, model_args):
     """One grey channel, ten classes, at the data's own size: a training step changes the weights."""
     model = create_model(name, model_args, num_classes=10, channels=1, img_size=img_size).train()
-    loss = model(torch.rand(2, 1, img_size, img_size)).square().mean()
-    loss.backward()
+    torch.nn.functional.cross_entropy(model(torch.rand(2, 1, img_size, img_size)), torch.tensor([0, 1])).backward()
     assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["digit_cnn", "tf_efficientnet_b0"])
+def test_training_starts_from_a_uniform_guess(name):
+    """Before the first step every class is equally likely, whatever range timm draws the last layer from."""
+    logits = create_model(name, {}, 10, 1, 28)(torch.rand(4, 1, 28, 28))
+    assert logits.std(dim=1).max() < 0.5 and (logits[0] - logits[1]).abs().max() < 1e-6
 
 
 def test_a_size_that_is_too_small_is_named_with_one_that_works():

@@ -1,0 +1,209 @@
+"""Which learning rate goes with which batch size, how sure that is, and what it costs to know.
+
+    python sweep.py run --data train.csv.gz --config recipes/digits_fast.yaml --epochs 2 --train-fraction 0.5
+    python sweep.py fit                     # the law in plain sentences, and law.json
+    python sweep.py fit --verify 48         # ... checked on a batch size that it has not seen
+    python sweep.py plot                    # sweep.png
+    python sweep.py find --batch-size 64    # the classic range test, beside the sweep's answer
+
+A sweep lies in runs/<run>_sweep/; its cells are ordinary runs of train_fold.py. The same command again goes on.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from common.cells import (
+    FIGURE_FILE,
+    LAW_FILE,
+    SWEEP_FILE,
+    VERIFY_FOLDER,
+    Sweep,
+    Trainer,
+    claim_sweep,
+    read_cells,
+    read_sweep,
+    settled,
+)
+from common.cli import parse
+from common.config import Config, check_config
+from common.errors import UserError, run_script, warn
+from common.files import write_json
+from common.grid import FIRST, Grid, missing, on_edge, wanted
+from common.law import WORST, Estimate, Law
+
+
+@dataclass(frozen=True)
+class Run(Config):
+    """Train a grid of learning rates and batch sizes, everything else fixed: python sweep.py run"""
+
+    batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)  # images per optimiser step
+    lrs: tuple[str, ...] = ("auto",)  # peak learning rates (auto: chosen around lr * sqrt(size / batch_size))
+    repeats: int = 1  # runs of every cell, each with a seed of its own
+    budget: Literal["epochs", "steps"] = "epochs"  # what cells have the same of (steps: as many as the smallest size)
+    hours: float = 0.0  # start no cell that would not end in time (0: no limit)
+    fold: str = "0"  # number of the fold that is held out
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit the law to a sweep and say it: python sweep.py fit"""
+
+    runs: str = ""  # the sweep's folder (default: the only one below runs)
+    predict: tuple[int, ...] = ()  # batch sizes whose best learning rate you want to know
+    verify: int = 0  # batch size outside the sweep: train a row of cells there and compare (0: off)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a sweep and its law: python sweep.py plot"""
+
+    runs: str = ""  # the sweep's folder (default: the only one below runs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
+    if command not in COMMANDS:
+        raise UserError("sweep.py", f"there is no {command}", f"use {', '.join(COMMANDS)}")
+    options, do = COMMANDS[command]
+    do(parse(options, arguments[1:]))
+
+
+def run(options: Run) -> None:
+    """Train what the sweep asks for until nothing is missing or the time is over."""
+    sweep = sweep_of(options)
+    claim_sweep(sweep)
+    plan = partial(wanted, sweep.grid)
+    cells = Trainer(sweep, plan, options.hours * 3600).run()
+    if left := missing(plan(cells), cells):
+        print(f"{sweep.folder}: {len(left)} cells are left; the same command goes on")
+    else:
+        ended = ", ".join(f"{count} {status}" for status, count in cells.status.value_counts().items())
+        print(f"{sweep.folder}: complete, {ended}")
+        for batch_size in on_edge(cells):
+            warn(f"batch size {batch_size}: its best learning rate is the last one tried; better ones may lie beyond")
+    print(f"next: python sweep.py fit --runs {sweep.folder}")
+
+
+def sweep_of(options: Run) -> Sweep:
+    """What the command line asks for.
+
+    Raises:
+        UserError: a number out of range.
+    """
+    cfg = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    check_config(cfg, processes=1)
+    if cfg.restart:
+        raise UserError("--restart", "would throw a whole sweep away", "delete its folder, or name another --run")
+    if not cfg.fold.isdecimal():
+        raise UserError("--fold", f"{cfg.fold} is no single fold", "give its number")
+    if not options.batch_sizes or min(options.batch_sizes) < 1:
+        raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers from 1")
+    lrs = () if options.lrs == ("auto",) else tuple(map(learning_rate, options.lrs))
+    sizes = tuple(sorted(set(options.batch_sizes)))
+    grid = Grid(sizes, lrs, lr=cfg.lr, batch_size=cfg.batch_size, repeats=max(1, options.repeats))
+    # A warm-up in epochs belongs to the epochs beside which it was written: the recipe's, or the command line's.
+    recipe = parse(Config, ["--config", cfg.config] if cfg.config else [])
+    written = cfg if cfg.warmup_epochs != recipe.warmup_epochs else recipe
+    folder = Path(cfg.runs_dir) / f"{cfg.run_name}_sweep"
+    return Sweep(folder, cfg, grid, options.budget, warmup=written.warmup_epochs / written.epochs)
+
+
+def learning_rate(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise UserError("--lrs", f"{text} is no learning rate", "give numbers above 0, or auto alone")
+    return number
+
+
+def find_sweep(runs: str) -> Sweep:
+    """The sweep in the folder ``runs``, or the only one below runs/."""
+    found = [path.parent for path in sorted(Path("runs").glob(f"*/{SWEEP_FILE}"))]
+    if not runs and len(found) != 1:
+        what = f"{len(found)} sweeps lie below runs"
+        raise UserError("--runs", what, f"name one: {', '.join(map(str, found))}" if found else "start: sweep.py run")
+    return read_sweep(Path(runs) if runs else found[0])
+
+
+def fit(options: Fit) -> None:
+    """Fit the law, check it where asked, say it and write law.json."""
+    sweep = find_sweep(options.runs)
+    cells = read_cells(sweep.folder)
+    law = Law(cells)
+    found = {"optimiser": sweep.config.opt, "n_runs": len(cells), "minutes": float(cells.seconds.sum() / 60)}
+    print(f"{sweep.folder}: {found['n_runs']} runs with {found['optimiser']}, {found['minutes']:.0f} minutes")
+    print("\n".join(law.sentences()))
+    for batch_size, best, loss in zip(law.batch_sizes, law.optima, law.best_losses, strict=True):
+        print(f"batch size {batch_size:>5}: best lr {show(best)}, log loss {loss:.4f}")
+    for batch_size in options.predict:
+        print(f"batch size {batch_size:>5}: predicted lr {show(law.predict(batch_size))}")
+    found |= law.as_json()
+    found["predictions"] = [{"batch_size": size} | as_json(law.predict(size)) for size in options.predict]
+    if options.verify:
+        found["verification"] = verify(sweep, law, cells, options.verify)
+    write_json(sweep.folder / LAW_FILE, found)
+
+
+def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict[str, Any]:
+    """Train one row of cells at a batch size outside the sweep, and compare its optimum with the prediction."""
+    if batch_size in sweep.grid.batch_sizes:
+        raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
+    predicted = law.predict(batch_size)
+    # x4 apart as in the sweep where a parabola is wide enough for that, else x2.
+    doublings = FIRST if law.curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
+    row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
+    beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
+    held_out = Trainer(beside, lambda _: row).run()
+    both = Law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
+    if batch_size not in both.batch_sizes:
+        raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")
+    measured = both.optima[both.batch_sizes.tolist().index(batch_size)]
+    apart = abs(math.log2(measured.value / predicted.value))
+    agrees = apart <= math.hypot(predicted.doublings, measured.doublings)
+    print(
+        f"batch size {batch_size:>5}: predicted lr {show(predicted)}, measured {show(measured)}: "
+        f"{'they agree' if agrees else 'they differ by more than chance'} (x{2**apart:.2f})"
+    )
+    return {"batch_size": batch_size, "predicted": as_json(predicted), "measured": as_json(measured), "agrees": agrees}
+
+
+def show(best: Estimate) -> str:
+    """A learning rate with its interval."""
+    return f"{best.value:.2e} [{best.low:.2e}, {best.high:.2e}]"
+
+
+def as_json(best: Estimate) -> dict[str, Any]:
+    """A learning rate with its interval, for law.json."""
+    return {"lr": best.value, "lr_ci": [best.low, best.high]}
+
+
+def plot(options: Plot) -> None:
+    """Draw sweep.png."""
+    from common.plots import draw_sweep
+
+    sweep = find_sweep(options.runs)
+    cells, cfg = read_cells(sweep.folder), sweep.config
+    draw_sweep(sweep.folder / FIGURE_FILE, cells, Law(cells), f"{cfg.model}, {cfg.opt}, {sweep.says_budget}")
+    print(f"{sweep.folder / FIGURE_FILE} written")
+
+
+COMMANDS = {"run": (Run, run), "fit": (Fit, fit), "plot": (Plot, plot)}
+
+
+if __name__ == "__main__":
+    run_script(main)
