@@ -20,6 +20,7 @@ SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 .PHONY: run test lint bounds
 
 run: .venv/installed
+	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)))
 	$(PYTHON) folds.py $(TABLE) $(FOLDS)
 	$(foreach recipe,$(RECIPES),$(PYTHON) train_fold.py $(TABLE) $(FOLDS) $(RUNS) --config $(recipe) --fold all &&) true
 	$(PYTHON) infer.py $(TABLE) $(if $(TEST),--test $(TEST)) $(RUNS) $(SUBMISSION)

@@ -18,10 +18,18 @@ import numpy as np
 
 from common.cli import keyword_arguments, parse
 from common.config import differences
-from common.errors import UserError, run_script
+from common.errors import UserError, run_script, warn
 from common.metrics import describe, log_mean_probability, score, targets_of
 from common.predictions import Predictions, read_predictions, write_predictions
-from common.runs import MODEL_FILE, OOF_FILE, SUBMISSION_FILE, TEST_FILE, finished_folds, finished_runs
+from common.runs import (
+    MODEL_FILE,
+    OOF_FILE,
+    SUBMISSION_FILE,
+    TEST_FILE,
+    finished_folds,
+    finished_runs,
+    fold_folder,
+)
 from common.splits import Folds, match_folds, read_folds
 from common.submission import read_form, write_submission
 from common.system import cpu_count, keep_freed_memory
@@ -36,6 +44,7 @@ class Options:
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every one that has all its folds)
+    out_dir: str = ""  # folder for <run>/test.npz and submission.csv (default: runs_dir, which may be read-only)
     fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model of every row
     tta: Literal["none", "digits"] = "none"  # test-time augmentation; never flips for digits
     score_tta: bool = False  # print what each view of --tta digits would have done on OOF, and write nothing
@@ -46,6 +55,9 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
+    if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
+        what = "predicts the training rows that each fold model has not seen"
+        raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
     runs_dir = Path(options.runs_dir)
     runs = list(options.runs) or finished_runs(runs_dir, options.fold)
     folders = {run: finished_folds(runs_dir / run, options.fold) for run in runs}
@@ -64,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.score_tta:
             print_view_scores(run, models, table, folds)
         else:
-            predict_test(runs_dir / run, models, table, options)
+            predict_test(runs_dir / run, Path(options.out_dir or runs_dir) / run, models, table, options)
 
 
 # ---- the models of a run
@@ -85,7 +97,7 @@ def read_models(fold_folders: Sequence[Path]) -> list[tuple[dict, dict[str, Any]
         for _, facts in models
     ]
     for path, (_, facts), settings in zip(paths, models, shared, strict=True):
-        if path.parent.name not in ("full", f"fold{facts['fold']}"):
+        if path.parent != fold_folder(path.parents[1], facts["fold"]):
             raise UserError(str(path), f"is the model of fold {facts['fold']}", "put every model into its own folder")
         if changed := differences(shared[0], settings):
             what = f"was trained otherwise than {paths[0]} ({', '.join(changed)})"
@@ -102,8 +114,8 @@ def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray],
     from accelerate import Accelerator
 
     from common.data import Normalise, image_shape, load_images
-    from common.engine import predict
-    from common.hardware import resolve_precision
+    from common.engine import evaluation_batch, predict
+    from common.hardware import usable_precision
     from common.models import create_model
     from common.tta import TTA
 
@@ -113,7 +125,8 @@ def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray],
         what = f"has images of {image_shape(table)} (channels, side), the models were trained on {facts['image_shape']}"
         raise UserError(table.source, what, "take the test table that belongs to the train table")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    precision = resolve_precision(settings["mixed_precision"])
+    precision = usable_precision(settings["mixed_precision"])
+    at_once = evaluation_batch(settings["batch_size"] // (settings["accumulate"] * facts["processes"]))
     images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
     model_args = keyword_arguments("model-args", settings["model_args"])
     model = create_model(
@@ -124,11 +137,11 @@ def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray],
         model.load_state_dict(tensors)
         normalise = Normalise(**facts["normalise"])
         rows = torch.from_numpy(rows).to(accelerator.device)
-        outputs.append(predict(accelerator, model, images, rows, normalise, TTA[tta], precision))
+        outputs.append(predict(accelerator, model, images, rows, normalise, TTA[tta], precision, at_once))
     return outputs
 
 
-def predict_test(run_folder: Path, models, table: Table, options: Options) -> None:
+def predict_test(run_folder: Path, out_folder: Path, models, table: Table, options: Options) -> None:
     """Average models and views over the test rows, then write test.npz and the checked submission."""
     from common.tta import TTA
 
@@ -136,6 +149,10 @@ def predict_test(run_folder: Path, models, table: Table, options: Options) -> No
     classes = models[0][1]["classes"]
     if options.sample:
         read_form(options.sample, table.ids, classes)  # a wrong sample is said before the work
+    labels = table.labels
+    if unknown := sorted(set(labels) - set(classes)):
+        warn(f"{table.source}: its label column is not scored, {unknown[0]} is no class of the models")
+        labels = labels[:0]
     everything = np.arange(len(table.ids))
     outputs = predict_with_each(models, table, [everything] * len(models), options.tta)
     weights = [view.weight for view in TTA[options.tta]] * len(models)
@@ -143,12 +160,12 @@ def predict_test(run_folder: Path, models, table: Table, options: Options) -> No
         ids=table.ids,
         logits=log_mean_probability(np.concatenate(outputs), weights),
         classes=classes,
-        labels=table.labels,
+        labels=labels,
         id_name=table.id_name,
         label_name=table.label_name,
     )
-    write_predictions(run_folder / TEST_FILE, test)
-    write_submission(run_folder / SUBMISSION_FILE, test, options.sample, oof_predicted(run_folder, len(models)))
+    write_predictions(out_folder / TEST_FILE, test)
+    write_submission(out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted(run_folder, len(models)))
     seconds = time.perf_counter() - started
     print(
         f"{run_folder.name}: {len(table.ids):,} rows, {len(models)} models x {len(TTA[options.tta])} views, "
@@ -156,7 +173,7 @@ def predict_test(run_folder: Path, models, table: Table, options: Options) -> No
     )
     if len(test.labels):
         print(f"test {describe(score(test.logits, test.targets))}")
-    print(f"submission: {run_folder / SUBMISSION_FILE}")
+    print(f"submission: {out_folder / SUBMISSION_FILE}")
 
 
 def oof_predicted(run_folder: Path, fold_count: int) -> np.ndarray:

@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.cli import parse
 from common.config import Config, check_config, differences, training_settings
-from common.errors import UserError, run_script, warn
+from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import read_json, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import describe, score, targets_of
@@ -58,17 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = wanted_folds(cfg.fold, folds)
     if "ACCELERATE_MIXED_PRECISION" in os.environ or STARTED_BY_US in os.environ:
         end_with_parent()  # a launcher that dies must not leave us behind
-    run_folder = Path(cfg.runs_dir) / cfg.run_name
-    if cfg.restart and os.environ.get("RANK", "0") == "0":
-        start_over(run_folder)
-
     slots = device_slots()
     if len(wanted) > 1 and processes == 1 and len(slots) > 1:
-        train_side_by_side(arguments, wanted, slots)
+        train_side_by_side(cfg, arguments, table, folds, wanted, slots)
     else:
         train_in_turn(cfg, table, folds, wanted)
     if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
-        print_local_cv(run_folder, folds)
+        print_local_cv(Path(cfg.runs_dir) / cfg.run_name, folds)
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:
@@ -83,23 +79,38 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
 
 def start_over(run_folder: Path) -> None:
     """Throw a run away after saying what is in it; refused while another process trains in it."""
+    if not run_folder.exists():
+        return
+    if not any(run_folder.glob(f"*/{CONFIG_FILE}")):
+        raise UserError(str(run_folder), "is no run that --restart may throw away", "delete it yourself")
     with ExitStack() as locks:
-        for folder in sorted(path for path in run_folder.glob("*") if path.is_dir()):
+        for folder in sorted(path.parent for path in run_folder.glob(f"*/{CONFIG_FILE}")):
             locks.enter_context(locked(folder))
             state = "finished" if is_finished(folder) else "unfinished"
             print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
-        shutil.rmtree(run_folder, ignore_errors=True)
+        files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
+        print(f"--restart throws away {run_folder} ({', '.join(files)})")
+        shutil.rmtree(run_folder)
 
 
-def train_side_by_side(arguments: list[str], wanted: list[str], slots: list[dict[str, str]]) -> None:
-    """One process a fold, one fold a device; each is this command with its own --fold."""
-    script = str(Path(__file__).resolve())
-    jobs = [Job(f"fold {fold}", (script, *arguments, "--no-restart", "--fold", fold)) for fold in wanted]
+def train_side_by_side(
+    cfg: Config, arguments: list[str], table: Table, folds: Folds, wanted: list[str], slots: list[dict[str, str]]
+) -> None:
+    """One process a fold, one fold a device; each is this command with its own --fold and share of the threads."""
+    from common.training import check_choices
+
+    check_choices(with_images_of(cfg, table), len(folds.classes), cfg.batch_size // cfg.accumulate)
+    if cfg.restart:
+        start_over(Path(cfg.runs_dir) / cfg.run_name)
+    threads = cfg.threads or max(1, cpu_count() // len(slots))
+    own = ("--no-restart", "--threads", str(threads), "--fold")
+    jobs = [Job(f"fold {fold}", (str(Path(__file__).resolve()), *arguments, *own, fold)) for fold in wanted]
     exit_codes = run_jobs(jobs, slots)
     failed = {name: code for name, code in exit_codes.items() if code != 0}
     if failed:
         named = ", ".join(f"{name} (exit {code})" for name, code in failed.items())
-        raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", max(failed.values()))
+        worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal
+        raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", worst)
 
 
 def print_local_cv(run_folder: Path, folds: Folds) -> None:
@@ -110,25 +121,28 @@ def print_local_cv(run_folder: Path, folds: Folds) -> None:
     print(f"local CV of {run_folder.name}: {describe(score(oof.logits, targets_of(oof.labels, oof.classes)))}")
 
 
+def with_images_of(cfg: Config, table: Table) -> Config:
+    """The settings with the images' own channels and size where 0 asks for them."""
+    from common.data import image_shape
+
+    channels, size = image_shape(table)
+    return dataclasses.replace(cfg, channels=cfg.channels or channels, img_size=cfg.img_size or size)
+
+
 def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) -> None:
     """Train the folds one after another in this process (and in those the launcher put beside it)."""
     keep_freed_memory()
     import torch
     from accelerate import Accelerator
 
-    from common.data import conversion, image_shape, load_images
-    from common.hardware import resolve_precision
+    from common.data import conversion, load_images
+    from common.hardware import asked_precision, usable_precision
+    from common.training import check_choices
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
-    own_channels, own_size = image_shape(table)
-    cfg = dataclasses.replace(
-        cfg,
-        threads=threads,
-        channels=cfg.channels or own_channels,
-        img_size=cfg.img_size or own_size,
-        mixed_precision=resolve_precision(cfg.mixed_precision),
-    )
+    precision = usable_precision(asked_precision(cfg.mixed_precision))
+    cfg = dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=precision)
     create_accelerator = partial(
         Accelerator,
         cpu=not torch.accelerator.is_available(),
@@ -147,14 +161,22 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
             f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
+    check_choices(cfg, len(folds.classes), share)
+    for fold in wanted:
+        rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
+    run_folder = Path(cfg.runs_dir) / cfg.run_name
+    if cfg.restart and accelerator.is_main_process:
+        start_over(run_folder)
+    accelerator.wait_for_everyone()
     converted = conversion(table, cfg.channels, cfg.img_size)
     if converted:
         accelerator.print(f"images: {converted}")
     images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
     facts = run_facts(cfg, accelerator.num_processes, folds, table)
     for position, fold in enumerate(wanted):
+        folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
-        train_fold(cfg, create_accelerator(), images, folds, fold, facts, folds_after=len(wanted) - position - 1)
+        train_fold(cfg, create_accelerator(), images, folds, fold, facts, folds_after)
 
 
 def train_fold(
@@ -164,7 +186,7 @@ def train_fold(
     import torch
 
     from common.data import seed_of
-    from common.engine import predict, share_buffers, train_epoch
+    from common.engine import evaluation_batch, predict, share_buffers, train_epoch
     from common.optim import warmup_cosine
     from common.training import prepare_training
     from common.tta import TTA
@@ -173,7 +195,7 @@ def train_fold(
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(locked(folder))
-            claim(folder, cfg, folds)
+            start_or_go_on(folder, cfg, folds)
         accelerator.wait_for_everyone()
         if is_finished(folder):
             metrics = read_metrics(folder)
@@ -184,9 +206,10 @@ def train_fold(
         # Set up: rows, model and optimiser, then where an interrupted call left them
         train_rows, valid_rows = rows_of(folds, fold, cfg)
         targets = targets_of(folds.labels, folds.classes)
-        torch.manual_seed(seed_of(cfg.seed, 0 if fold == "full" else int(fold) + 1))  # initial weights
+        torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
         training = prepare_training(cfg, accelerator, images, targets, train_rows, len(folds.classes))
         steps, normalise = training.batches.steps, training.batches.normalise
+        at_once = evaluation_batch(cfg.batch_size // (accelerator.num_processes * cfg.accumulate))
         facts = facts | {
             "fold": fold,
             "normalise": dataclasses.asdict(normalise),
@@ -201,12 +224,13 @@ def train_fold(
 
         def predict_valid_rows() -> np.ndarray:
             rows = torch.from_numpy(valid_rows).to(accelerator.device)
-            return predict(accelerator, training.scored, images, rows, normalise, TTA["none"], cfg.mixed_precision)[0]
+            views, precision = TTA["none"], cfg.mixed_precision
+            return predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
 
         # Train
         for epoch in range(len(training.log), cfg.epochs):
             started = time.perf_counter()
-            torch.manual_seed(seed_of(cfg.seed, epoch, accelerator.process_index))  # dropout and the like
+            torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
             with epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator.is_main_process) as bar:
                 train_loss = train_epoch(accelerator, training, epoch, learning_rate, cfg.clip_grad, bar)
             train_seconds = time.perf_counter() - started
@@ -229,14 +253,17 @@ def train_fold(
             save_fold(folder, training, facts, folds, valid_rows, logits)
 
 
-def claim(folder: Path, cfg: Config, folds: Folds) -> None:
-    """Make the fold's folder ours: refuse a run that was made with other settings or folds."""
+def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
     settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
     for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
         if changed := differences(read_json(other), settings):
             remedy = "take the same settings, another --run, or --restart to throw the run away"
             raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
-    write_json(folder / CONFIG_FILE, settings)
+    for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        stray.unlink()
+    if not (folder / CONFIG_FILE).exists():
+        write_json(folder / CONFIG_FILE, settings)
 
 
 def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -286,6 +313,8 @@ def save_fold(
     save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts)
     log = training.log
     metrics = {name: facts[name] for name in METRICS_FACTS}
+    if facts["settings"]["limit"]:
+        metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
     metrics["seconds"] = sum(row["seconds"] for row in log)
     images = len(log) * training.batches.steps * training.batches.batch_size
     metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)

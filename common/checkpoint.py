@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.optim import Optimizer
 
 from common.errors import NUMBERS, UserError
 from common.files import write_file
 
 VERSION = 1
 _KEY = "fivefold"
+_TENSOR, _DTYPE, _TUPLE = "tensor", "dtype", "tuple"  # what JSON lacks
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: missing, not safetensors, damaged, of a newer version, or not finite.
     """
-    remedy = "restore the file, or train this fold again with --restart"
+    remedy = f"restore it, or delete {path.parent} and train this fold again"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -87,19 +87,31 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
-def optimiser_tensors(optimiser: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and as JSON (its plain numbers)."""
-    tensors, numbers = {}, {}
-    for index, state in optimiser.state_dict()["state"].items():
-        for name, value in state.items():
-            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
-    return tensors, numbers
+def separate_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A nested state with each tensor moved into ``tensors`` and its name left in its place: the rest is JSON."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {_TENSOR: name}
+    if isinstance(value, torch.dtype):
+        return {_DTYPE: str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {str(key): separate_tensors(part, f"{name}.{key}", tensors) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [separate_tensors(part, f"{name}.{number}", tensors) for number, part in enumerate(value)]
+        return {_TUPLE: parts} if isinstance(value, tuple) else parts
+    return value
 
 
-def restore_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Put back what :func:`optimiser_tensors` took; settings such as betas stay the optimiser's own."""
-    states: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **numbers}.items():
-        index, _, name = key.partition(".")
-        states.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+def join_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The nested state that :func:`separate_tensors` took apart; whole-number keys are numbers again."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[value[_TENSOR]]
+        if _DTYPE in value:
+            return getattr(torch, value[_DTYPE])
+        if _TUPLE in value:
+            return tuple(join_tensors(part, tensors) for part in value[_TUPLE])
+        return {int(key) if key.isdecimal() else key: join_tensors(part, tensors) for key, part in value.items()}
+    if isinstance(value, list):
+        return [join_tensors(part, tensors) for part in value]
+    return value

@@ -56,7 +56,11 @@ def recipe_flags(path: Path) -> list[str]:
     for name, value in entries.items():
         if isinstance(value, dict):
             raise UserError(str(path), f"{name} holds a mapping", f"write {name}: [key=value, key=value]")
-        flags += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+        flag = name.replace("_", "-")
+        if value in ("true", "false"):
+            flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *(value if isinstance(value, list) else [value])]
     return flags
 
 

@@ -60,7 +60,15 @@ def check_config(cfg: Config, processes: int) -> None:
     Raises:
         UserError: a number out of range, or a batch size that does not divide into whole micro-batches.
     """
-    for name, least in {"epochs": 1, "batch_size": 1, "accumulate": 1, "img_size": 0, "threads": 0, "limit": 0}.items():
+    for name, least in {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "img_size": 0,
+        "threads": 0,
+        "limit": 0,
+        "seed": 0,
+    }.items():
         if getattr(cfg, name) < least:
             raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
     ranges = {
@@ -85,6 +93,8 @@ def check_config(cfg: Config, processes: int) -> None:
             f"{cfg.batch_size} does not divide by {processes} processes x {cfg.accumulate} accumulation steps",
             f"use a multiple of {shares}",
         )
+    if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
+        raise UserError("--run", f"{cfg.run_name} is no folder's name", "name the run; --runs-dir says where it lies")
     if cfg.fold == "full" and cfg.select != "last":
         raise UserError("--select", f"{cfg.select} needs validation rows, --fold full has none", "use --select last")
 

@@ -4,6 +4,7 @@
 no workers, no per-image Python.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,10 @@ from common.tables import Table
 PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
 
 
-def seed_of(*parts: int) -> int:
-    """One well-mixed seed from several small numbers, such as (seed, epoch, step)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+def seed_of(purpose: str, *parts: int) -> int:
+    """One well-mixed seed for a purpose from several small numbers, such as ("order", seed, epoch)."""
+    entropy = [zlib.crc32(purpose.encode()), *parts]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 def image_shape(table: Table) -> tuple[int, int]:
@@ -138,7 +140,7 @@ class TrainBatches:
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
         order = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
         size = self.batch_size // (self.processes * self.micro_batches)
         for step in range(self.steps):
@@ -146,7 +148,7 @@ class TrainBatches:
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
                 share = slice(first, first + size)
-                uniform = self._uniform(seed_of(self.seed, epoch, step), share)
+                uniform = self._uniform(seed_of("augmentation", self.seed, epoch, step), share)
                 yield self.images_of(batch[share], uniform), self.targets_of(batch[share])
 
     def images_of(self, rows: Tensor, uniform: Uniform) -> Tensor:

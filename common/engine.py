@@ -44,8 +44,7 @@ def train_epoch(
         step = number // batches.micro_batches
         set_learning_rate(optimiser, learning_rate(epoch * batches.steps + step))
         with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
-            with accelerator.autocast():
-                loss = F.cross_entropy(model(images), targets)
+            loss = F.cross_entropy(model(images), targets)  # accelerate runs the model in mixed precision
             accelerator.backward(loss)
             if accelerator.sync_gradients and clip_grad > 0:
                 accelerator.clip_grad_norm_(model.parameters(), clip_grad)
@@ -85,6 +84,11 @@ def share_buffers(accelerator: Accelerator, *models: nn.Module) -> None:
             buffer.copy_(broadcast(buffer))
 
 
+def evaluation_batch(micro_batch: int) -> int:
+    """Images to predict at once: without gradients there is room for more than a training step's."""
+    return max(64, 4 * micro_batch)
+
+
 @torch.inference_mode()
 def predict(
     accelerator: Accelerator,
@@ -93,8 +97,8 @@ def predict(
     rows: Tensor,
     normalise: Normalise,
     views: Sequence[View],
-    precision: str = "no",
-    batch_size: int = 512,
+    precision: str,
+    batch_size: int,
 ) -> np.ndarray:
     """Logits of ``images[rows]``, float32 (views, len(rows), classes), the same on every process.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ENVIRONMENT, UserError
+from common.system import sync_folder
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -32,12 +33,7 @@ def write_file(path: Path, content: bytes | str) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        if os.name == "posix":  # the rename itself must survive a power cut
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise UserError(str(path), what, "free space or choose another folder", ENVIRONMENT) from error

@@ -24,35 +24,39 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision != "no")
 
 
-def resolve_precision(asked: str) -> str:
-    """The precision to train in: "no", "fp16" or "bf16".
-
-    "auto" takes the launcher's. A precision that fails a real convolution on this device falls back
-    (bf16, then fp16 on a GPU, then no), and says so.
+def asked_precision(asked: str) -> str:
+    """What --mixed-precision means here: "auto" is the launcher's value.
 
     Raises:
         UserError: the launcher and the command line ask for different ones.
     """
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked == "auto":
-        asked = launcher
-    elif launcher not in ("no", asked):
-        raise UserError(
-            "--mixed-precision", f"{asked} here but {launcher} for accelerate launch", "give one of them only"
-        )
+        return launcher
+    if launcher not in ("no", asked):
+        what = f"{asked} here but {launcher} for accelerate launch"
+        raise UserError("--mixed-precision", what, "give one of them only")
+    return asked
+
+
+def usable_precision(asked: str) -> str:
+    """``asked`` ("no", "fp16" or "bf16") if it survives a real convolution on this device, else what does.
+
+    bf16 falls back to fp16 on a GPU, anything to "no", and a warning says so.
+    """
     device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
     if candidates is None:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
     works = next((name for name in candidates if _precision_works(name, device)), "no")
     if works != asked:
-        warn(f"{asked} does not work on this device ({device}): training goes on with mixed precision {works}")
+        warn(f"{asked} does not work on this device ({device}): going on with mixed precision {works}")
     return works
 
 
 def _precision_works(name: str, device: str) -> bool:
-    if name == "fp16" and device == "cpu":
-        return False  # its gradients need a loss scaler, which only GPUs have
+    if name == "fp16" and device != "cuda":
+        return False  # its gradients need a loss scaler, which accelerate has for CUDA alone
     if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
     try:

@@ -12,6 +12,9 @@ from common.system import gpu_count
 
 STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: it must not outlive the process that started it
 
+# A launcher's word to its own processes; a job is no rank of anything.
+LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,7 +66,8 @@ def run_jobs(
 
 
 def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
-    environment = {**os.environ, **slot, STARTED_BY_US: "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    environment |= {**slot, STARTED_BY_US: "1"}
     command = [sys.executable, *job.command]
     if not tagged:
         return subprocess.Popen(command, env=environment)
@@ -73,7 +77,8 @@ def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
 
 
 def _watch(job: Job, slot: Mapping[str, str], process: subprocess.Popen, ended: Queue) -> None:
-    if process.stdout is not None:
-        for line in process.stdout:
+    try:
+        for line in process.stdout or ():
             print(f"[{job.name}] {line}", end="", flush=True)
-    ended.put((job, slot, process.wait()))
+    finally:  # also when nobody reads our output any more
+        ended.put((job, slot, process.wait()))

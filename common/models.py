@@ -16,6 +16,11 @@ from common.errors import UserError
 USUAL_SIZES = (28, 32, 48, 56, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 
 
+# What the data, other flags or the absence of a network decide.
+DECIDED_ELSEWHERE = {"num_classes", "in_chans", "img_size", "features_only", "pretrained", "pretrained_cfg"}
+DECIDED_ELSEWHERE |= {"pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable"}
+
+
 class DigitCNN(nn.Module):
     """Five convolutions with BatchNorm and three poolings: the classic shape for 28 x 28 digits.
 
@@ -86,19 +91,22 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
         UserError: no such model, an argument it does not know, or a size it cannot work at,
             with the smallest usual size that it can.
     """
+    for argument in DECIDED_ELSEWHERE & model_args.keys():
+        raise UserError("--model-args", f"{argument} is decided by the data and other flags", "leave it out")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         remedy = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all"
         raise UserError("--model", f"timm has no model {name}", remedy)
     model = _build(name, model_args, num_classes, channels, img_size)
-    if isinstance(model, nn.Module) and _works(model, channels, img_size):
+    if isinstance(model, nn.Module) and _works(model, num_classes, channels, img_size):
         head = model.get_classifier()
         if isinstance(head, nn.Linear):
             nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
         return model
     for size in (size for size in USUAL_SIZES if size > img_size):
         candidate = _build(name, model_args, num_classes, channels, size)
-        if isinstance(candidate, nn.Module) and _works(candidate, channels, size):
+        if isinstance(candidate, nn.Module) and _works(candidate, num_classes, channels, size):
             raise UserError(
                 "--model",
                 f"{name} needs at least {size} px, the images are {img_size}",
@@ -130,9 +138,9 @@ def _build(
 
 
 @torch.no_grad()
-def _works(model: nn.Module, channels: int, img_size: int) -> bool:
+def _works(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
     model.eval()  # leaves BatchNorm's statistics alone
     try:
-        return model(torch.zeros(2, channels, img_size, img_size)).shape[0] == 2
+        return model(torch.zeros(2, channels, img_size, img_size)).shape == (2, num_classes)
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
         return False

@@ -58,8 +58,11 @@ def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:
             raise UserError(str(run_folder), "has no finished fold", "train it: python train_fold.py --fold all")
         names = [f"fold{k}" for k in range(read_metrics(finished[0])["fold_count"])]
     missing = [name for name in names if not is_finished(run_folder / name)]
+    smoke = [name for name in names if name not in missing and read_metrics(run_folder / name).get("limit")]
     if missing:
         raise UserError(str(run_folder), f"has not finished {', '.join(missing)}", "train what is missing")
+    if smoke:
+        raise UserError(str(run_folder), "is a smoke run, trained with --limit", "train it without, or name other runs")
     return [run_folder / name for name in names]
 
 

@@ -15,11 +15,25 @@ from common.errors import ENVIRONMENT, UserError
 
 
 def cpu_count() -> int:
-    """Cores this process may use (a container's share where the system tells)."""
+    """Cores this process may use: its affinity, and a container's quota (cgroup v2) where there is one."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+    except (OSError, ValueError):  # no quota
+        return cores
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a rename in ``folder`` to disk; where folders cannot be opened (Windows) the system does it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def gpu_count() -> int:
@@ -61,9 +75,14 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process holds it and ``wait`` is off (exit 3), naming its host and pid.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        what = f"cannot be written to ({error.strerror or error})"
+        raise UserError(str(folder), what, "choose another folder", ENVIRONMENT) from error
+    with file:
         while not _try_lock(file):
             if not wait:
                 file.seek(0)

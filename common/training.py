@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 
 from common.augment import AUGMENTS
 from common.checkpoint import (
+    join_tensors,
     load_tensors,
-    optimiser_tensors,
-    restore_optimiser,
     save_tensors,
+    separate_tensors,
     with_prefix,
     without_prefix,
 )
@@ -78,18 +78,18 @@ class Training:
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
-        state, numbers = optimiser_tensors(self.optimiser)
-        tensors = with_prefix("model", self.model.state_dict()) | with_prefix("optimiser", state)
+        tensors = with_prefix("model", self.model.state_dict())
+        optimiser = separate_tensors(self.optimiser.state_dict(), "optimiser", tensors)
         if self.ema is not None:
             tensors |= with_prefix("ema", self.ema.module.state_dict())
         tensors |= with_prefix("best", self.best)
         scaler = self.scaler.state_dict() if self.scaler else {}
-        save_tensors(path, tensors, {**facts, "optimiser_numbers": numbers, "scaler": scaler, "log": self.log})
+        save_tensors(path, tensors, {**facts, "optimiser": optimiser, "scaler": scaler, "log": self.log})
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:
         """Go back to where :meth:`save` was called; warns where bit-identity is lost."""
         tensors, metadata = load_tensors(path)
-        for name in ("processes", "threads", "versions"):
+        for name in ("processes", "threads", "memory_format", "versions"):
             if metadata[name] != facts[name]:
                 warn(
                     f"{path}: {name} were {metadata[name]} and are {facts[name]} now: "
@@ -98,11 +98,41 @@ class Training:
         self.model.load_state_dict(without_prefix("model", tensors))
         if self.ema is not None:
             self.ema.module.load_state_dict(without_prefix("ema", tensors))
-        restore_optimiser(self.optimiser, without_prefix("optimiser", tensors), metadata["optimiser_numbers"])
+        self.optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
         if self.scaler:
             self.scaler.load_state_dict(metadata["scaler"])
         self.best = without_prefix("best", tensors)
         self.log = metadata["log"]
+
+
+def create_augmentation(cfg: Config) -> partial:
+    """The training augmentation with its arguments; raises UserError where one is unknown."""
+    if cfg.augment not in AUGMENTS:
+        raise UserError("--augment", f"{cfg.augment} is unknown", f"use one of: {', '.join(AUGMENTS)}")
+    augment = AUGMENTS[cfg.augment]
+    return partial(augment, **keyword_arguments("augment-args", cfg.augment_args, augment))
+
+
+def create_model_and_optimiser(cfg: Config, num_classes: int, device: torch.device) -> tuple[nn.Module, Optimizer]:
+    """An untrained model on ``device`` and the optimiser of its parameters; raises UserError where one cannot be."""
+    model_args = keyword_arguments("model-args", cfg.model_args)
+    model = create_model(cfg.model, model_args, num_classes, cfg.channels, cfg.img_size).to(device)
+    opt_args = keyword_arguments("opt-args", cfg.opt_args)
+    return model, create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
+
+
+def check_choices(cfg: Config, num_classes: int, micro_batch: int) -> None:
+    """Build once what ``cfg`` names, before a run's folder is touched.
+
+    Raises:
+        UserError: a model, size, optimiser, augmentation or argument that does not exist or does not work;
+            a micro-batch of one image for a model with BatchNorm, which then has nothing to average.
+    """
+    create_augmentation(cfg)
+    model, _ = create_model_and_optimiser(cfg, num_classes, torch.device("cpu"))
+    if micro_batch == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        what = f"one image at a time leaves {cfg.model}'s BatchNorm nothing to average"
+        raise UserError("--batch-size", what, "raise it, or lower --accumulate")
 
 
 def prepare_training(
@@ -113,9 +143,6 @@ def prepare_training(
     ``images`` is uint8 (n, channels, side, side) on the device, ``targets`` the class number of every row.
     The initial weights follow torch's random seed.
     """
-    if cfg.augment not in AUGMENTS:
-        raise UserError("--augment", f"{cfg.augment} is unknown", f"use one of: {', '.join(AUGMENTS)}")
-    augment = AUGMENTS[cfg.augment]
     rows_on_device = torch.from_numpy(rows).to(accelerator.device)
     batches = TrainBatches(
         images=images,
@@ -127,19 +154,16 @@ def prepare_training(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         seed=cfg.seed,
-        augment=partial(augment, **keyword_arguments("augment-args", cfg.augment_args, augment)),
+        augment=create_augmentation(cfg),
         normalise=Normalise.of(images[rows_on_device]),
         label_smoothing=cfg.label_smoothing,
     )
-    model_args = keyword_arguments("model-args", cfg.model_args)
-    model = create_model(cfg.model, model_args, num_classes, cfg.channels, cfg.img_size).to(accelerator.device)
+    model, optimiser = create_model_and_optimiser(cfg, num_classes, accelerator.device)
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     example, _ = next(batches.epoch(0))
     layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example)
     model = model.to(memory_format=getattr(torch, layout))
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
-    opt_args = keyword_arguments("opt-args", cfg.opt_args)
-    optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     return Training(model, wrapped, optimiser, accelerator.scaler, ema, batches, cfg.select, layout)
 

@@ -19,7 +19,7 @@ from common.checkpoint import load_tensors
 from common.errors import UserError
 from common.metrics import log_mean_probability, score, targets_of
 from common.predictions import join_oof, read_predictions
-from common.runs import finished_folds
+from common.runs import finished_folds, finished_runs
 from common.splits import match_folds, read_folds
 from common.tables import read_test_table, read_train_table
 from common.tta import TTA
@@ -124,7 +124,6 @@ def test_the_same_command_again_changes_nothing(chain, tiny, capsys):
     train(tiny, chain, "--run", "one", "--fold", 0)
     assert "finished" in capsys.readouterr().out
     after = {path: path.stat().st_mtime_ns for path in (chain / "one" / "fold0").iterdir() if path.name != ".lock"}
-    before.pop(chain / "one" / "fold0" / "config.json"), after.pop(chain / "one" / "fold0" / "config.json")
     assert before == after
 
 
@@ -132,6 +131,40 @@ def test_other_settings_are_refused_by_name(chain, tiny):
     """A run folder made with other settings names each that differs, finished or not."""
     with pytest.raises(UserError, match=r"lr: 0\.003 -> 0\.001.*weight_decay: 0\.05 -> 0\.1"):
         train(tiny, chain, "--run", "one", "--fold", 0, "--lr", 1e-3, "--weight-decay", 0.1)
+
+
+@pytest.mark.parametrize(
+    "mistake", [["--augment", "bogus"], ["--opt", "adamwow"], ["--model", "convnext_atto"], ["--batch-size", "61"]]
+)
+def test_a_mistake_leaves_no_trace_and_costs_no_run(tiny, tmp_path, mistake):
+    """A wrong choice is refused before a run's folder is made, and before --restart throws one away."""
+    with pytest.raises(UserError):
+        train(tiny, tmp_path / "new", "--run", "a", "--fold", 0, *mistake)
+    assert not list(tmp_path.glob("new/a/*/*"))
+    train(tiny, tmp_path / "old", "--run", "a", "--fold", 0, "--epochs", 1)
+    before = files_of(tmp_path / "old/a/fold0")
+    with pytest.raises(UserError):
+        train(tiny, tmp_path / "old", "--run", "a", "--fold", 0, "--restart", *mistake)
+    assert files_of(tmp_path / "old/a/fold0") == before
+
+
+def test_restart_throws_away_nothing_but_a_run(tiny, tmp_path):
+    """A folder that no training made is refused, and so is a run's name that leads out of the runs folder."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").touch()
+    with pytest.raises(UserError, match="is no run that --restart may throw away"):
+        train(tiny, tmp_path, "--run", "precious", "--fold", 0, "--restart")
+    with pytest.raises(UserError, match="is no folder's name"):
+        train(tiny, tmp_path / "runs", "--run", "../precious", "--fold", 0, "--restart")
+    assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_smoke_run_is_neither_averaged_nor_blended(tiny, tmp_path, capsys):
+    """A --limit run trains to its end, and is left out with a warning by whoever takes every finished run."""
+    train(tiny, tmp_path, "--run", "smoke", "--fold", "all", "--epochs", 1, "--limit", 16)
+    with pytest.raises(UserError, match="holds no finished run"):
+        finished_runs(tmp_path)
+    assert "smoke run" in capsys.readouterr().err
 
 
 def test_restart_says_what_it_throws_away(tiny, tmp_path, capsys):
@@ -219,7 +252,7 @@ def test_fewer_rows_are_the_same_rows_for_every_seed(tiny, flag, expected):
     first, second = (
         train_fold.rows_of(folds, "0", parse(Config, ["--batch-size", "8", "--seed", seed, *flag])) for seed in "01"
     )
-    assert len(first[0]) == expected and not set(first[0]) & set(first[1])
+    assert abs(len(first[0]) - expected) <= 2 and not set(first[0]) & set(first[1])
     assert all((one == two).all() for one, two in zip(first, second, strict=True))
     if flag[0] == "--train-fraction":
         assert set(folds.labels[first[0]]) == set(folds.classes) and len(first[1]) == (folds.fold == 0).sum()

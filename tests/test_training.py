@@ -12,7 +12,7 @@ from common.augment import AUGMENTS, affine, digits
 from common.config import Config, check_config
 from common.data import Normalise, TrainBatches, load_images
 from common.errors import UserError
-from common.hardware import resolve_precision
+from common.hardware import asked_precision, usable_precision
 from common.optim import warmup_cosine
 from common.tables import read_train_table
 from common.tta import TTA
@@ -175,14 +175,13 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(change, messa
 def test_precision_follows_the_launcher_unless_they_conflict(monkeypatch):
     """auto takes the launcher's value, fp16 on a CPU falls back in words, two different wishes are an error."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert resolve_precision("auto") == "bf16"
+    assert asked_precision("auto") == "bf16"
     with pytest.raises(UserError, match="fp16 here but bf16 for accelerate launch"):
-        resolve_precision("fp16")
+        asked_precision("fp16")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="asserts what a machine without a GPU does")
-def test_fp16_on_a_cpu_falls_back_and_says_so(monkeypatch, capsys):
+def test_fp16_on_a_cpu_falls_back_and_says_so(capsys):
     """Accelerate would accept it in silence."""
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert resolve_precision("fp16") == "no"
+    assert usable_precision("fp16") == "no"
     assert "fp16 does not work on this device (cpu)" in capsys.readouterr().err
