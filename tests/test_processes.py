@@ -16,6 +16,7 @@ from common.predictions import read_predictions
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
 WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
+WITHOUT_BATCHNORM += ["--batch-size", "12"]
 
 
 def launch(processes: int, *command: object, **environment: str) -> subprocess.CompletedProcess:
@@ -45,12 +46,13 @@ def test_every_row_is_predicted_exactly_once(processes, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> dict[str, dict]:
-    """The same global batch of 8 as 1 x 8, 2 x 4 and 1 x 4 x 2 accumulated; with and without BatchNorm."""
+    """The same global batch of 12 as 1 x 12, 2 x 6, 3 x 4 and 1 x 6 x 2 accumulated; one run with BatchNorm."""
     runs_dir = tmp_path_factory.mktemp("processes")
     results = {}
     for name, processes, arguments in (
         ("one", 1, [*WITHOUT_BATCHNORM, "--fold", "0"]),
         ("two", 2, [*WITHOUT_BATCHNORM, "--fold", "0"]),
+        ("three", 3, [*WITHOUT_BATCHNORM, "--fold", "0"]),
         ("accumulated", 1, [*WITHOUT_BATCHNORM, "--fold", "0", "--accumulate", "2"]),
         ("batchnorm", 2, ["--fold", "all", "--ema-decay", "0.9"]),
     ):
@@ -71,20 +73,21 @@ def trained(tiny, tmp_path_factory) -> dict[str, dict]:
 
 def test_the_launch_proves_its_process_count(trained):
     """metrics.json and the first line say how many processes there were, and their share of the batch."""
-    assert [trained[name]["metrics"]["processes"] for name in ("one", "two", "accumulated")] == [1, 2, 1]
-    assert "batch size 8 = 2 processes x 1 accumulation steps x 4 images" in trained["two"]["said"]
+    counts = {name: trained[name]["metrics"]["processes"] for name in trained}
+    assert counts == {"one": 1, "two": 2, "three": 3, "accumulated": 1, "batchnorm": 2}
+    assert "batch size 12 = 2 processes x 1 accumulation steps x 6 images" in trained["two"]["said"]
 
 
 def test_learning_rate_and_steps_do_not_depend_on_processes(trained):
-    """The schedule counts optimiser steps: its log is the same at 1 x 8, 2 x 4 and 1 x 4 x 2."""
-    for name in ("two", "accumulated"):
+    """The schedule counts optimiser steps: its log is the same however the batch is shared."""
+    for name in ("two", "three", "accumulated"):
         assert trained[name]["log"].lr.tolist() == trained["one"]["log"].lr.tolist()
         assert trained[name]["metrics"]["steps"] == trained["one"]["metrics"]["steps"]
 
 
 def test_weights_do_not_depend_on_processes(trained):
-    """Without BatchNorm, two processes or two accumulated halves train the weights of one process."""
-    for name in ("two", "accumulated"):
+    """Without BatchNorm, several processes or accumulated halves train the weights of one process."""
+    for name in ("two", "three", "accumulated"):
         for tensor, value in trained["one"]["weights"].items():
             torch.testing.assert_close(trained[name]["weights"][tensor], value, atol=1e-5, rtol=0)
         np.testing.assert_allclose(trained[name]["oof"].logits, trained["one"]["oof"].logits, atol=1e-4)
