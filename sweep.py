@@ -4,7 +4,8 @@
     python sweep.py fit                     # the law in plain sentences, and law.json
     python sweep.py fit --verify 48         # ... checked on a batch size that it has not seen
     python sweep.py plot                    # sweep.png
-    python sweep.py find --batch-size 64    # the classic range test, beside the sweep's answer
+    python sweep.py find                    # the classic range test, beside the sweep's answer
+    python sweep.py search --vary lr=1e-4..3e-2 opt=adamw,sgd    # Optuna over any settings
 
 A sweep lies in runs/<run>_sweep/; its cells are ordinary runs of train_fold.py. The same command again goes on.
 """
@@ -22,6 +23,7 @@ import pandas as pd
 
 from common.cells import (
     FIGURE_FILE,
+    FIND_FILE,
     LAW_FILE,
     SWEEP_FILE,
     VERIFY_FOLDER,
@@ -35,9 +37,12 @@ from common.cells import (
 from common.cli import parse
 from common.config import Config, check_config
 from common.errors import UserError, run_script, warn
-from common.files import write_json
+from common.files import read_json, write_json
 from common.grid import FIRST, Grid, missing, on_edge, wanted
 from common.law import WORST, Estimate, Law
+from common.splits import match_folds, read_folds
+from common.system import cpu_count
+from common.tables import read_train_table
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,23 @@ class Plot:
     """Draw a sweep and its law: python sweep.py plot"""
 
     runs: str = ""  # the sweep's folder (default: the only one below runs)
+
+
+@dataclass(frozen=True)
+class Find:
+    """The classic range test at one of the sweep's batch sizes: python sweep.py find"""
+
+    runs: str = ""  # the sweep's folder (default: the only one below runs)
+    batch_size: int = 0  # images per step (0: the middle one of the sweep)
+
+
+@dataclass(frozen=True)
+class Search(Config):
+    """Search over any settings with Optuna, on one fold: python sweep.py search --vary lr=1e-4..3e-2"""
+
+    vary: tuple[str, ...] = ("lr=1e-4..3e-2",)  # settings and their values: lr=1e-4..3e-2 opt=adamw,sgd
+    trials: int = 20  # runs in all, over all workers
+    fold: str = "0"  # number of the fold that is held out
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,7 +124,7 @@ def sweep_of(options: Run) -> Sweep:
     Raises:
         UserError: a number out of range.
     """
-    cfg = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    cfg = config_of(options)
     check_config(cfg, processes=1)
     if cfg.restart:
         raise UserError("--restart", "would throw a whole sweep away", "delete its folder, or name another --run")
@@ -198,11 +220,51 @@ def plot(options: Plot) -> None:
 
     sweep = find_sweep(options.runs)
     cells, cfg = read_cells(sweep.folder), sweep.config
-    draw_sweep(sweep.folder / FIGURE_FILE, cells, Law(cells), f"{cfg.model}, {cfg.opt}, {sweep.says_budget}")
+    found = [read_json(path) for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
+    title = f"{cfg.model}, {cfg.opt}, {sweep.says_budget}"
+    draw_sweep(sweep.folder / FIGURE_FILE, cells, Law(cells), title, found)
     print(f"{sweep.folder / FIGURE_FILE} written")
 
 
-COMMANDS = {"run": (Run, run), "fit": (Fit, fit), "plot": (Plot, plot)}
+def find(options: Find) -> None:
+    """Make the range test and say how far it is from what whole runs say."""
+    sweep = settled(find_sweep(options.runs))
+    batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
+    best = Law(read_cells(sweep.folder)).predict(batch_size)
+    table = read_train_table(sweep.config.data)
+    folds = match_folds(read_folds(Path(sweep.config.folds)), table)
+
+    from common.range_test import range_test
+
+    threads = sweep.config.threads or cpu_count()
+    found = range_test(dataclasses.replace(sweep.config, batch_size=batch_size, threads=threads), table, folds)
+    write_json(sweep.folder / FIND_FILE.format(batch_size), dataclasses.asdict(found))
+    ratio = found.lr / best.value
+    print(f"batch size {batch_size}: the range test suggests lr {found.lr:.2e}, the sweep {show(best)}")
+    print(f"the range test is x{max(ratio, 1 / ratio):.1f} {'above' if ratio > 1 else 'below'} the sweep")
+
+
+def search(options: Search) -> None:
+    """Search with Optuna."""
+    from common.search import search as search_with_optuna
+
+    if not options.fold.isdecimal():
+        raise UserError("--fold", f"{options.fold} is no single fold", "give its number")
+    search_with_optuna(config_of(options), options.vary, options.trials)
+
+
+def config_of(options: Config) -> Config:
+    """The settings of a training run among the options."""
+    return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+
+
+COMMANDS = {
+    "run": (Run, run),
+    "fit": (Fit, fit),
+    "plot": (Plot, plot),
+    "find": (Find, find),
+    "search": (Search, search),
+}
 
 
 if __name__ == "__main__":

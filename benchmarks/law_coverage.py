@@ -192,9 +192,9 @@ def main() -> None:
         f"`python -m benchmarks.law_coverage --studies {options.studies}`: {options.studies:,} synthetic studies per "
         "line, each planned, run and fitted as `sweep.py` does it. Unless a line says otherwise, a learning rate x2 "
         "off costs 2 % of the loss; the noise is one run's standard deviation of log loss; the guess that centres the "
-        "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths and costs are medians. The surge peaks at batch "
-        f"size 64 and has the mean slope 0. The prediction is for batch size {UNSEEN}, which is never run; its cost is the loss "
-        "above that of the best learning rate.",
+        "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths and costs are medians. The surge "
+        "peaks at batch size 64, so its mean slope is 0. The prediction is for batch size "
+        f"{UNSEEN}, which is never run; its cost is the loss above that of the best learning rate.",
     ]
     for title, (design, truths) in PLAN.items():
         lines += ["", f"## {title}", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]

@@ -3,7 +3,7 @@
 runs/<run>_sweep/
     sweep.json         what all cells share, and the grid
     sweep.csv          a row per ended cell
-    law.json, sweep.png                  by sweep.py fit and plot
+    law.json, sweep.png, find_b<B>.json  by sweep.py fit, plot and find
     <cell>/cell.json   written last: the cell has ended
     <cell>/train.log   what train_fold.py printed
     <cell>/fold<k>/    an ordinary run
@@ -40,6 +40,7 @@ SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.csv"
 LAW_FILE = "law.json"
 FIGURE_FILE = "sweep.png"
+FIND_FILE = "find_b{}.json"
 VERIFY_FOLDER = "verify"
 CELL_FILE = "cell.json"
 LOG_FILE = "train.log"
@@ -117,7 +118,10 @@ def claim_sweep(sweep: Sweep) -> None:
 
 
 def _fixed(sweep: Sweep) -> dict[str, Any]:
-    return training_settings(sweep.config) | {"fold": sweep.config.fold, "budget": sweep.budget, "warmup": sweep.warmup}
+    fixed = training_settings(sweep.config) | {"fold": sweep.config.fold, "warmup": sweep.warmup}
+    if sweep.budget == "steps":
+        fixed["steps_of_batch_size"] = min(sweep.grid.batch_sizes)
+    return fixed | {"budget": sweep.budget}
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -227,13 +231,14 @@ class Trainer:
             raise KeyboardInterrupt
         cell, start, claim = self.claims.pop(job.name)
         folder = self.sweep.folder / cell.name
-        first = not (self._cells().status == "done").any()
-        if exit_code == ENVIRONMENT or (exit_code == INPUT and first):
-            log = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise UserError(str(folder / LOG_FILE), log[-1] if log else "is empty", "mend it and go on", exit_code)
-        row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
-        write_json(folder / CELL_FILE, row)
-        claim.close()
+        with claim:
+            first = not (self._cells().status == "done").any()
+            if exit_code == ENVIRONMENT or (exit_code == INPUT and first):
+                said = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                what = said[-1].removeprefix("error: ") if said else "nothing was said"
+                raise UserError(str(folder / LOG_FILE), what, "the sweep ends here", exit_code)
+            row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
+            write_json(folder / CELL_FILE, row)
         cells = self._cells()
         write_file(self.sweep.folder / TABLE_FILE, cells.to_csv(index=False))
         planned = self.plan(cells)
@@ -260,7 +265,7 @@ class Trainer:
             "errors": errors(oof.logits, oof.targets),
             "n": len(oof.ids),
             "seconds_per_epoch": metrics["steps"] / epochs * cell.batch_size / metrics["images_per_second"],
-            "channels_last": {"channels_last": "yes", "contiguous": "no"}[metrics["memory_format"]],
+            "channels_last": "yes" if metrics["memory_format"] == "channels_last" else "no",
             "mixed_precision": read_json(fold / CONFIG_FILE)["mixed_precision"],
         }
 
@@ -268,15 +273,14 @@ class Trainer:
         return time.monotonic() + self._expected_seconds(self._cells(), cell) > self.deadline
 
     def _expected_seconds(self, cells: pd.DataFrame, cell: Cell) -> float:
-        """The longest time that a cell of the nearest batch size took, and more where this one has more steps."""
+        """What a cell of the nearest batch size took (median), and more where this one has more steps."""
         if not len(cells):
             return 0.0
         distance = (np.log2(cells.batch_size) - math.log2(cell.batch_size)).abs()
         nearest = cells[distance == distance.min()]
-        other = nearest.loc[nearest.seconds.idxmax()]
-        steps = self.sweep.epochs_of(cell) / cell.batch_size
-        other_steps = self.sweep.epochs_of(Cell(int(other.batch_size), 0.0)) / other.batch_size
-        return float(other.seconds * max(1.0, steps / other_steps))
+        other = Cell(int(nearest.batch_size.iloc[0]), 0.0)
+        steps, other_steps = (self.sweep.epochs_of(each) / each.batch_size for each in (cell, other))
+        return float(nearest.seconds.median() * max(1.0, steps / other_steps))
 
     def _shared(self) -> str:
         """What all cells have in common, in one line."""
@@ -284,7 +288,7 @@ class Trainer:
         steps = {size: self.rows // size * self.sweep.epochs_of(Cell(size, 0.0)) for size in sizes}
         short = [str(size) for size in sizes if steps[size] < MIN_STEPS]
         return (
-            f"{cfg.model}, {cfg.opt} {' '.join(cfg.opt_args)}, fold {cfg.fold}, {self.rows:,} rows, "
+            f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "
             f"{max(steps.values()):,} to {min(steps.values()):,} steps, warm-up {self.sweep.warmup:.0%} of them, "
             f"final lr {cfg.min_lr_ratio:g} x lr, weight decay {cfg.weight_decay:g}, "
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"

@@ -25,7 +25,7 @@ PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by
 def seed_of(purpose: str, *parts: int) -> int:
     """One well-mixed seed for a purpose from several small numbers, such as ("order", seed, epoch)."""
     entropy = [zlib.crc32(purpose.encode()), *parts]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1  # torch's seeds are signed
 
 
 def image_shape(table: Table) -> tuple[int, int]:

@@ -212,16 +212,16 @@ class Law:
 
     @property
     def more_runs(self) -> int:
-        """About how many further runs of this kind would leave one law at most; 0 where it is told already.
+        """About how many further runs of this kind would tell; 0 where the slope is told already.
 
-        The interval shrinks with the square root of the number of runs.
+        It is not where two laws are left, or the interval is as long as from one law to the next but one. The
+        slope's standard error, to first order, falls with the square root of the number of runs.
         """
-        if len(self.fitting) < 2:
+        if len(self.fitting) < 2 and self.slope.half_width < 2 * HALF_WIDTH:
             return 0
-        half = self.slope.half_width
-        if half == BOUND:  # the curvature is hardly seen: the first-order error stands in
-            half = self._line.noise * math.sqrt(self._line.covariance[2, 2]) / abs(self.curvature)
-        return max(1, math.ceil(self.runs * ((half / HALF_WIDTH) ** 2 - 1)))
+        h = np.array([2 * self.slope.value, 0.0, 1.0])
+        error = self.noise * math.sqrt(h @ self._line.covariance @ h) / (2 * abs(self.curvature))
+        return max(1, math.ceil(self.runs * ((2 * error / HALF_WIDTH) ** 2 - 1)))
 
     @property
     def surges(self) -> bool:
@@ -270,11 +270,13 @@ class Law:
         """What was found, in plain words, the slope first."""
         ruled_out = [name for name in LAWS if name not in self.fitting]
         if self.more_runs:
-            verdict = f"cannot tell {_listed(self.fitting)} apart; about {self.more_runs} more runs would"
+            what = f"cannot tell {_listed(self.fitting)} apart" if len(self.fitting) > 1 else "too wide to tell"
+            number = f"about {self.more_runs}" if self.more_runs <= 10 * self.runs else f"over {10 * self.runs}"
+            verdict = f"{what}; {number} more runs would"
         elif self.fitting:
             verdict = f"{self.fitting[0]} fits, {_listed(ruled_out)} are ruled out"
         else:
-            verdict = f"{_listed(ruled_out)} are all ruled out"
+            verdict = f"none of the laws fits: {_listed(ruled_out)} are ruled out"
         lines = [f"slope {self.slope.value:.2f} [{self.slope.low:.2f}, {self.slope.high:.2f}]: {verdict}"]
 
         lr, size = self.surge_top
@@ -293,7 +295,7 @@ class Law:
             lines.append(f"the line bends: the surge curve beats it ({aic}), its top lies {side} the batch sizes tried")
         if self.bend_p_value < 0.05 and not self.surges:
             lines.append(
-                f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): read the slope as a mean"
+                f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): the slope is a mean"
             )
         repeats = f" ({self.repeat_noise:.1%} between seeds)" if self.repeat_noise else ""
         lines.append(

@@ -109,12 +109,13 @@ def draw_ridge(axes: Axes, law: Law, found: Sequence[dict[str, Any]]) -> None:
         label = "" if number else "range test (sweep.py find)"
         axes.plot(each["batch_size"], each["lr"], "D", color=OTHERS, label=label)
         if each["noise_scale"] > 0:
-            label = "" if number else "gradient noise scale, measured beside it"
+            label = f"gradient noise scale {each['noise_scale']:.0f}, measured beside it"
             axes.axvline(each["noise_scale"], color=OTHERS, linewidth=1, linestyle=":", label=label)
     axes.set_ylim(min(best.min(), values.min()) / 6, max(best.max(), values.max()) * 6)
+    axes.set_xlim(sizes[0], sizes[-1])
     batch_size_axis(axes, law.batch_sizes)
     rate_axis(axes.yaxis)
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
 
 
 def draw_parabolas(axes: Axes, cells: pd.DataFrame, law: Law, colours: dict[int, Any]) -> None:

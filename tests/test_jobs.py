@@ -41,7 +41,8 @@ def test_ending_the_runner_ends_its_jobs(sent, tmp_path):
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     runner = (
-        "import sys; from common.jobs import Job, run_jobs;"
+        "import signal, sys; from common.jobs import Job, run_jobs;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
         "run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [{}, {}])"
     )
     paths = [str(tmp_path / name) for name in ("a", "b")]

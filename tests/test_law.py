@@ -48,8 +48,8 @@ def test_few_close_learning_rates_cannot_tell():
 
 def test_the_announced_number_of_runs_is_enough():
     """Studies that cannot tell ask for a number of runs with which most of them can."""
-    found = announced(12)
-    assert found["undecided"] > 0.2 and found["enough"] >= 0.8
+    found = announced(30)
+    assert found["undecided"] > 0.2 and found["enough"] >= 0.75
 
 
 def test_without_noise_everything_is_exact():
@@ -91,10 +91,11 @@ def test_without_enough_cells_the_user_is_told_what_is_missing():
 
 def test_flat_losses_say_nothing():
     """Where the learning rate does not matter, no law is ruled out and nothing is infinite."""
-    law = Law(whole_grid(Truth("", 0.5, 0.05, curvature=0.0)))
-    assert law.fitting == list(LAWS)
-    assert law.slope.low == -BOUND and law.slope.high == BOUND and law.more_runs > 100
-    json.dumps(law.as_json(), allow_nan=False)
+    for seed in range(6):
+        law = Law(whole_grid(Truth("", 0.5, 0.05, curvature=0.0), seed))
+        assert law.fitting == list(LAWS)
+        assert law.slope.low == -BOUND and law.slope.high == BOUND and law.more_runs > 100
+        json.dumps(law.as_json(), allow_nan=False)
 
 
 def test_the_report_is_json_and_begins_with_the_slope():
@@ -113,4 +114,4 @@ def test_confidence_alone_does_not_change_the_loss():
     logits[np.arange(400), targets] += 2
     calm, sure = (cross_fitted_temperature_nll(logits * scale, targets) for scale in (1, 3))
     assert calm == pytest.approx(sure, rel=1e-3)
-    assert calm > nll(logits / temperature(logits, targets), targets)  # no row helps to fit its own temperature
+    assert calm > nll(logits / temperature(logits, targets), targets) + 1e-5  # no row helps to fit its own temperature

@@ -1,0 +1,281 @@
+"""Sweeps: the plan follows the losses, every cell is trained exactly once, and what has ended is never lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, SMALL, run_script
+
+import sweep
+from benchmarks.law_coverage import Truth
+from common.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
+from common.cli import parse
+from common.errors import UserError
+from common.files import write_json
+from common.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
+from common.law import Law
+
+SIZES = (16, 64, 256)
+
+
+def complete(grid: Grid, truth: Truth, seed: int = 0, together: int = 1000) -> pd.DataFrame:
+    """The table of a sweep that ran to its end, a few cells at a time."""
+    random = np.random.default_rng(seed)
+    cells = truth.run([], random)
+    while todo := missing(wanted(grid, cells), cells):
+        ended = truth.run(todo[:together], random)
+        cells = pd.concat([cells, ended], ignore_index=True) if len(cells) else ended
+    return cells
+
+
+# The plan
+
+
+def test_the_first_stage_is_five_rates_four_times_apart():
+    """Before anything has ended, each batch size gets five learning rates x4 apart around the square-root guess."""
+    grid = Grid(SIZES, lr=1e-3, batch_size=64)
+    planned = wanted(grid, Truth("", 0.5, 0.0).run([], np.random.default_rng(0)))
+    assert len(planned) == len(set(planned)) == 15
+    rates = sorted(cell.lr for cell in planned if cell.batch_size == 256)
+    assert rates == pytest.approx([2e-3 * 4.0**step for step in range(-2, 3)], rel=1e-2)
+
+
+@pytest.mark.parametrize("off", [-7, 0, 7])
+def test_the_grid_follows_a_best_cell_that_lies_on_its_edge(off):
+    """However wrong the guess, in the end no best cell is the last one tried, and x2 neighbours surround it."""
+    truth = Truth("", 0.5, 0.01, curvature=0.1)
+    cells = complete(Grid(SIZES, lr=2 ** (truth.optimum(64) + off), batch_size=64), truth)
+    assert on_edge(cells) == []
+    for best, batch_size in zip(Law(cells).optima, Law(cells).batch_sizes, strict=True):
+        assert abs(np.log2(best.value) - truth.optimum(batch_size)) < 0.3
+        rates = cells.lr[cells.batch_size == batch_size]
+        assert (np.abs(np.log2(rates / best.value)) < 1.6).sum() >= 3
+    assert cells.groupby(["batch_size", "lr"]).size().max() == 4  # the centre's seeds
+
+
+def test_the_plan_does_not_depend_on_the_order_in_which_cells_end():
+    """One cell at a time or all at once, interrupted or not: the same cells."""
+    grid, exact = Grid(SIZES, lr=1e-3, batch_size=64), Truth("", 0.5, 0.0)
+    everything = set(cells_of(complete(grid, exact)))
+    assert set(cells_of(complete(grid, exact, together=1))) == everything
+    assert set(cells_of(complete(grid, exact, together=4))) == everything
+
+
+def test_a_grid_by_hand_is_just_that():
+    """Learning rates that were named are run for every batch size, and nothing else is."""
+    cells = complete(Grid(SIZES, lrs=(1e-3, 5e-4), repeats=2), Truth("", 0.5, 0.05))
+    assert set(cells_of(cells)) == {Cell(b, lr, seed) for b in SIZES for lr in (1e-3, 5e-4) for seed in (0, 1)}
+
+
+def test_batch_sizes_with_too_few_steps_are_not_pursued():
+    """Cells of under 60 steps stay at their first five: they will not be fitted."""
+    grid, truth, random = Grid(SIZES, lr=1e-6, batch_size=64), Truth("", 0.5, 0.02), np.random.default_rng(0)
+    cells = truth.run([], random)
+    while todo := missing(wanted(grid, cells), cells):
+        ended = truth.run(todo, random)
+        ended.loc[ended.batch_size == 256, "steps"] = 40
+        cells = pd.concat([cells, ended], ignore_index=True) if len(cells) else ended
+    assert (cells.batch_size == 256).sum() == len(FIRST) < (cells.batch_size == 64).sum()
+
+
+def test_all_cells_share_the_shape_of_the_schedule(tmp_path):
+    """Warm-up is one share of the steps, taken from the recipe, whatever --epochs; --budget steps gives equal steps."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 8\nwarmup-epochs: 2\nlr: 4e-3\n", encoding="utf-8")
+    arguments = ["--config", str(recipe), "--epochs", "2", "--batch-sizes", "8", "32", "--budget", "steps"]
+    asked = sweep.sweep_of(parse(sweep.Run, arguments))
+    small, large = (asked.config_of(Cell(size, 1e-3, 1)) for size in (8, 32))
+    assert (small.epochs, large.epochs) == (2, 8)
+    assert small.warmup_epochs / small.epochs == large.warmup_epochs / large.epochs == 0.25
+    assert (asked.grid.lr, small.lr, small.seed) == (4e-3, 1e-3, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--lrs", "fast"],
+        ["run", "--lrs", "auto", "0.1"],
+        ["run", "--batch-sizes", "0"],
+        ["run", "--fold", "all"],
+        ["run", "--restart"],
+        ["fit", "--runs", "nowhere"],
+        ["race"],
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_trained(arguments, tmp_path, monkeypatch):
+    """Bad numbers, folds and commands are one line each, and leave no folder behind."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        sweep.main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
+# A finished sweep, made of synthetic losses
+
+
+@pytest.fixture
+def synthetic(tiny, tmp_path, monkeypatch) -> Path:
+    """The folder of a complete sweep with slope 0.5 and 3 % noise, and of a verification row at batch size 48."""
+    monkeypatch.chdir(tmp_path)
+    options = parse(sweep.Run, ["--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv"), "--run", "it"])
+    asked, truth = sweep.sweep_of(options), Truth("", 0.5, 0.03, curvature=0.05)
+    claim_sweep(asked)
+    cells = complete(asked.grid, truth, seed=1)
+    record(asked.folder, cells)
+    row = Grid((48,), lr=Law(cells).predict(48).value, batch_size=48).cells(48, FIRST)
+    record(asked.folder / VERIFY_FOLDER, truth.run(row, np.random.default_rng(1)))
+    return asked.folder
+
+
+def record(folder: Path, cells: pd.DataFrame) -> None:
+    more = {"errors": 80, "n": 8400, "seconds_per_epoch": 9.0, "seconds": 20.0}
+    for cell, values in zip(cells_of(cells), cells.to_dict("records"), strict=True):
+        settled = {"channels_last": "no", "mixed_precision": "no"}
+        write_json(folder / cell.name / CELL_FILE, values | more | settled)
+
+
+def test_fit_says_the_law_and_writes_it(synthetic, capsys):
+    """fit names the law that fits, predicts a batch size it has not seen, and the held-out row agrees."""
+    sweep.main(["fit", "--predict", "24", "--verify", "48"])
+    said = capsys.readouterr().out
+    assert "square root fits, no relation and linear are ruled out" in said and "they agree" in said
+    law = json.loads((synthetic / "law.json").read_text())
+    assert law["slope_ci"][0] < 0.5 < law["slope_ci"][1]
+    assert law["optimiser"] == "adamw" and law["n_runs"] == len(read_cells(synthetic)) >= 35
+    assert law["minutes"] == pytest.approx(law["n_runs"] / 3)
+    assert law["verification"]["agrees"] and law["predictions"][0]["batch_size"] == 24
+
+
+def test_plot_draws_the_sweep(synthetic):
+    """plot writes a picture, with a range test in it where there is one."""
+    sweep.main(["plot"])
+    without = (synthetic / "sweep.png").read_bytes()
+    write_json(synthetic / "find_b64.json", {"batch_size": 64, "lr": 1e-2, "noise_scale": 90.0})
+    sweep.main(["plot"])
+    assert without[:4] == b"\x89PNG" and len(without) > 50_000
+    assert (synthetic / "sweep.png").read_bytes() != without
+
+
+def test_a_finished_sweep_starts_again_at_once_and_does_nothing(synthetic, tiny, tmp_path):
+    """The same command on a complete sweep needs no torch, trains nothing and ends within two seconds."""
+    before = {path: path.stat().st_mtime_ns for path in synthetic.rglob("*.json") if path.name != SWEEP_FILE}
+    arguments = ["run", "--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--run", "it"]
+    code = "import sys, sweep; sweep.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    start = time.monotonic()
+    command = [sys.executable, "-c", code, *map(str, arguments), "--runs-dir", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 6  # 1.3 s on an idle machine
+    assert "complete" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_no_cell_is_started_that_cannot_end_in_time(synthetic, tiny, capsys):
+    """With less time than a cell has taken so far, the missing cells are left and counted."""
+    for path in list(synthetic.glob(f"b8_*/{CELL_FILE}"))[:2]:
+        path.unlink()
+    places = ["--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
+    sweep.main(["run", *places, "--run", "it", "--hours", "0.001"])
+    assert "2 cells are left" in capsys.readouterr().out
+    assert not list(synthetic.glob("b8_*/train.log"))
+
+
+def test_other_settings_are_refused_by_name(synthetic, tiny):
+    """A sweep's folder met with another optimiser is refused, and the setting is named; more batch sizes are not."""
+    places = ["run", "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv"), "--run", "it"]
+    with pytest.raises(UserError, match="opt: adamw -> sgd"):
+        sweep.main([*places, "--opt", "sgd"])
+    with pytest.raises(UserError, match="1024 images are more than the 40 training rows"):
+        sweep.main([*places, "--batch-sizes", "8", "1024"])
+    assert read_sweep(synthetic).grid.batch_sizes == (8, 1024)
+
+
+# A real sweep, interrupted and shared
+
+
+@pytest.fixture(scope="module")
+def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
+    """Two batch sizes x three learning rates, one of which diverges: begun, interrupted, ended by two at once.
+
+    Its folder, what the interrupted command said, and what the two said together.
+    """
+    runs_dir = tmp_path_factory.mktemp("shared")
+    small = [word for word in SMALL if word not in ("--batch-size", "8")]
+    arguments = ["run", "--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, *small]
+    arguments += ["--run", "it", "--batch-sizes", 4, 8, "--lrs", 1e-3, 1e-2, 1e30]
+    command = [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)]
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    folder = runs_dir / "it_sweep"
+    interrupted = start()
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("b*/train.log"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    interrupted.send_signal(signal.SIGINT)
+    said = interrupted.communicate(timeout=30)[0].splitlines()
+    assert interrupted.returncode == 130, said
+    assert len(read_cells(folder)) == 1
+    together = [start(), start()]
+    outputs = [process.communicate(timeout=280)[0].splitlines() for process in together]
+    assert [process.returncode for process in together] == [0, 0], outputs
+    return folder, said, outputs[0] + outputs[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_every_cell_is_trained_exactly_once(shared_sweep):
+    """Interrupted, and then run twice at once: each of the six cells has ended once and none is missing."""
+    folder, before, after = shared_sweep
+    names = [f"b{size}_lr{lr}_s0" for size in (4, 8) for lr in ("0.001", "0.01", "1e+30")]
+    lines = [line.split()[1] for line in before + after if "/6 " in line]
+    assert sorted(lines) == sorted(names)
+    table = pd.read_csv(folder / TABLE_FILE)
+    assert sorted(cell.name for cell in cells_of(table)) == sorted(names)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_run_that_breaks_down_is_recorded_as_diverged(shared_sweep):
+    """The absurd learning rate is in the table as diverged, without a loss; the others have theirs."""
+    table = read_cells(shared_sweep[0])
+    assert (table.status[table.lr > 1] == "diverged").all()
+    rest = table[table.lr < 1]
+    assert (rest.status == "done").all() and rest.nll.between(0.01, 3).all()
+    assert (rest.n == 20).all() and (rest.steps == 3 * (40 // rest.batch_size)).all()
+
+
+def test_a_command_that_meets_all_cells_alike_ends_the_sweep(tiny, tmp_path):
+    """A model that does not exist is the command's mistake: one line, exit 2, nothing recorded."""
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
+    done = run_script("sweep.py", "run", *places, "--model", "no_such_model", "--batch-sizes", 4, 8)
+    assert done.returncode == 2 and "no_such_model" in done.stderr.splitlines()[-1]
+    assert len(done.stderr.splitlines()) == 1 and not len(read_cells(tmp_path / "no_such_model_sweep"))
+
+
+def test_the_noise_scale_is_that_of_the_gradients():
+    """From gradients whose noise equals their signal at batch size 200, two batch sizes find it."""
+    from common.range_test import noise_scale
+
+    random, signal, spread = np.random.default_rng(0), np.full(1000, 0.1), np.sqrt(200 * 10 / 1000)
+    halves = signal + spread / np.sqrt(32) * random.normal(size=(50, 2, 1000))
+    squares = [((half**2).sum(1).mean(), (half.mean(0) ** 2).sum()) for half in halves]
+    assert noise_scale(np.array(squares), 64) == pytest.approx(200, rel=0.15)
+
+
+def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd):
+    """Two trials, then one more by the same command; the best is named, and its fold's score called optimistic."""
+    pytest.importorskip("optuna", reason="needs the optional extra optuna")
+    places = ["--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv"), "--runs-dir", str(tmp_path)]
+    arguments = ["search", *places, *SMALL, "--run", "it", "--vary", "lr=1e-3..1e-2", "opt=adamw,sgd"]
+    sweep.main([*arguments, "--trials", "1"])
+    sweep.main([*arguments, "--trials", "2"])
+    said = capfd.readouterr().out
+    assert said.count("trial0: log loss") == said.count("trial1: log loss") == 1
+    assert "best of 2 trials" in said and "optimistic" in said
