@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Queue
 
 from common.system import gpu_count
@@ -22,6 +23,7 @@ class Job:
 
     name: str
     command: tuple[str, ...]
+    log: str = ""  # file that its output is added to (default: it goes to ours)
 
 
 def device_slots() -> list[dict[str, str]]:
@@ -38,20 +40,23 @@ def run_jobs(
 ) -> dict[str, int]:
     """Run every job once and return its exit code by name; a failed job does not stop the others.
 
-    With one slot a job speaks for itself; with several, each line it prints is led by its name.
+    ``jobs`` is asked for the next one when a slot is free, not before. With one slot a job speaks for itself;
+    with several, each line it prints is led by its name.
     ``finished`` is called in this thread as each job ends. Ctrl-C (or any other exception here) ends
     all running jobs before it goes on.
     """
-    waiting, free, ended = list(jobs), list(slots), Queue()
+    waiting, free, ended = iter(jobs), list(slots), Queue()
     running: dict[str, subprocess.Popen] = {}
     exit_codes = {}
     try:
-        while waiting or running:
-            while waiting and free:
-                job, slot = waiting.pop(0), free.pop(0)
+        while True:
+            while free and (job := next(waiting, None)):
+                slot = free.pop(0)
                 running[job.name] = _start(job, slot, tagged=len(slots) > 1)
                 watch = threading.Thread(target=_watch, args=(job, slot, running[job.name], ended), daemon=True)
                 watch.start()
+            if not running:
+                break
             job, slot, exit_code = ended.get()
             del running[job.name]
             free.append(slot)
@@ -69,6 +74,9 @@ def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
     environment |= {**slot, STARTED_BY_US: "1"}
     command = [sys.executable, *job.command]
+    if job.log:
+        with Path(job.log).open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     if not tagged:
         return subprocess.Popen(command, env=environment)
     return subprocess.Popen(
