@@ -137,6 +137,8 @@ def read_sweep(folder: Path) -> Sweep:
 def read_cells(folder: Path) -> pd.DataFrame:
     """The table of all cells that have ended, a row each, by batch size, learning rate and seed."""
     rows = [read_json(path) for path in folder.glob(f"b*/{CELL_FILE}")]
+    if not rows and (folder / TABLE_FILE).exists():  # a published sweep: the table without the runs
+        return pd.read_csv(folder / TABLE_FILE)
     cells = pd.DataFrame(rows, columns=COLUMNS)
     return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
 

@@ -18,7 +18,7 @@ from benchmarks.law_coverage import Truth
 from common.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
 from common.cli import parse
 from common.errors import UserError
-from common.files import write_json
+from common.files import write_file, write_json
 from common.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
 from common.law import Law
 
@@ -151,6 +151,16 @@ def test_fit_says_the_law_and_writes_it(synthetic, capsys):
     assert law["optimiser"] == "adamw" and law["n_runs"] == len(read_cells(synthetic)) >= 35
     assert law["minutes"] == pytest.approx(law["n_runs"] / 3)
     assert law["verification"]["agrees"] and law["predictions"][0]["batch_size"] == 24
+
+
+def test_a_published_sweep_gives_the_same_law(synthetic, tmp_path):
+    """sweep.json and sweep.csv are enough to fit a sweep again, to the digit; nobody needs its runs."""
+    published = tmp_path / "published"
+    write_file(published / TABLE_FILE, read_cells(synthetic).to_csv(index=False))
+    write_file(published / SWEEP_FILE, (synthetic / SWEEP_FILE).read_bytes())
+    for folder in (synthetic, published):
+        sweep.main(["fit", "--runs", str(folder)])
+    assert (published / "law.json").read_bytes() == (synthetic / "law.json").read_bytes()
 
 
 def test_plot_draws_the_sweep(synthetic):
