@@ -269,7 +269,9 @@ class Law:
     def sentences(self) -> list[str]:
         """What was found, in plain words, the slope first."""
         ruled_out = [name for name in LAWS if name not in self.fitting]
-        if self.more_runs:
+        if self.surges:
+            verdict = "only a mean, the optima follow a curve"
+        elif self.more_runs:
             what = f"cannot tell {_listed(self.fitting)} apart" if len(self.fitting) > 1 else "too wide to tell"
             number = f"about {self.more_runs}" if self.more_runs <= 10 * self.runs else f"over {10 * self.runs}"
             verdict = f"{what}; {number} more runs would"

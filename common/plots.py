@@ -88,18 +88,21 @@ def draw_ridge(axes: Axes, law: Law, found: Sequence[dict[str, Any]]) -> None:
     """The optimum of each batch size and the curves through them."""
     axes.set_title("Where the best learning rate lies (bars and band: 95 %)", loc="left")
     sizes = np.geomspace(law.batch_sizes[0] / 1.3, law.batch_sizes[-1] * 1.3, 60)
-    line = [law.along("line", size) for size in sizes]
+    line, curve = ([law.along(name, size) for size in sizes] for name in ("line", "surge"))
     values = np.array([each.value for each in line])
     middle = float(np.exp(np.log(law.batch_sizes).mean()))
     for slope, dashes, name in ((0.5, "-.", "square root (0.5)"), (1.0, "--", "linear (1)")):
         rule = law.along("line", middle).value * (sizes / middle) ** slope
         axes.plot(sizes, rule, color=PALE, linewidth=2.5, linestyle=dashes, label=name)
-    axes.fill_between(sizes, [each.low for each in line], [each.high for each in line], color=LINE, alpha=0.13, lw=0)
+    better, colour = (curve, SURGE) if law.surges else (line, LINE)
+    band = [each.low for each in better], [each.high for each in better]
+    axes.fill_between(sizes, *band, color=colour, alpha=0.13, lw=0)
     slope = f"{law.slope.value:.2f} [{law.slope.low:.2f}, {law.slope.high:.2f}]"
-    axes.plot(sizes, values, color=LINE, linewidth=2, label=f"fitted line, slope {slope}")
+    strong, weak = {"linewidth": 2, "linestyle": "-"}, {"linewidth": 1.2, "linestyle": ":"}
+    looks = (weak, strong) if law.surges else (strong, weak)
+    axes.plot(sizes, values, color=LINE, label=f"fitted line, slope {slope}", **looks[0])
     label = f"surge curve (AIC {-law.surge_gain:+.1f} against the line)"
-    look = {"linewidth": 2, "linestyle": "-"} if law.surges else {"linewidth": 1.2, "linestyle": ":"}
-    axes.plot(sizes, [law.along("surge", size).value for size in sizes], color=SURGE, label=label, **look)
+    axes.plot(sizes, [each.value for each in curve], color=SURGE, label=label, **looks[1])
     best, low, high = np.array([(each.value, each.low, each.high) for each in law.optima]).T
     label = "best learning rate of each batch size"
     axes.errorbar(
@@ -146,6 +149,10 @@ def draw_losses(axes: Axes, law: Law, colours: dict[int, Any]) -> None:
     """What each batch size reaches with its own best learning rate."""
     axes.set_title("Lowest log loss", loc="left")
     counts = law.cells.batch_size.value_counts()
+    tried = law.cells.groupby(["batch_size", "lr"]).nll.mean().groupby("batch_size").min()
+    axes.plot(tried.index, tried, "_", color=INK, label="best cell")
+    axes.plot([], [], "o", color=GREY, label="of the parabola")
+    axes.legend(fontsize=9, loc="upper left")
     for batch_size, loss in zip(law.batch_sizes, law.best_losses, strict=True):
         error = 2 * law.noise / np.sqrt(counts[batch_size])
         ends = [[loss * -np.expm1(-error)], [loss * np.expm1(error)]]

@@ -39,6 +39,13 @@ def test_a_surge_is_recognised_and_a_line_is_not_taken_for_one():
     assert measure(LINES[2], first_stage, 60).surge_clear <= 0.1
 
 
+def test_where_the_optima_follow_a_curve_the_slope_is_called_a_mean():
+    """On a rise and fall no law is declared right or wrong; the top of the curve is named instead."""
+    verdict, about_the_curve, *_ = Law(whole_grid(SURGES[0])).sentences()
+    assert "only a mean" in verdict and "fits" not in verdict
+    assert "rises and falls" in about_the_curve and "at batch size" in about_the_curve
+
+
 def test_few_close_learning_rates_cannot_tell():
     """The 4 x 4 grid by hand leaves several laws standing most of the time, and says so."""
     figures = measure(LINES[3], by_hand, 40)
