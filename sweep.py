@@ -187,7 +187,7 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
         raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
     predicted = law.predict(batch_size)
     # x4 apart as in the sweep where a parabola is wide enough for that, else x2.
-    doublings = FIRST if law.curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
+    doublings = FIRST if law.curvature_at(batch_size) * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
     held_out = Trainer(beside, lambda _: row).run()

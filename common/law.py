@@ -1,13 +1,14 @@
 """The law of learning rate and batch size: what the runs of a sweep say, and how sure that is.
 
-Every batch size B has one parabola, all of the same curvature, with its lowest point at the optimum m_B:
+Every batch size B has one parabola with its lowest point at the optimum m_B. They share one curvature, and one number
+that says how fast it grows with the batch size: few large steps forgive less than many small ones.
 
-    log loss = level_B + curvature * (log2 lr - m_B)^2 + noise
+    log loss = level_B + curvature * B^narrowing * (log2 lr - m_B)^2 + noise
 
-Along a line, m_B = a + slope * log2 B, this is linear least squares, and the slope, each optimum and each
-prediction is a quotient of two coefficients, -g / (2 * curvature). Fieller's theorem turns the test "the quotient
-is r" into an interval, which has no end where the curvature itself may be zero; the test's distribution comes
-from a bootstrap over the runs' residuals.
+Along a line, m_B = a + slope * log2 B, this is linear least squares once the narrowing is known (it is tried in small
+steps), and the slope, each optimum and each prediction is a quotient of two coefficients, -g / (2 * curvature).
+Fieller's theorem turns the test "the quotient is r" into an interval, which has no end where the curvature itself may
+be zero; the test's distribution comes from a bootstrap over the runs' residuals.
 
 Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam Malladi 2022); 1, linear
 (Goyal 2017). The surge: with Adam the optimum rises, peaks where B is the gradient's noise scale, and falls
@@ -111,9 +112,9 @@ class Regression:
         """-(weights . the other coefficients) / (2 * curvature): where a parabola has its lowest point."""
         if self.curvature <= 0:
             return Estimate(0.0, -BOUND, BOUND)
-        g = np.array([0.0, *weights])
+        g = self.weighted(0.0, *weights)
         value = float(np.clip(-g @ self.coefficients / (2 * self.curvature), -BOUND, BOUND))
-        limit = (np.quantile(self._drawn_tests(g, value), 0.95) * self.noise) ** 2
+        limit = (np.quantile(self._drawn_tests(self.weighted(value, *weights)), 0.95) * self.noise) ** 2
         # The test accepts r where (g . coefficients + 2 r curvature)^2 <= limit * variance: a quadratic in r.
         square = 4 * (self.curvature**2 - limit * self.covariance[0, 0])
         linear = 4 * (g @ self.coefficients * self.curvature - limit * g @ self.covariance[0])
@@ -126,14 +127,18 @@ class Regression:
 
     def p_value(self, value: float, *weights: float) -> float:
         """Two-sided bootstrap p of "the quotient is ``value``"."""
-        g = np.array([0.0, *weights])
-        h = g + np.eye(len(g))[0] * 2 * value
+        h = self.weighted(value, *weights)
         seen = abs(h @ self.coefficients) / (self.noise * math.sqrt(h @ self.covariance @ h))
-        drawn = self._drawn_tests(g, self.quotient(*weights).value)
+        drawn = self._drawn_tests(self.weighted(self.quotient(*weights).value, *weights))
         return (1 + int((drawn >= seen).sum())) / (1 + len(drawn))
 
-    def _drawn_tests(self, g: np.ndarray, value: float) -> np.ndarray:
-        h = g + np.eye(len(g))[0] * 2 * value
+    def weighted(self, value: float, *weights: float) -> np.ndarray:
+        """What the coefficients must be weighted with so that their sum is 0 where the quotient is ``value``."""
+        h = np.zeros(len(self.coefficients))
+        h[0], h[1 : 1 + len(weights)] = 2 * value, weights
+        return h
+
+    def _drawn_tests(self, h: np.ndarray) -> np.ndarray:
         return np.abs(self._drawn_errors @ h) / (self._drawn_noise * math.sqrt(h @ self.covariance @ h))
 
 
@@ -151,8 +156,9 @@ class Law:
     """The parabolas, the line and the surge curve fitted to a sweep's table.
 
     ``cells`` has the columns batch_size, lr, steps, status, nll (mean log loss, nats). Learning rates and losses
-    come out in their own units; curvature is log loss per squared doubling of the learning rate, noise the standard
-    deviation of one run's log loss. ``best_losses`` belong to the lowest points of the batch sizes' parabolas.
+    come out in their own units; curvature is log loss per squared doubling of the learning rate at the middle batch
+    size, narrowing its doublings per doubling of the batch size, noise the standard deviation of one run's log loss.
+    ``best_losses`` belong to the lowest points of the batch sizes' parabolas.
 
     Raises:
         UserError: fewer than two batch sizes with three learning rates each to fit.
@@ -172,19 +178,29 @@ class Law:
         x, u = x - self._lr, u - self._size
 
         own = np.equal.outer(groups, np.arange(len(self.batch_sizes))) * x[:, None]
-        self._free = Regression(np.column_stack([x * x, own]), groups, y, draws, seed)
+        self.narrowing = _best_narrowing(np.column_stack([x * x, own]), u, groups, y)
+        scale = 2 ** (self.narrowing * u)
+
+        def fit(*columns: np.ndarray) -> Regression:
+            columns = np.column_stack(columns) * scale[:, None]
+            return Regression(
+                np.column_stack([columns, _more_narrowing(columns, u, groups, y)]), groups, y, draws, seed
+            )
+
+        self._free = fit(x * x, own)
         self._optima = [self._free.quotient(*row) for row in np.eye(len(self.batch_sizes))]
-        rest = y - self._free.curvature * (x - np.array([each.value for each in self._optima])[groups]) ** 2
+        miss = x - np.array([each.value for each in self._optima])[groups]
+        rest = y - self._free.curvature * scale * miss**2
         self.best_losses = [math.exp(rest[groups == number].mean()) for number in range(len(self.batch_sizes))]
-        self._line = Regression(np.stack([x * x, x, u * x], axis=1), groups, y, draws, seed)
+        self._line = fit(x * x, x, u * x)
         self.slope = self._line.quotient(0.0, 1.0)
         self.curvature, self.noise = self._line.curvature, self._line.noise
 
         # Around its best peak, the surge curve too is linear in height and peak.
-        self._peak, squares = _best_peak(x, u, groups, y)
+        self._peak = _best_peak(x, u, scale, groups, y)
         z = x - surge(u, self._peak)
-        self._surge = Regression(np.stack([z * z, z, z * surge_slope(u, self._peak)], axis=1), groups, y, draws, seed)
-        self.surge_gain = len(y) * math.log(self._line.squares / squares)  # AIC; both have the same parameters
+        self._surge = fit(z * z, z, z * surge_slope(u, self._peak))
+        self.surge_gain = len(y) * math.log(self._line.squares / self._surge.squares)  # AIC; as many parameters
 
     @property
     def optima(self) -> list[Estimate]:
@@ -219,7 +235,7 @@ class Law:
         """
         if len(self.fitting) < 2 and self.slope.half_width < 2 * HALF_WIDTH:
             return 0
-        h = np.array([2 * self.slope.value, 0.0, 1.0])
+        h = self._line.weighted(self.slope.value, 0.0, 1.0)
         error = self.noise * math.sqrt(h @ self._line.covariance @ h) / (2 * abs(self.curvature))
         return max(1, math.ceil(self.runs * ((2 * error / HALF_WIDTH) ** 2 - 1)))
 
@@ -260,11 +276,16 @@ class Law:
         rise = self._surge.quotient(1.0, float(surge_slope(u, self._peak)))
         return rise.power(self._lr + float(surge(u, self._peak)))
 
+    def curvature_at(self, batch_size: float) -> float:
+        """Log loss per squared doubling of the learning rate at any batch size."""
+        return self.curvature * 2 ** (self.narrowing * (math.log2(batch_size) - self._size))
+
     def parabola(self, batch_size: int, lrs: np.ndarray) -> np.ndarray:
         """The fitted log loss (nats) of one of ``batch_sizes`` at other learning rates."""
         number = self.batch_sizes.tolist().index(batch_size)
         miss = np.log2(lrs) - self._lr - self._optima[number].value
-        return self.best_losses[number] * np.exp(self._free.curvature * miss**2)
+        curvature = self._free.curvature / self.curvature * self.curvature_at(batch_size)
+        return self.best_losses[number] * np.exp(curvature * miss**2)
 
     def sentences(self) -> list[str]:
         """What was found, in plain words, the slope first."""
@@ -300,10 +321,10 @@ class Law:
                 f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): the slope is a mean"
             )
         repeats = f" ({self.repeat_noise:.1%} between seeds)" if self.repeat_noise else ""
-        lines.append(
-            f"a learning rate x2 off costs {math.expm1(self.curvature):.1%} of the loss; "
-            f"one run scatters by {self.noise:.1%}{repeats}"
-        )
+        ends = self.batch_sizes[0], self.batch_sizes[-1]
+        costs = [f"{math.expm1(self.curvature_at(size)):.1%} at batch size {size}" for size in ends]
+        lines.append(f"a learning rate x2 off costs {costs[0]} and {costs[1]} of the loss")
+        lines.append(f"one run scatters around the parabolas by {self.noise:.1%}{repeats}")
         left_out = ", ".join(f"{count} {fate}" for fate, count in self.left_out.items())
         lines.append(f"{self.runs} runs are fitted" + (f", left out: {left_out}" if left_out else ""))
         return lines
@@ -330,6 +351,7 @@ class Law:
                 "batch_size_ci": [size.low, size.high],
             },
             "curvature": self.curvature,
+            "narrowing": self.narrowing,
             "noise": self.noise,
             "repeat_noise": self.repeat_noise,
             "n_fitted": self.runs,
@@ -338,23 +360,49 @@ class Law:
         }
 
 
-def _best_peak(x: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The surge curve's best peak and its sum of squares.
-
-    At a given peak the model is linear; peaks are tried in steps of a twentieth of a doubling, to three doublings
-    beyond the batch sizes. Without any lowest point the squares are those of the levels alone.
-    """
+def _within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``values`` (..., n, p) less the mean of their group."""
     member = np.equal.outer(groups, np.arange(groups.max() + 1)) / np.sqrt(np.bincount(groups))
-    y = y - member @ (member.T @ y)
+    return values - member @ (member.T @ values)
+
+
+def _best_narrowing(columns: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
+    """The doublings of curvature per doubling of batch size, from -1 to 1, with the smallest sum of squares.
+
+    ``columns`` (n, p) are those of the parabolas without it.
+    """
+    tried = np.arange(-20, 21) / 20
+    x = _within(groups, columns * 2 ** np.multiply.outer(tried, u)[:, :, None])
+    products = x.transpose(0, 2, 1) @ y
+    explained = products * np.linalg.solve(x.transpose(0, 2, 1) @ x, products[:, :, None])[:, :, 0]
+    return float(tried[explained.sum(1).argmax()])
+
+
+def _more_narrowing(columns: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The derivative of the fit on ``columns`` by the narrowing (n), whose doubt thus enters every interval.
+
+    Within a batch size the parabolas are the fitted columns but for a constant, which the levels take up.
+    """
+    coefficients, *_ = np.linalg.lstsq(_within(groups, columns), y, rcond=None)
+    return u * (columns @ coefficients)
+
+
+def _best_peak(x: np.ndarray, u: np.ndarray, scale: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
+    """The surge curve's best peak.
+
+    ``scale`` (n) is each run's curvature in units of the middle one. At a given peak the model is linear; peaks are
+    tried in steps of a twentieth of a doubling, to three doublings beyond the batch sizes. Without any lowest point
+    the squares are those of the levels alone.
+    """
     peaks = np.arange(u.min() - 3, u.max() + 3, 0.05)
     z = x[:, None] - surge(u[:, None], peaks)
-    z, squared = (each - member @ (member.T @ each) for each in (z, z * z))
+    y = _within(groups, y[:, None])[:, 0]
+    z, squared = (_within(groups, scale[:, None] * each) for each in (z, z * z))
     a, b, c = (squared**2).sum(0), (squared * z).sum(0), (z**2).sum(0)
     p, q = y @ squared, y @ z
     curvature, linear = (c * p - b * q) / (a * c - b * b), (a * q - b * p) / (a * c - b * b)
     squares = np.where(curvature > 0, y @ y - curvature * p - linear * q, y @ y)
-    best = int(squares.argmin())
-    return float(peaks[best]), float(squares[best])
+    return float(peaks[squares.argmin()])
 
 
 def _listed(names: list[str]) -> str:

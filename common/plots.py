@@ -135,9 +135,9 @@ def draw_parabolas(axes: Axes, cells: pd.DataFrame, law: Law, colours: dict[int,
             axes.plot(lrs, law.parabola(batch_size, lrs), color=colour, linewidth=1.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low = cells.nll.min()
-    axes.set_ylim(low / 1.15, 2 * WORST * low)
-    ticks = [low * 1.5**power for power in range(5)]
+    low, high = law.cells.nll.min(), law.cells.nll.max()
+    axes.set_ylim(low / 1.15, high * 1.3)
+    ticks = np.geomspace(low, high, 6)
     axes.set_yticks(ticks, [f"{tick:.3f}" for tick in ticks])
     axes.yaxis.minorticks_off()
     rate_axis(axes.xaxis)

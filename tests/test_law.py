@@ -70,6 +70,14 @@ def test_without_noise_everything_is_exact():
     assert law.curvature == pytest.approx(truth.curvature)
 
 
+def test_valleys_that_narrow_with_the_batch_size_do_not_mislead():
+    """Where large batches forgive eight times less than small ones, the intervals stay honest."""
+    truth = Truth("", 0.5, 0.05, curvature=0.04, drift=0.5)
+    assert Law(whole_grid(truth)).narrowing == pytest.approx(0.5, abs=0.2)
+    figures = measure(truth, first_stage, 150)
+    assert 0.90 <= figures.covered <= 0.99 and figures.optimum_covered >= 0.92
+
+
 def test_bad_cells_are_left_out_and_counted():
     """Diverged, failed, short and far cells change nothing, and the report says how many there were."""
     cells = whole_grid(Truth("", 0.5, 0.05))
