@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from common.cells import (
@@ -38,7 +39,7 @@ from common.cli import parse
 from common.config import Config, check_config
 from common.errors import UserError, run_script, warn
 from common.files import read_json, write_json
-from common.grid import FIRST, Grid, missing, on_edge, wanted
+from common.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
 from common.law import WORST, Estimate, Law
 from common.splits import match_folds, read_folds
 from common.system import cpu_count
@@ -187,7 +188,8 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
         raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
     predicted = law.predict(batch_size)
     # x4 apart as in the sweep where a parabola is wide enough for that, else x2.
-    doublings = FIRST if law.curvature_at(batch_size) * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
+    curvature = np.interp(batch_size, law.batch_sizes, law.curvatures)
+    doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
     held_out = Trainer(beside, lambda _: row).run()
@@ -197,11 +199,20 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
     measured = both.optima[both.batch_sizes.tolist().index(batch_size)]
     apart = abs(math.log2(measured.value / predicted.value))
     agrees = apart <= math.hypot(predicted.doublings, measured.doublings)
+    losses = mean_losses(held_out[held_out.batch_size == batch_size].itertuples())
+    cost = losses[row[0].lr] / min(losses.values()) - 1
     print(
         f"batch size {batch_size:>5}: predicted lr {show(predicted)}, measured {show(measured)}: "
-        f"{'they agree' if agrees else 'they differ by more than chance'} (x{2**apart:.2f})"
+        f"{'they agree' if agrees else 'they differ by more than chance'} (x{2**apart:.2f})\n"
+        f"the run at lr {row[0].lr:.2e} has a loss {cost:.1%} above the best of {len(losses)} learning rates there"
     )
-    return {"batch_size": batch_size, "predicted": as_json(predicted), "measured": as_json(measured), "agrees": agrees}
+    return {
+        "batch_size": batch_size,
+        "predicted": as_json(predicted),
+        "measured": as_json(measured),
+        "agrees": agrees,
+        "cost": cost if math.isfinite(cost) else None,
+    }
 
 
 def show(best: Estimate) -> str:

@@ -1,14 +1,14 @@
 """The law of learning rate and batch size: what the runs of a sweep say, and how sure that is.
 
-Every batch size B has one parabola with its lowest point at the optimum m_B. They share one curvature, and one number
-that says how fast it grows with the batch size: few large steps forgive less than many small ones.
+Every batch size B has one parabola with its lowest point at the optimum m_B:
 
-    log loss = level_B + curvature * B^narrowing * (log2 lr - m_B)^2 + noise
+    log loss = level_B + curvature * (log2 lr - m_B)^2 + noise
 
-Along a line, m_B = a + slope * log2 B, this is linear least squares once the narrowing is known (it is tried in small
-steps), and the slope, each optimum and each prediction is a quotient of two coefficients, -g / (2 * curvature).
-Fieller's theorem turns the test "the quotient is r" into an interval, which has no end where the curvature itself may
-be zero; the test's distribution comes from a bootstrap over the runs' residuals.
+All share one curvature, unless the runs refute that (an F test): few large steps may forgive less than many small ones,
+and then each batch size has its own. Along a line, m_B = a + slope * log2 B, this is linear least squares, and the
+slope, each optimum and each prediction is a quotient of two coefficients, -g / (2 * curvature). Fieller's theorem turns
+the test "the quotient is r" into an interval, which has no end where the curvature itself may be zero; the test's
+distribution comes from a bootstrap over the runs' residuals.
 
 Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam Malladi 2022); 1, linear
 (Goyal 2017). The surge: with Adam the optimum rises, peaks where B is the gradient's noise scale, and falls
@@ -30,6 +30,7 @@ WORST = 2.5  # a loss above this many times its batch size's best lies outside a
 LAWS = {"no relation": 0.0, "square root": 0.5, "linear": 1.0}
 HALF_WIDTH = 0.24  # an interval of this half-width cannot hold two of the laws
 CLEAR = 2.0  # a smaller difference of AIC is no evidence (Burnham & Anderson 2002)
+ONE_WIDTH = 0.01  # p below which one curvature for all batch sizes is refuted
 BOUND = 10.0  # no slope and no doubling beyond this is believed, so an interval that knows nothing ends here
 DRAWS = 2000
 FITTED = "fitted"
@@ -80,8 +81,8 @@ class Estimate:
 class Regression:
     """Least squares of ``y`` (n) on ``columns`` (n, p) with a free level per group; quotients of coefficients.
 
-    The first column is the squared term, ``groups`` (n) numbers the groups from 0. The residuals, divided by
-    sqrt(1 - leverage) since a fit shrinks them, are drawn again ``draws`` times.
+    ``groups`` (n) numbers the groups from 0. The residuals, divided by sqrt(1 - leverage) since a fit shrinks them,
+    are drawn again ``draws`` times.
     """
 
     def __init__(self, columns: np.ndarray, groups: np.ndarray, y: np.ndarray, draws: int, seed: int):
@@ -90,10 +91,11 @@ class Regression:
         x = columns - member @ (member.T @ columns / sizes[:, None])
         self.covariance = np.linalg.inv(x.T @ x)  # of the coefficients, in units of noise^2
         self.coefficients = self.covariance @ (x.T @ y)
+        self.fitted = columns @ self.coefficients  # (n), without the levels
         residuals = y - member @ (member.T @ y / sizes) - x @ self.coefficients
         self.squares = float(residuals @ residuals)
         self.freedom = len(y) - len(sizes) - columns.shape[1]
-        self.noise = math.sqrt(self.squares / self.freedom)
+        self.noise = math.sqrt(self.squares / max(self.freedom, 1))
 
         leverage = 1 / sizes[groups] + np.einsum("ij,jk,ik->i", x, self.covariance, x)
         spread = residuals / np.sqrt(np.maximum(1 - leverage, 1e-9))
@@ -101,45 +103,40 @@ class Regression:
         products = drawn @ x
         self._drawn_errors = products @ self.covariance
         squares = (drawn**2).sum(1) - (drawn @ member) ** 2 @ (1 / sizes) - (products * self._drawn_errors).sum(1)
-        self._drawn_noise = np.sqrt(np.maximum(squares, 1e-300) / self.freedom)
+        self._drawn_noise = np.sqrt(np.maximum(squares, 1e-300) / max(self.freedom, 1))
 
-    @property
-    def curvature(self) -> float:
-        """The squared term's coefficient; below zero there is no lowest point."""
-        return float(self.coefficients[0])
+    def quotient(self, linear: np.ndarray, square: np.ndarray) -> Estimate:
+        """-(linear . coefficients) / (2 square . coefficients): where a parabola has its lowest point.
 
-    def quotient(self, *weights: float) -> Estimate:
-        """-(weights . the other coefficients) / (2 * curvature): where a parabola has its lowest point."""
-        if self.curvature <= 0:
+        ``linear`` and ``square`` (p) pick the coefficients of its linear and its squared term.
+        """
+        curvature, slope = square @ self.coefficients, linear @ self.coefficients
+        if curvature <= 0:
             return Estimate(0.0, -BOUND, BOUND)
-        g = self.weighted(0.0, *weights)
-        value = float(np.clip(-g @ self.coefficients / (2 * self.curvature), -BOUND, BOUND))
-        limit = (np.quantile(self._drawn_tests(self.weighted(value, *weights)), 0.95) * self.noise) ** 2
-        # The test accepts r where (g . coefficients + 2 r curvature)^2 <= limit * variance: a quadratic in r.
-        square = 4 * (self.curvature**2 - limit * self.covariance[0, 0])
-        linear = 4 * (g @ self.coefficients * self.curvature - limit * g @ self.covariance[0])
-        constant = (g @ self.coefficients) ** 2 - limit * g @ self.covariance @ g
-        if square <= 0:
+        value = float(np.clip(-slope / (2 * curvature), -BOUND, BOUND))
+        limit = (np.quantile(self._drawn_tests(linear + 2 * value * square), 0.95) * self.noise) ** 2
+        # The test accepts r where ((linear + 2 r square) . coefficients)^2 <= limit * variance: a quadratic in r.
+        a = 4 * (curvature**2 - limit * square @ self.covariance @ square)
+        b = 4 * (slope * curvature - limit * linear @ self.covariance @ square)
+        c = slope**2 - limit * linear @ self.covariance @ linear
+        if a <= 0:
             return Estimate(value, -BOUND, BOUND)
-        root = math.sqrt(max(linear**2 - 4 * square * constant, 0.0))
-        low, high = (-linear - root) / (2 * square), (-linear + root) / (2 * square)
-        return Estimate(value, max(low, -BOUND), min(high, BOUND))
+        root = math.sqrt(max(b**2 - 4 * a * c, 0.0))
+        return Estimate(value, max((-b - root) / (2 * a), -BOUND), min((-b + root) / (2 * a), BOUND))
 
-    def p_value(self, value: float, *weights: float) -> float:
+    def p_value(self, value: float, linear: np.ndarray, square: np.ndarray) -> float:
         """Two-sided bootstrap p of "the quotient is ``value``"."""
-        h = self.weighted(value, *weights)
-        seen = abs(h @ self.coefficients) / (self.noise * math.sqrt(h @ self.covariance @ h))
-        drawn = self._drawn_tests(self.weighted(self.quotient(*weights).value, *weights))
+        seen = abs((linear + 2 * value * square) @ self.coefficients) / self.error(linear + 2 * value * square)
+        drawn = self._drawn_tests(linear + 2 * self.quotient(linear, square).value * square)
         return (1 + int((drawn >= seen).sum())) / (1 + len(drawn))
 
-    def weighted(self, value: float, *weights: float) -> np.ndarray:
-        """What the coefficients must be weighted with so that their sum is 0 where the quotient is ``value``."""
-        h = np.zeros(len(self.coefficients))
-        h[0], h[1 : 1 + len(weights)] = 2 * value, weights
-        return h
+    def error(self, weights: np.ndarray) -> float:
+        """The standard error of the coefficients' sum with ``weights`` (p)."""
+        return self.noise * math.sqrt(weights @ self.covariance @ weights)
 
-    def _drawn_tests(self, h: np.ndarray) -> np.ndarray:
-        return np.abs(self._drawn_errors @ h) / (self._drawn_noise * math.sqrt(h @ self.covariance @ h))
+    def _drawn_tests(self, weights: np.ndarray) -> np.ndarray:
+        scale = math.sqrt(weights @ self.covariance @ weights)
+        return np.abs(self._drawn_errors @ weights) / (self._drawn_noise * scale)
 
 
 def surge(u: np.ndarray | float, peak: float) -> np.ndarray:
@@ -156,9 +153,9 @@ class Law:
     """The parabolas, the line and the surge curve fitted to a sweep's table.
 
     ``cells`` has the columns batch_size, lr, steps, status, nll (mean log loss, nats). Learning rates and losses
-    come out in their own units; curvature is log loss per squared doubling of the learning rate at the middle batch
-    size, narrowing its doublings per doubling of the batch size, noise the standard deviation of one run's log loss.
-    ``best_losses`` belong to the lowest points of the batch sizes' parabolas.
+    come out in their own units. ``curvatures`` are log loss per squared doubling of the learning rate, ``best_losses``
+    the parabolas' lowest points, one for each of ``batch_sizes``; ``noise`` is the standard deviation of one run's log
+    loss around them.
 
     Raises:
         UserError: fewer than two batch sizes with three learning rates each to fit.
@@ -170,47 +167,69 @@ class Law:
         self.cells = cells = cells[fate == FITTED]
         self.runs = len(cells)
         self.batch_sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
-        if len(self.batch_sizes) < 2:
-            what = f"{len(self.batch_sizes)} of its batch sizes have three learning rates to fit, two must"
+        count = len(self.batch_sizes)
+        if count < 2:
+            what = f"{count} of its batch sizes have three learning rates to fit, two must"
             raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
         x, u, y = np.log2(cells.lr.to_numpy()), np.log2(self.batch_sizes)[groups], np.log(cells.nll.to_numpy())
         self._lr, self._size = float(x.mean()), float(u.mean())  # numbers near 0 keep the fit well-conditioned
         x, u = x - self._lr, u - self._size
+        member = np.equal.outer(groups, np.arange(count)).astype(float)
 
-        own = np.equal.outer(groups, np.arange(len(self.batch_sizes))) * x[:, None]
-        self.narrowing = _best_narrowing(np.column_stack([x * x, own]), u, groups, y)
-        scale = 2 ** (self.narrowing * u)
+        # Each batch size for itself, the others lend it nothing but the curvature, if that.
+        linear, square = member * x[:, None], member * (x * x)[:, None]
+        shared, own = np.column_stack([linear, x * x]), np.column_stack([linear, square])
+        self.one_width = _f_test(shared, own, groups, y) >= ONE_WIDTH
+        self._free = Regression(shared if self.one_width else own, groups, y, draws, seed)
+        picks = np.eye(len(self._free.coefficients))
+        squares = [picks[count]] * count if self.one_width else picks[count:]
+        self.curvatures = np.stack(squares) @ self._free.coefficients
+        self._optima = [self._free.quotient(*pair) for pair in zip(picks[:count], squares, strict=True)]
+        miss = x - np.array([each.value for each in self._optima])[groups]
+        rest = y - self.curvatures[groups] * miss**2
+        self.best_losses = [math.exp(rest[groups == number].mean()) for number in range(count)]
+
+        # Along a curve. Where curvatures differ, their doubt enters as the derivative by each of them.
+        middle = max(float(np.median(self.curvatures)), 1e-12)
+        scale = (np.clip(self.curvatures / middle, 1 / 16, 16) if not self.one_width else np.ones(count))[groups]
 
         def fit(*columns: np.ndarray) -> Regression:
-            columns = np.column_stack(columns) * scale[:, None]
-            return Regression(
-                np.column_stack([columns, _more_narrowing(columns, u, groups, y)]), groups, y, draws, seed
-            )
+            columns = np.stack(columns, axis=1) * scale[:, None]
+            if not self.one_width:
+                fitted = Regression(columns, groups, y, 1, seed).fitted
+                told = member.T @ np.square(_within(groups, fitted[:, None])[:, 0])
+                others = np.delete(
+                    member, told.argmax(), axis=1
+                )  # of the curvature told best; theirs are relative to it
+                columns = np.column_stack([columns, others * fitted[:, None]])
+            return Regression(columns, groups, y, draws, seed)
 
-        self._free = fit(x * x, own)
-        self._optima = [self._free.quotient(*row) for row in np.eye(len(self.batch_sizes))]
-        miss = x - np.array([each.value for each in self._optima])[groups]
-        rest = y - self._free.curvature * scale * miss**2
-        self.best_losses = [math.exp(rest[groups == number].mean()) for number in range(len(self.batch_sizes))]
         self._line = fit(x * x, x, u * x)
-        self.slope = self._line.quotient(0.0, 1.0)
-        self.curvature, self.noise = self._line.curvature, self._line.noise
+        self.slope = self._line.quotient(*self._picks(0.0, 1.0))
+        self.noise = self._free.noise
 
         # Around its best peak, the surge curve too is linear in height and peak.
-        self._peak = _best_peak(x, u, scale, groups, y)
+        self._peak, squares = _best_peak(x, u, scale, groups, y)
         z = x - surge(u, self._peak)
         self._surge = fit(z * z, z, z * surge_slope(u, self._peak))
-        self.surge_gain = len(y) * math.log(self._line.squares / self._surge.squares)  # AIC; as many parameters
+        on_line = _squares(np.stack([x * x, x, u * x], axis=1) * scale[:, None], groups, y)
+        self.surge_gain = len(y) * math.log(on_line / squares)  # AIC; both have the same parameters
+
+    def _picks(self, *weights: float) -> tuple[np.ndarray, np.ndarray]:
+        """What picks the linear and the squared term of a curve: its linear columns come with ``weights``."""
+        linear, square = np.zeros((2, len(self._line.coefficients)))
+        linear[1:3], square[0] = weights, 1.0
+        return linear, square
 
     @property
     def optima(self) -> list[Estimate]:
-        """The best learning rate of each of ``batch_sizes``; the others lend it nothing but the curvature."""
+        """The best learning rate of each of ``batch_sizes``."""
         return [each.power(self._lr) for each in self._optima]
 
     @property
     def p_values(self) -> dict[str, float]:
         """Of each law: how often runs that follow it would look at least as unlike it."""
-        return {name: self._line.p_value(value, 0.0, 1.0) for name, value in LAWS.items()}
+        return {name: self._line.p_value(value, *self._picks(0.0, 1.0)) for name, value in LAWS.items()}
 
     @property
     def bend_p_value(self) -> float:
@@ -218,8 +237,7 @@ class Law:
         more = self._line.freedom - self._free.freedom
         if not more:
             return 1.0
-        ratio = (self._line.squares - self._free.squares) / more / self._free.noise**2
-        return float(fdtrc(more, self._free.freedom, ratio))
+        return _p_of_f(self._line.squares, self._free.squares, more, self._free.freedom)
 
     @property
     def fitting(self) -> list[str]:
@@ -235,8 +253,8 @@ class Law:
         """
         if len(self.fitting) < 2 and self.slope.half_width < 2 * HALF_WIDTH:
             return 0
-        h = self._line.weighted(self.slope.value, 0.0, 1.0)
-        error = self.noise * math.sqrt(h @ self._line.covariance @ h) / (2 * abs(self.curvature))
+        linear, square = self._picks(0.0, 1.0)
+        error = self._line.error(linear + 2 * self.slope.value * square) / (2 * abs(self._line.coefficients[0]))
         return max(1, math.ceil(self.runs * ((2 * error / HALF_WIDTH) ** 2 - 1)))
 
     @property
@@ -247,8 +265,8 @@ class Law:
     @property
     def surge_top(self) -> tuple[Estimate, Estimate]:
         """The surge curve's highest learning rate and the batch size that it belongs to."""
-        size = self._surge.quotient(0.0, 1.0).power(self._peak + self._size)
-        return self._surge.quotient(1.0, 0.0).power(self._lr), size
+        size = self._surge.quotient(*self._picks(0.0, 1.0)).power(self._peak + self._size)
+        return self._surge.quotient(*self._picks(1.0, 0.0)).power(self._lr), size
 
     @property
     def repeat_noise(self) -> float:
@@ -272,20 +290,15 @@ class Law:
         """The best learning rate of any batch size along the "line" or the "surge"."""
         u = math.log2(batch_size) - self._size
         if curve == "line":
-            return self._line.quotient(1.0, u).power(self._lr)
-        rise = self._surge.quotient(1.0, float(surge_slope(u, self._peak)))
+            return self._line.quotient(*self._picks(1.0, u)).power(self._lr)
+        rise = self._surge.quotient(*self._picks(1.0, float(surge_slope(u, self._peak))))
         return rise.power(self._lr + float(surge(u, self._peak)))
-
-    def curvature_at(self, batch_size: float) -> float:
-        """Log loss per squared doubling of the learning rate at any batch size."""
-        return self.curvature * 2 ** (self.narrowing * (math.log2(batch_size) - self._size))
 
     def parabola(self, batch_size: int, lrs: np.ndarray) -> np.ndarray:
         """The fitted log loss (nats) of one of ``batch_sizes`` at other learning rates."""
         number = self.batch_sizes.tolist().index(batch_size)
         miss = np.log2(lrs) - self._lr - self._optima[number].value
-        curvature = self._free.curvature / self.curvature * self.curvature_at(batch_size)
-        return self.best_losses[number] * np.exp(curvature * miss**2)
+        return self.best_losses[number] * np.exp(self.curvatures[number] * miss**2)
 
     def sentences(self) -> list[str]:
         """What was found, in plain words, the slope first."""
@@ -321,10 +334,12 @@ class Law:
                 f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): the slope is a mean"
             )
         repeats = f" ({self.repeat_noise:.1%} between seeds)" if self.repeat_noise else ""
-        ends = self.batch_sizes[0], self.batch_sizes[-1]
-        costs = [f"{math.expm1(self.curvature_at(size)):.1%} at batch size {size}" for size in ends]
-        lines.append(f"a learning rate x2 off costs {costs[0]} and {costs[1]} of the loss")
-        lines.append(f"one run scatters around the parabolas by {self.noise:.1%}{repeats}")
+        costs = [f"{math.expm1(curvature):.1%}" for curvature in self.curvatures]
+        ends = f"{costs[0]} at batch size {self.batch_sizes[0]} and {costs[-1]} at {self.batch_sizes[-1]}"
+        lines.append(
+            f"a learning rate x2 off costs {costs[0] if self.one_width else ends} of the loss; "
+            f"one run scatters by {self.noise:.1%}{repeats}"
+        )
         left_out = ", ".join(f"{count} {fate}" for fate, count in self.left_out.items())
         lines.append(f"{self.runs} runs are fitted" + (f", left out: {left_out}" if left_out else ""))
         return lines
@@ -339,8 +354,10 @@ class Law:
             "fitting": self.fitting,
             "more_runs": self.more_runs,
             "optima": [
-                {"batch_size": int(batch_size), "lr": best.value, "lr_ci": [best.low, best.high], "nll": loss}
-                for batch_size, best, loss in zip(self.batch_sizes, self.optima, self.best_losses, strict=True)
+                {"batch_size": size, "lr": best.value, "lr_ci": [best.low, best.high], "nll": loss, "curvature": curve}
+                for size, best, loss, curve in zip(
+                    self.batch_sizes.tolist(), self.optima, self.best_losses, self.curvatures.tolist(), strict=True
+                )
             ],
             "bend_p_value": self.bend_p_value,
             "surge": {
@@ -350,8 +367,7 @@ class Law:
                 "batch_size": size.value,
                 "batch_size_ci": [size.low, size.high],
             },
-            "curvature": self.curvature,
-            "narrowing": self.narrowing,
+            "one_curvature": self.one_width,
             "noise": self.noise,
             "repeat_noise": self.repeat_noise,
             "n_fitted": self.runs,
@@ -361,34 +377,34 @@ class Law:
 
 
 def _within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values`` (..., n, p) less the mean of their group."""
+    """``values`` (n, p) less the mean of their group."""
     member = np.equal.outer(groups, np.arange(groups.max() + 1)) / np.sqrt(np.bincount(groups))
     return values - member @ (member.T @ values)
 
 
-def _best_narrowing(columns: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
-    """The doublings of curvature per doubling of batch size, from -1 to 1, with the smallest sum of squares.
-
-    ``columns`` (n, p) are those of the parabolas without it.
-    """
-    tried = np.arange(-20, 21) / 20
-    x = _within(groups, columns * 2 ** np.multiply.outer(tried, u)[:, :, None])
-    products = x.transpose(0, 2, 1) @ y
-    explained = products * np.linalg.solve(x.transpose(0, 2, 1) @ x, products[:, :, None])[:, :, 0]
-    return float(tried[explained.sum(1).argmax()])
+def _squares(columns: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
+    """The sum of squares that the columns (n, p) and a level per group leave of ``y``."""
+    x, y = _within(groups, columns), _within(groups, y[:, None])[:, 0]
+    return float(np.square(y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).sum())
 
 
-def _more_narrowing(columns: np.ndarray, u: np.ndarray, groups: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The derivative of the fit on ``columns`` by the narrowing (n), whose doubt thus enters every interval.
-
-    Within a batch size the parabolas are the fitted columns but for a constant, which the levels take up.
-    """
-    coefficients, *_ = np.linalg.lstsq(_within(groups, columns), y, rcond=None)
-    return u * (columns @ coefficients)
+def _f_test(few: np.ndarray, many: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
+    """p of "the further columns of ``many`` (n, p) are of no use"."""
+    more, freedom = many.shape[1] - few.shape[1], len(y) - groups.max() - 1 - many.shape[1]
+    return _p_of_f(_squares(few, groups, y), _squares(many, groups, y), more, freedom)
 
 
-def _best_peak(x: np.ndarray, u: np.ndarray, scale: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
-    """The surge curve's best peak.
+def _p_of_f(squares: float, less: float, more: int, freedom: int) -> float:
+    """p of the F test that ``more`` further parameters, which leave ``freedom``, took squares down by chance."""
+    if freedom < 1 or not less > 0:
+        return 1.0
+    return float(fdtrc(more, freedom, max(squares - less, 0.0) / more / (less / freedom)))
+
+
+def _best_peak(
+    x: np.ndarray, u: np.ndarray, scale: np.ndarray, groups: np.ndarray, y: np.ndarray
+) -> tuple[float, float]:
+    """The surge curve's best peak and its sum of squares.
 
     ``scale`` (n) is each run's curvature in units of the middle one. At a given peak the model is linear; peaks are
     tried in steps of a twentieth of a doubling, to three doublings beyond the batch sizes. Without any lowest point
@@ -402,7 +418,8 @@ def _best_peak(x: np.ndarray, u: np.ndarray, scale: np.ndarray, groups: np.ndarr
     p, q = y @ squared, y @ z
     curvature, linear = (c * p - b * q) / (a * c - b * b), (a * q - b * p) / (a * c - b * b)
     squares = np.where(curvature > 0, y @ y - curvature * p - linear * q, y @ y)
-    return float(peaks[squares.argmin()])
+    best = int(squares.argmin())
+    return float(peaks[best]), float(squares[best])
 
 
 def _listed(names: list[str]) -> str:
