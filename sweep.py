@@ -63,6 +63,7 @@ class Fit:
     """Fit the law to a sweep and say it: python sweep.py fit"""
 
     runs: str = ""  # the sweep's folder (default: the only one below runs)
+    only: tuple[int, ...] = ()  # fit these batch sizes alone, and leave law.json as it is
     predict: tuple[int, ...] = ()  # batch sizes whose best learning rate you want to know
     verify: int = 0  # batch size outside the sweep: train a row of cells there and compare (0: off)
 
@@ -167,6 +168,10 @@ def fit(options: Fit) -> None:
     """Fit the law, check it where asked, say it and write law.json."""
     sweep = find_sweep(options.runs)
     cells = read_cells(sweep.folder)
+    if options.only:
+        cells = cells[cells.batch_size.isin(options.only)]
+        if options.verify:
+            raise UserError("--only", "--verify checks the law of all batch sizes", "use one of them")
     law = Law(cells)
     found = {"optimiser": sweep.config.opt, "n_runs": len(cells), "minutes": float(cells.seconds.sum() / 60)}
     print(f"{sweep.folder}: {found['n_runs']} runs with {found['optimiser']}, {found['minutes']:.0f} minutes")
@@ -179,7 +184,8 @@ def fit(options: Fit) -> None:
     found["predictions"] = [{"batch_size": size} | as_json(law.predict(size)) for size in options.predict]
     if options.verify:
         found["verification"] = verify(sweep, law, cells, options.verify)
-    write_json(sweep.folder / LAW_FILE, found)
+    if not options.only:
+        write_json(sweep.folder / LAW_FILE, found)
 
 
 def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict[str, Any]:

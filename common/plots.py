@@ -142,7 +142,7 @@ def draw_parabolas(axes: Axes, cells: pd.DataFrame, law: Law, colours: dict[int,
     axes.yaxis.minorticks_off()
     rate_axis(axes.xaxis)
     axes.set_ylabel("log loss of the held-out fold")
-    axes.legend(title="batch size", fontsize=9, ncols=2, loc="upper left")
+    axes.legend(title="batch size", fontsize=9, ncols=2, loc="upper right")
 
 
 def draw_losses(axes: Axes, law: Law, colours: dict[int, Any]) -> None:

@@ -153,6 +153,16 @@ def test_fit_says_the_law_and_writes_it(synthetic, capsys):
     assert law["verification"]["agrees"] and law["predictions"][0]["batch_size"] == 24
 
 
+def test_a_part_of_the_batch_sizes_can_be_fitted_alone(synthetic, capsys):
+    """fit --only says the law of those batch sizes and leaves law.json, which is that of all, alone."""
+    sweep.main(["fit", "--only", "8", "16", "32", "64"])
+    said = capsys.readouterr().out
+    assert "batch size    64" in said and "batch size   128" not in said
+    assert not (synthetic / "law.json").exists()
+    with pytest.raises(UserError, match="--only"):
+        sweep.main(["fit", "--only", "8", "16", "--verify", "48"])
+
+
 def test_a_published_sweep_gives_the_same_law(synthetic, tmp_path):
     """sweep.json and sweep.csv are enough to fit a sweep again, to the digit; nobody needs its runs."""
     published = tmp_path / "published"
