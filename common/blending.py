@@ -45,17 +45,17 @@ class Members:
 Method = Callable[[np.ndarray, np.ndarray, Members], Blend]
 
 
-def unusable(members: Members, rows: int, classes: int) -> dict[str, str]:
-    """The methods that make no sense for these members, and why."""
+def unusable(members: Members, rows: int, classes: int) -> dict[str, tuple[str, str]]:
+    """The methods that make no sense for these members: why, and what to do about it."""
     count = len(members.groups)
     coefficients = (count * classes + 1) * classes
     reasons = {}
     if not len(members.by_hand):
-        reasons["hand"] = "there are no weights: add --weights"
+        reasons["hand"] = ("there are no weights", "add --weights, one for each run")
     if len(set(members.groups)) in (1, count):
-        reasons["group-vote"] = "it needs several models, one of them trained more than once"
+        reasons["group-vote"] = ("no model stands against another that was trained more than once", "use vote or mean")
     if coefficients > rows:
-        reasons["stack"] = f"it would learn {coefficients:,} coefficients from {rows:,} rows"
+        reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
     return reasons
 
 

@@ -6,12 +6,12 @@ predictions that neither row k nor the predicted row's own fold took part in.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from common.blending import BLENDS, Members, Method
+from common.blending import Members, Method
 from common.calibration import cross_fitted, temperature
 from common.metrics import errors, log_mean_probability, losses, paired_difference
 
@@ -137,11 +137,11 @@ def leave_one_out(
     for member in everyone:
         without, without_errors = scored([other for other in everyone if other != member])
         cost, standard_error = paired_difference(without, whole)
-        found.append({"cost": cost, "standard_error": standard_error, "errors": without_errors - whole_errors})
+        found.append({"difference": cost, "standard_error": standard_error, "errors": without_errors - whole_errors})
     return found
 
 
-def error_overlap(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def overlap(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """(m, m): of the rows that one run or another gets wrong, the share that both do (Jaccard); 1 on the diagonal."""
     wrong = logits.argmax(axis=-1) != targets
     both = np.array([[(one & other).sum() for other in wrong] for one in wrong], dtype=np.float64)
@@ -164,7 +164,7 @@ def smallest_set(logits: np.ndarray, targets: np.ndarray, fold: np.ndarray, blen
             candidates[member] = losses(cross_fitted(blended, targets, fold), targets)
         kept.append(min(candidates, key=lambda member: candidates[member].mean()))
         higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses)
-        if higher <= standard_error:
+        if higher <= standard_error + 1e-9:  # the blend may be this very run
             return kept
     return []
 
@@ -173,10 +173,3 @@ def noise_members(logits: np.ndarray, count: int) -> np.ndarray:
     """``count`` runs that know nothing: the rows of real ones in shuffled order, (count, n, classes)."""
     random = np.random.default_rng(0)
     return np.stack([random.permutation(logits[number % len(logits)]) for number in range(count)])
-
-
-def try_all(
-    names: Sequence[str], logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray
-) -> dict[str, Tried]:
-    """:func:`try_method` for each of the named blends."""
-    return {name: try_method(BLENDS[name], logits, targets, members, fold) for name in names}

@@ -159,17 +159,19 @@ def join_oof(run_folder: str | Path, folds: Folds) -> Predictions:
     return rows_in_order(joined, folds.ids[folds.fold >= 0], str(folder))
 
 
-def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions) -> Predictions:
-    """The run's OOF predictions under the views that ``test``, its test.npz, was predicted with.
+def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None) -> Predictions:
+    """The run's OOF predictions under the views that ``test``, its test.npz, was predicted with; None: no views.
 
     Raises:
         UserError: as :func:`join_oof` does; no OOF predictions with these views.
     """
     oof = join_oof(run_folder, folds)  # always: its checks are those of the folds
-    if test.source.get("tta", "none") == "none":
+    if test is None or test.source["tta"] == "none":
         return oof
     path = run_folder / TTA_OOF_FILE
     remedy = f"run: python infer.py --tta {test.source['tta']} --runs {run_folder.name}, with --data and --folds"
+    if not path.is_file():
+        raise UserError(str(path), "is missing, though the test predictions were made with views", remedy)
     with_views = _rows_of_folds(path, folds, folds.fold >= 0, remedy)
     if with_views.source.get("views") != test.source["views"]:
         raise UserError(str(path), f"has other views than {run_folder.name}'s test predictions", remedy)
