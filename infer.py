@@ -17,20 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.calibration import PARTS, cross_fitted
+from common.calibration import PARTS
 from common.cli import keyword_arguments, parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
 from common.files import write_json
-from common.metrics import (
-    describe,
-    errors,
-    log_mean_probability,
-    losses,
-    paired_difference,
-    score,
-    targets_of,
-)
+from common.metrics import describe, log_mean_probability, score, targets_of
 from common.predictions import Predictions, read_predictions, write_predictions
 from common.runs import (
     INFERENCE_FILE,
@@ -47,7 +39,7 @@ from common.splits import Folds, match_folds, read_folds
 from common.submission import read_form, write_submission
 from common.system import cpu_count, keep_freed_memory
 from common.tables import Table, read_test_table, read_train_table
-from common.tta import TTA, View, ViewScore, choose_views, score_views
+from common.tta import TTA, View, choose_views, gain_text, score_views, view_table
 
 Models = list[tuple[dict, dict[str, Any]]]  # weights and facts of each
 
@@ -272,7 +264,7 @@ def score_out_of_fold(
         weights = np.array([view.weight for view in views])
         averaged = log_mean_probability(logits, weights)
     print(f"{run}: {len(rows):,} rows out of fold, each predicted by the model that has not seen it")
-    print(view_table(views, scores, weights))
+    print(view_table([view.name for view in views], scores, weights))
     print(gain_text(logits[0], averaged, targets, part, "views and weights by the other folds" if chosen else "fixed"))
 
     known = [
@@ -285,33 +277,6 @@ def score_out_of_fold(
         used,
         known,
         Predictions(folds.ids[rows], averaged, folds.classes, folds.labels[rows], folds.fold[rows], source=source),
-    )
-
-
-def view_table(views: Sequence[View], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
-    """What each view does alone and with the identity, as aligned text."""
-    width = max(len(view.name) for view in views)
-    lines = [
-        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'log loss against identity':>32}",
-        f"{'view':<{width}}  {'alone':>8}  {'half':>8}  {'half, with its 95 % interval':>32}  {'weight':>8}",
-    ]
-    for view, found, weight in zip(views, scores, weights, strict=True):
-        middle, around = found.difference, 1.96 * found.standard_error
-        between = f"{middle:+.5f} ({middle - around:+.5f} to {middle + around:+.5f})" if found is not scores[0] else ""
-        lines.append(
-            f"{view.name:<{width}}  {found.errors_alone:>8,}  {found.errors_half:>8,}  {between:>32}  {weight:>8.4f}"
-        )
-    lines.append("half: averaged with the identity; log loss after a temperature fitted on the other folds' rows")
-    return "\n".join(lines)
-
-
-def gain_text(identity: np.ndarray, averaged: np.ndarray, targets: np.ndarray, part: np.ndarray, how: str) -> str:
-    """What the weighted views do to the OOF score, in one line."""
-    before, after = (losses(cross_fitted(logits, targets, part), targets) for logits in (identity, averaged))
-    difference, standard_error = paired_difference(after, before)
-    return (
-        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, log loss "
-        f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
     )
 
 

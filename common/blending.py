@@ -147,7 +147,7 @@ def target_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     rows = np.arange(len(targets))
     logs = np.stack([log_softmax(member)[rows, targets] for member in logits], axis=1)
-    return np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.maximum(np.exp(logs - logs.max(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
 
 
 def ensemble_model(members: int) -> "torch.nn.Module":

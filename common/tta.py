@@ -4,7 +4,7 @@ A view maps a batch of images to a batch, float (n, channels, height, width) in 
 their weights. torch is not imported here: a preset can be named before it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,6 +146,33 @@ def choose_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> t
     if found >= own:
         return np.eye(len(logits))[0], logits[0]
     return choose_weights(logits, targets, score_views(logits, targets, part)), averaged
+
+
+def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
+    """What each view does alone and with the identity, as aligned text."""
+    width = max(map(len, names))
+    lines = [
+        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'log loss against identity':>32}",
+        f"{'view':<{width}}  {'alone':>8}  {'half':>8}  {'half, with its 95 % interval':>32}  {'weight':>8}",
+    ]
+    for name, found, weight in zip(names, scores, weights, strict=True):
+        middle, around = found.difference, 1.96 * found.standard_error
+        between = f"{middle:+.5f} ({middle - around:+.5f} to {middle + around:+.5f})" if found is not scores[0] else ""
+        lines.append(
+            f"{name:<{width}}  {found.errors_alone:>8,}  {found.errors_half:>8,}  {between:>32}  {weight:>8.4f}"
+        )
+    lines.append("half: averaged with the identity; log loss after a temperature fitted on the other folds' rows")
+    return "\n".join(lines)
+
+
+def gain_text(identity: np.ndarray, averaged: np.ndarray, targets: np.ndarray, part: np.ndarray, how: str) -> str:
+    """What the weighted views do to the OOF score, in one line."""
+    before, after = (losses(cross_fitted(logits, targets, part), targets) for logits in (identity, averaged))
+    difference, standard_error = paired_difference(after, before)
+    return (
+        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, log loss "
+        f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
+    )
 
 
 TTA = {

@@ -7,14 +7,13 @@ import pytest
 import torch
 from conftest import train, write_pixel_csv
 
-import folds as folds_script
 import infer
 import train_fold
 from common.errors import UserError
 from common.metrics import errors, log_mean_probability
 from common.predictions import join_oof, read_predictions
 from common.runs import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
-from common.splits import match_folds, read_folds
+from common.splits import make_folds, match_folds, read_folds, write_folds
 from common.tables import read_train_table
 from common.tta import TTA, choose_views, choose_weights, score_views
 
@@ -105,7 +104,7 @@ def infer_views(folder, *arguments: str) -> dict:
 def test_flips_lose_on_digits(tmp_path):
     """On a net that was really trained on real digits both flips are refused, by far."""
     places = ["--folds", str(tmp_path / "folds.csv")]
-    folds_script.main([*places, "--k", "3"])
+    write_folds(tmp_path / "folds.csv", make_folds(read_train_table("digits"), k=3))
     settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no"]
     train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
     views = infer_views(tmp_path, "--tta", "auto", "--views", "flips", "turns")
@@ -126,7 +125,7 @@ def test_flips_stay_where_left_and_right_mean_nothing(tmp_path):
     table = write_pixel_csv(tmp_path / "train.csv", images, [f"class {target}" for target in targets])
     write_pixel_csv(tmp_path / "test.csv", images[:20])
     places = ["--data", str(table), "--folds", str(tmp_path / "folds.csv")]
-    folds_script.main([*places, "--k", "3"])
+    write_folds(tmp_path / "folds.csv", make_folds(read_train_table(str(table)), k=3))
     settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no", "--augment", "none"]
     train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
     arguments = ["--data", str(table), "--test", str(tmp_path / "test.csv"), "--tta", "auto", "--views", "flips"]
