@@ -219,7 +219,7 @@ def source_of(models: Models, views: Sequence[View], options: Options) -> dict[s
     """What predictions are made of, as their file says: ensemble.py compares it with what is there."""
     folders = ["full" if facts["fold"] == "full" else fold_folder(Path(), facts["fold"]).name for _, facts in models]
     return {
-        "fold": options.fold,
+        "fold": "full" if "full" in folders else "all",
         "tta": options.tta,
         "views": {view.name: view.weight for view in views},
         "models": {folder: facts["sha256"] for folder, (_, facts) in zip(folders, models, strict=True)},
@@ -238,7 +238,7 @@ def oof_predicted(run_folder: Path, fold_count: int) -> np.ndarray:
 def score_out_of_fold(
     run: str, models: Models, table: Table, folds: Folds, options: Options
 ) -> tuple[list[View], list[dict[str, Any]], Predictions]:
-    """The views to use with their weights, what is known of each, and the OOF predictions under them.
+    """The views to use with their weights, what inference.json says of each, and the OOF predictions under them.
 
     Where the views are chosen (--tta auto, --score-tta), every fold's rows are averaged with the views and weights that
     the other folds chose.
@@ -272,12 +272,9 @@ def score_out_of_fold(
         for view, weight, found in zip(views, weights.tolist(), scores, strict=True)
     ]
     used = [replace(view, weight=weight) for view, weight in zip(views, weights.tolist(), strict=True) if weight > 0]
-    source = source_of(models, used, options)
-    return (
-        used,
-        known,
-        Predictions(folds.ids[rows], averaged, folds.classes, folds.labels[rows], folds.fold[rows], source=source),
-    )
+    labels, fold = folds.labels[rows], folds.fold[rows]
+    oof = Predictions(folds.ids[rows], averaged, folds.classes, labels, fold, source=source_of(models, used, options))
+    return used, known, oof
 
 
 if __name__ == "__main__":
