@@ -137,7 +137,7 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
             f"{row['run']:<{width}}  {row['errors_alone']:>7,}  {cost['errors']:>+8,} {loss:>21}  {seconds:>9}"
             f"  {row['overlap']:.0%} {row['nearest']}"
         )
-    idle = [row["run"] for row in rows if row["without"]["difference"] <= row["without"]["standard_error"]]
+    idle = [row["run"] for row in rows if row["without"]["difference"] <= row["without"]["standard_error"] + 1e-9]
     if idle:
         lines.append(f"within one standard error the blend loses nothing without: {', '.join(idle)} (each by itself)")
     return "\n".join(lines)
