@@ -36,7 +36,7 @@ bounds: .venv-bounds/installed
 	.venv-bounds/bin/python folds.py --folds work/bounds/folds.csv
 	for run in one two; do .venv-bounds/bin/python train_fold.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs \
 		--run $$run --epochs 2 --fold all || exit 1; done
-	.venv-bounds/bin/python infer.py --runs-dir work/bounds/runs --tta digits
+	.venv-bounds/bin/python infer.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs --tta digits
 	.venv-bounds/bin/python ensemble.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs
 
 .venv/installed: pyproject.toml

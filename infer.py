@@ -1,31 +1,36 @@
 """Predict the test rows with the K fold models of a run and write the submission; no network is needed.
 
     python infer.py                                             # every finished run, the embedded digits
-    python infer.py --test test.csv.gz --sample sample_submission.csv --runs digits_fast --tta digits
-    python infer.py --data train.csv.gz --score-tta             # what each view would have done on OOF
+    python infer.py --data train.csv.gz --test test.csv.gz --sample sample_submission.csv --tta auto
+    python infer.py --data train.csv.gz --score-tta --views digits flips    # what each view would have done on OOF
 
-Everything but the test table comes from the runs' own files. Each model and each view predicts each row, their
-probabilities are averaged, and runs/<run>/ gets test.npz and submission.csv.
+Each model and each view predicts each row, their probabilities are averaged, and runs/<run>/ gets test.npz,
+submission.csv and inference.json. Test-time augmentation (--tta) also predicts the training rows out of fold under the
+same views, oof_tta.npz, so that a blend learns from what it will be applied to.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from common.calibration import PARTS
 from common.cli import keyword_arguments, parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
+from common.files import write_json
 from common.metrics import describe, log_mean_probability, score, targets_of
 from common.predictions import Predictions, read_predictions, write_predictions
 from common.runs import (
+    INFERENCE_FILE,
     MODEL_FILE,
     OOF_FILE,
     SUBMISSION_FILE,
     TEST_FILE,
+    TTA_OOF_FILE,
     finished_folds,
     finished_runs,
     fold_folder,
@@ -34,6 +39,9 @@ from common.splits import Folds, match_folds, read_folds
 from common.submission import read_form, write_submission
 from common.system import cpu_count, keep_freed_memory
 from common.tables import Table, read_test_table, read_train_table
+from common.tta import TTA, View, choose_views, gain_text, score_views, view_table
+
+Models = list[tuple[dict, dict[str, Any]]]  # weights and facts of each
 
 
 @dataclass(frozen=True)
@@ -44,45 +52,68 @@ class Options:
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every one that has all its folds)
-    out_dir: str = ""  # folder for <run>/test.npz and submission.csv (default: runs_dir, which may be read-only)
+    out_dir: str = ""  # folder for what is written of each run (default: runs_dir, which may be read-only)
     fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model of every row
-    tta: Literal["none", "digits"] = "none"  # test-time augmentation; never flips for digits
-    score_tta: bool = False  # print what each view of --tta digits would have done on OOF, and write nothing
-    data: str = "digits"  # train table, which --score-tta predicts
-    folds: str = "folds.csv"  # folds file, for --score-tta
+    tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
+    views: tuple[str, ...] = ("digits",)  # presets whose views --tta auto and --score-tta try; flips are not for digits
+    score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
+    data: str = "digits"  # train table, for --tta and --score-tta
+    folds: str = "folds.csv"  # folds file, for --tta and --score-tta
     threads: int = 0  # CPU threads (0: all cores)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
-    if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
-        what = "predicts the training rows that each fold model has not seen"
-        raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
+    check_options(options)
     runs_dir = Path(options.runs_dir)
     runs = list(options.runs) or finished_runs(runs_dir, options.fold)
-    folders = {run: finished_folds(runs_dir / run, options.fold) for run in runs}
-    if options.score_tta:
-        table = read_train_table(options.data)
-        folds = match_folds(read_folds(Path(options.folds)), table)
-    else:
-        table = read_test_table(options.test, options.data)
+    for run in runs:
+        finished_folds(runs_dir / run, options.fold)
+    if options.score_tta or options.tta != "none":
+        train = read_train_table(options.data)
+        folds = match_folds(read_folds(Path(options.folds)), train)
+        for run in runs:
+            finished_folds(runs_dir / run)  # views are scored by the fold models, even where --fold full predicts
+    test = None if options.score_tta else read_test_table(options.test, options.data)
 
     keep_freed_memory()
     import torch
 
     torch.set_num_threads(options.threads or cpu_count())
     for run in runs:
-        models = read_models(folders[run])
-        if options.score_tta:
-            print_view_scores(run, models, table, folds)
-        else:
-            predict_test(runs_dir / run, Path(options.out_dir or runs_dir) / run, models, table, options)
+        out_folder = Path(options.out_dir or runs_dir) / run
+        models = read_models(finished_folds(runs_dir / run, options.fold))
+        if options.sample:
+            read_form(options.sample, test.ids, models[0][1]["classes"])  # a wrong sample is said before the work
+        views, scores = TTA.get(options.tta, []), []
+        if options.score_tta or options.tta != "none":
+            fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / run))
+            views, scores, oof = score_out_of_fold(run, fold_models, train, folds, options)
+            if not options.score_tta:  # before test.npz: a blend refuses the two where their views differ
+                write_predictions(out_folder / TTA_OOF_FILE, oof)
+        if not options.score_tta:
+            predict_test(runs_dir / run, out_folder, models, test, views, scores, options)
+
+
+def check_options(options: Options) -> None:
+    """Raise UserError where a preset does not exist or options do not go together."""
+    if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
+        what = "predicts the training rows that each fold model has not seen"
+        raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
+    presets = [name for name in TTA if name != "none"]
+    for flag, name, known in [("--tta", options.tta, ["none", "auto", *presets])] + [
+        ("--views", name, presets) for name in options.views
+    ]:
+        if name not in known:
+            raise UserError(flag, f"{name} is unknown", f"use one of: {', '.join(known)}")
+    if options.views != Options.views and not options.score_tta and options.tta != "auto":
+        raise UserError("--views", "has no effect without --tta auto or --score-tta", "leave it out")
 
 
 # ---- the models of a run
 
 
-def read_models(fold_folders: Sequence[Path]) -> list[tuple[dict, dict[str, Any]]]:
+def read_models(fold_folders: Sequence[Path]) -> Models:
     """Weights and facts of each fold's model, checked to be the folds of one run.
 
     Raises:
@@ -108,7 +139,9 @@ def read_models(fold_folders: Sequence[Path]) -> list[tuple[dict, dict[str, Any]
 # ---- predicting
 
 
-def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray], tta: str) -> list[np.ndarray]:
+def predict_with_each(
+    models: Models, table: Table, rows_of_model: Sequence[np.ndarray], views: Sequence[View]
+) -> list[np.ndarray]:
     """Logits of each model for its rows of the table: arrays (views, rows, classes), float32."""
     import torch
     from accelerate import Accelerator
@@ -117,7 +150,6 @@ def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray],
     from common.engine import evaluation_batch, predict
     from common.hardware import usable_precision
     from common.models import create_model
-    from common.tta import TTA
 
     facts = models[0][1]
     settings = facts["settings"]
@@ -137,43 +169,61 @@ def predict_with_each(models, table: Table, rows_of_model: Sequence[np.ndarray],
         model.load_state_dict(tensors)
         normalise = Normalise(**facts["normalise"])
         rows = torch.from_numpy(rows).to(accelerator.device)
-        outputs.append(predict(accelerator, model, images, rows, normalise, TTA[tta], precision, at_once))
+        outputs.append(predict(accelerator, model, images, rows, normalise, views, precision, at_once))
     return outputs
 
 
-def predict_test(run_folder: Path, out_folder: Path, models, table: Table, options: Options) -> None:
+def predict_test(
+    run_folder: Path,
+    out_folder: Path,
+    models: Models,
+    table: Table,
+    views: Sequence[View],
+    scores: Sequence[dict[str, Any]],
+    options: Options,
+) -> None:
     """Average models and views over the test rows, then write test.npz and the checked submission."""
-    from common.tta import TTA
-
     started = time.perf_counter()
     classes = models[0][1]["classes"]
-    if options.sample:
-        read_form(options.sample, table.ids, classes)  # a wrong sample is said before the work
     labels = table.labels
     if unknown := sorted(set(labels) - set(classes)):
         warn(f"{table.source}: its label column is not scored, {unknown[0]} is no class of the models")
         labels = labels[:0]
     everything = np.arange(len(table.ids))
-    outputs = predict_with_each(models, table, [everything] * len(models), options.tta)
-    weights = [view.weight for view in TTA[options.tta]] * len(models)
+    outputs = predict_with_each(models, table, [everything] * len(models), views)
     test = Predictions(
         ids=table.ids,
-        logits=log_mean_probability(np.concatenate(outputs), weights),
+        logits=log_mean_probability(np.concatenate(outputs), [view.weight for view in views] * len(models)),
         classes=classes,
         labels=labels,
         id_name=table.id_name,
         label_name=table.label_name,
+        source=source_of(models, views, options),
     )
+    seconds = time.perf_counter() - started
     write_predictions(out_folder / TEST_FILE, test)
     write_submission(out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted(run_folder, len(models)))
-    seconds = time.perf_counter() - started
+    facts = {"rows": len(table.ids), "models": len(models), "tta": options.tta, "views": scores}
+    facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / len(table.ids)}
+    write_json(out_folder / INFERENCE_FILE, facts)
     print(
-        f"{run_folder.name}: {len(table.ids):,} rows, {len(models)} models x {len(TTA[options.tta])} views, "
+        f"{run_folder.name}: {len(table.ids):,} rows, {len(models)} models x {len(views)} views, "
         f"{seconds:.1f} s, {len(table.ids) / seconds:,.0f} rows/s"
     )
     if len(test.labels):
         print(f"test {describe(score(test.logits, test.targets))}")
     print(f"submission: {out_folder / SUBMISSION_FILE}")
+
+
+def source_of(models: Models, views: Sequence[View], options: Options) -> dict[str, Any]:
+    """What predictions are made of, as their file says: ensemble.py compares it with what is there."""
+    folders = ["full" if facts["fold"] == "full" else fold_folder(Path(), facts["fold"]).name for _, facts in models]
+    return {
+        "fold": "full" if "full" in folders else "all",
+        "tta": options.tta,
+        "views": {view.name: view.weight for view in views},
+        "models": {folder: facts["sha256"] for folder, (_, facts) in zip(folders, models, strict=True)},
+    }
 
 
 def oof_predicted(run_folder: Path, fold_count: int) -> np.ndarray:
@@ -182,29 +232,49 @@ def oof_predicted(run_folder: Path, fold_count: int) -> np.ndarray:
     return np.concatenate([read_predictions(path).predicted for path in paths if path.exists()] or [np.empty(0)])
 
 
-def print_view_scores(run: str, models, table: Table, folds: Folds) -> None:
-    """What each view alone, and all of them together, would have scored on the rows each model has not seen."""
-    from common.tta import TTA
+# ---- test-time augmentation
 
+
+def score_out_of_fold(
+    run: str, models: Models, table: Table, folds: Folds, options: Options
+) -> tuple[list[View], list[dict[str, Any]], Predictions]:
+    """The views to use with their weights, what inference.json says of each, and the OOF predictions under them.
+
+    Where the views are chosen (--tta auto, --score-tta), every fold's rows are averaged with the views and weights that
+    the other folds chose.
+    """
     fingerprint = models[0][1]["folds_fingerprint"]
     if fingerprint != folds.fingerprint:
         what = f"{run} was trained with other folds ({fingerprint[:16]}, here {folds.fingerprint[:16]})"
         raise UserError("--folds", what, "name the folds file that it was trained with")
+    chosen = options.tta not in TTA or options.score_tta
+    presets = options.views if chosen else (options.tta,)
+    views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
     rows_of_model = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
-    outputs = np.concatenate(predict_with_each(models, table, rows_of_model, "digits"), axis=1)
-    targets = targets_of(folds.labels, folds.classes)[np.concatenate(rows_of_model)]
-    views = TTA["digits"]
-    weights = [view.weight for view in views]
-    results = {view.name: score(logits, targets) for view, logits in zip(views, outputs, strict=True)}
-    results["all, weighted"] = score(log_mean_probability(outputs, weights), targets)
-    print(f"{run}: {len(targets):,} rows out of fold, each predicted by the model that has not seen it")
-    print(f"{'view':<14} {'weight':>7} {'accuracy':>9} {'errors':>7} {'against identity':>17} {'log loss':>9}")
-    for (name, result), weight in zip(results.items(), [*weights, sum(weights)], strict=True):
-        gained = result["errors"] - results["identity"]["errors"]
-        print(
-            f"{name:<14} {weight:>7.4f} {result['accuracy']:>9.3%} {result['errors']:>7} {gained:>+17} "
-            f"{result['nll']:>9.5f}"
-        )
+    rows = np.concatenate(rows_of_model)
+    logits = np.concatenate(predict_with_each(models, table, rows_of_model, views), axis=1)
+    targets = targets_of(folds.labels[rows], folds.classes)
+    # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
+    part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS
+
+    scores = score_views(logits, targets, part)
+    if chosen:
+        weights, averaged = choose_views(logits, targets, part)
+    else:
+        weights = np.array([view.weight for view in views])
+        averaged = log_mean_probability(logits, weights)
+    print(f"{run}: {len(rows):,} rows out of fold, each predicted by the model that has not seen it")
+    print(view_table([view.name for view in views], scores, weights))
+    print(gain_text(logits[0], averaged, targets, part, "views and weights by the other folds" if chosen else "fixed"))
+
+    known = [
+        {"name": view.name, "weight": weight, **asdict(found)}
+        for view, weight, found in zip(views, weights.tolist(), scores, strict=True)
+    ]
+    used = [replace(view, weight=weight) for view, weight in zip(views, weights.tolist(), strict=True) if weight > 0]
+    labels, fold = folds.labels[rows], folds.fold[rows]
+    oof = Predictions(folds.ids[rows], averaged, folds.classes, labels, fold, source=source_of(models, used, options))
+    return used, known, oof
 
 
 if __name__ == "__main__":

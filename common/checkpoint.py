@@ -17,9 +17,9 @@ from torch import Tensor
 
 from common.errors import NUMBERS, UserError
 from common.files import write_file
+from common.runs import METADATA_KEY
 
 VERSION = 1
-_KEY = "fivefold"
 _TENSOR, _DTYPE, _TUPLE = "tensor", "dtype", "tuple"  # what JSON lacks
 
 
@@ -34,7 +34,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     _check_finite(path, plain, "is not saved", "lower --lr, or set --clip-grad 1", NUMBERS)
     metadata = {**metadata, "version": VERSION, "sha256": _digest(plain)}
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-    write_file(path, safetensors.torch.save(plain, {_KEY: text}))
+    write_file(path, safetensors.torch.save(plain, {METADATA_KEY: text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -46,7 +46,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     remedy = f"restore it, or delete {path.parent} and train this fold again"
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError) as error:

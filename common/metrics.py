@@ -62,9 +62,23 @@ def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
     return 1.0 - errors(logits, targets) / len(targets)
 
 
+def losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each row (n), nats."""
+    return -log_softmax(logits)[np.arange(len(targets)), targets]
+
+
 def nll(logits: np.ndarray, targets: np.ndarray) -> float:
     """Mean negative log likelihood (log loss), nats per row."""
-    return float(-log_softmax(logits)[np.arange(len(targets)), targets].mean())
+    return float(losses(logits, targets).mean())
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean of ``first - second``, two losses (n) of the same rows, and its standard error.
+
+    Paired, since a row that is hard for one blend is hard for the other: what they share cancels.
+    """
+    difference = first - second
+    return float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5)
 
 
 def interval(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:

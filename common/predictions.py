@@ -1,16 +1,18 @@
 """Predictions on disk: arrays without pickles, joined by id, never by position."""
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, warn
 from common.files import write_file
 from common.metrics import targets_of
-from common.runs import OOF_FILE, fold_folder, read_metrics
+from common.runs import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.splits import Folds, rows_named
 
 # Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes are always there.
@@ -22,6 +24,7 @@ _ARRAYS = {
     "fold": ("i", 1),
     "id_name": ("U", 0),
     "label_name": ("U", 0),
+    "source": ("U", 0),
 }
 
 
@@ -36,6 +39,7 @@ class Predictions:
     fold: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n), empty: not OOF
     id_name: str = "id"  # the columns of a submission made without a sample
     label_name: str = "label"
+    source: dict[str, Any] = field(default_factory=dict)  # by infer.py: fold, tta, views (weights), models (sha256)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -66,6 +70,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         arrays["labels"] = np.asarray(predictions.labels, dtype=str)
     if len(predictions.fold):
         arrays["fold"] = np.asarray(predictions.fold, dtype=np.int64)
+    if predictions.source:
+        arrays["source"] = np.asarray(json.dumps(predictions.source, sort_keys=True, ensure_ascii=False))
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_file(path, content.getvalue())
@@ -100,6 +106,7 @@ def read_predictions(path: Path) -> Predictions:
         fold=arrays.get("fold", empty.fold).astype(np.int64),
         id_name=str(arrays.get("id_name", empty.id_name)),
         label_name=str(arrays.get("label_name", empty.label_name)),
+        source=_source(path, str(arrays.get("source", "{}"))),
     )
     check_predictions(path, predictions)
     return predictions
@@ -133,35 +140,72 @@ def join_oof(run_folder: str | Path, folds: Folds) -> Predictions:
             other labels or classes than those of ``folds``.
     """
     folder = Path(run_folder)
-    fingerprint, classes = folds.fingerprint, folds.classes
     parts = []
     for k in range(folds.count):
         fold_path = fold_folder(folder, k)
         theirs = read_metrics(fold_path).get("folds_fingerprint", "unknown")
-        if theirs != fingerprint:
-            what = f"was trained with other folds (fingerprint {theirs[:16]}, here {fingerprint[:16]})"
+        if theirs != folds.fingerprint:
+            what = f"was trained with other folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
             raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
-        path = fold_path / OOF_FILE
-        part = read_predictions(path)
-        held_out = folds.fold == k
-        part = rows_in_order(part, folds.ids[held_out], str(path))
-        if part.classes != classes:
-            what = f"has the classes {', '.join(part.classes)}, the folds {', '.join(classes)}"
-            raise UserError(str(path), what, "train this fold again")
-        wrong = part.ids[part.labels != folds.labels[held_out]] if len(part.labels) else part.ids
-        if len(wrong):
-            raise UserError(
-                str(path), f"has other labels than the folds at {rows_named(wrong)}", "train this fold again"
-            )
+        part = _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
         parts.append(part)
     joined = replace(
         parts[0],
         ids=np.concatenate([part.ids for part in parts]),
         logits=np.concatenate([part.logits for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        fold=np.concatenate([np.full(len(part.ids), k, dtype=np.int64) for k, part in enumerate(parts)]),
+        fold=np.concatenate([part.fold for part in parts]),
     )
     return rows_in_order(joined, folds.ids[folds.fold >= 0], str(folder))
+
+
+def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None) -> Predictions:
+    """The run's OOF predictions under the views that ``test``, its test.npz, was predicted with; None: no views.
+
+    Raises:
+        UserError: as :func:`join_oof` does; no OOF predictions with these views.
+    """
+    oof = join_oof(run_folder, folds)  # always: its checks are those of the folds
+    if test is None or test.source["tta"] == "none":
+        return oof
+    path = run_folder / TTA_OOF_FILE
+    remedy = f"run: python infer.py --tta {test.source['tta']} --runs {run_folder.name}, with --data and --folds"
+    if not path.is_file():
+        raise UserError(str(path), "is missing, though the test predictions were made with views", remedy)
+    with_views = _rows_of_folds(path, folds, folds.fold >= 0, remedy)
+    if with_views.source.get("views") != test.source["views"]:
+        raise UserError(str(path), f"has other views than {run_folder.name}'s test predictions", remedy)
+    _check_models(path, run_folder, with_views.source, remedy)
+    return with_views
+
+
+def check_test_source(run_folder: Path, path: Path, test: Predictions) -> None:
+    """Raise UserError unless ``test``, read from ``path``, was predicted by the models that the run holds now."""
+    remedy = f"run: python infer.py --runs {run_folder.name}"
+    if not test.source:
+        raise UserError(str(path), "does not say which models and views predicted it", remedy)
+    _check_models(path, run_folder, test.source, remedy)
+
+
+def _check_models(path: Path, run_folder: Path, source: dict[str, Any], remedy: str) -> None:
+    for name, theirs in source["models"].items():
+        ours = model_sha256(run_folder / name)
+        if not ours:
+            warn(f"{run_folder / name / MODEL_FILE}: is not there, so {path} is taken on trust")
+        elif ours != theirs:
+            raise UserError(str(path), f"was predicted before {name} was trained again", remedy)
+
+
+def _rows_of_folds(path: Path, folds: Folds, rows: np.ndarray, remedy: str) -> Predictions:
+    """The predictions at ``path`` in the order of these ``rows`` (a mask) of ``folds``, classes and labels checked."""
+    found = rows_in_order(read_predictions(path), folds.ids[rows], str(path))
+    if found.classes != folds.classes:
+        what = f"has the classes {', '.join(found.classes)}, the folds {', '.join(folds.classes)}"
+        raise UserError(str(path), what, remedy)
+    wrong = found.ids[found.labels != folds.labels[rows]] if len(found.labels) else found.ids
+    if len(wrong):
+        raise UserError(str(path), f"has other labels than the folds at {rows_named(wrong)}", remedy)
+    return replace(found, fold=folds.fold[rows])
 
 
 def check_predictions(where: str | Path, predictions: Predictions) -> None:
@@ -181,6 +225,13 @@ def check_predictions(where: str | Path, predictions: Predictions) -> None:
     if broken.any():
         what = f"has numbers that are not finite at {rows_named(np.asarray(predictions.ids)[broken])}"
         raise UserError(str(where), what, "train this run again")
+
+
+def _source(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(path), "does not say how it was made", "run the step that writes it again") from error
 
 
 def _kind(array: np.ndarray | None) -> tuple[str, int] | None:

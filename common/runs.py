@@ -8,10 +8,12 @@ runs/<run>/fold<k>/  (or full/)
     model.safetensors  the weights, with all that infer.py needs to know
     oof.npz            predictions of the rows that the fold held out
     metrics.json       written last: the fold is finished
-runs/<run>/test.npz, submission.csv                      by infer.py
+runs/<run>/test.npz, submission.csv, inference.json      by infer.py; with test-time augmentation also
+    oof_tta.npz        the OOF predictions under the same views
 runs/ensemble/weights.json, oof.npz, test.npz, submission.csv
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ MODEL_FILE = "model.safetensors"
 OOF_FILE = "oof.npz"
 METRICS_FILE = "metrics.json"
 TEST_FILE = "test.npz"
+TTA_OOF_FILE = "oof_tta.npz"
+INFERENCE_FILE = "inference.json"
 SUBMISSION_FILE = "submission.csv"
 WEIGHTS_FILE = "weights.json"
+METADATA_KEY = "fivefold"  # of a safetensors file's metadata: all of it as one JSON text
 
 
 def fold_folder(run_folder: Path, fold: int | str) -> Path:
@@ -43,6 +48,24 @@ def is_finished(fold_path: Path) -> bool:
 def read_metrics(fold_path: Path) -> dict[str, Any]:
     """The metrics.json of a fold's folder; raises UserError where it is missing or damaged."""
     return read_json(fold_path / METRICS_FILE)
+
+
+def model_sha256(fold_path: Path) -> str:
+    """The sha256 over the weights that a fold's model file states; empty where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = fold_path / MODEL_FILE
+    if not path.is_file():
+        return ""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {})[METADATA_KEY])["sha256"]
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(str(path), f"cannot be read as a model ({error})", "restore it or train again") from error
 
 
 def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:

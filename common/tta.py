@@ -1,15 +1,23 @@
-"""Test-time augmentation: a preset is a dict of views with their weights; a view maps a batch to a batch.
+"""Test-time augmentation: presets of views, and which of them earn their place out of fold.
 
-Images are float (n, channels, height, width) in 0..1. Flips are no views for digits: a mirrored 2
-looks like a 5.
+A view maps a batch of images to a batch, float (n, channels, height, width) in 0..1; a preset is a list of views with
+their weights. torch is not imported here: a preset can be named before it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
-from common.augment import affine
+from common.blending import convex_weights, target_probabilities
+from common.calibration import cross_fitted, temperature
+from common.metrics import errors, log_mean_probability, losses, paired_difference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Look = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -17,40 +25,161 @@ class View:
     """What one forward pass sees of an image, and how much its probabilities count."""
 
     name: str
-    look: Callable[[Tensor], Tensor]
+    look: Look
     weight: float
 
 
-def identity(images: Tensor) -> Tensor:
+def identity(images: "Tensor") -> "Tensor":
     """Images as they are."""
     return images
 
 
-def moved(rotation: float = 0.0, zoom: float = 1.0, across: float = 0.0, down: float = 0.0) -> Callable:
+def moved(rotation: float = 0.0, zoom: float = 1.0, across: float = 0.0, down: float = 0.0) -> Look:
     """A view that turns (degrees), enlarges (factor) and shifts (shares of the side) every image alike."""
 
-    def look(images: Tensor) -> Tensor:
+    def look(images: "Tensor") -> "Tensor":
+        from common.augment import affine
+
         each = images.new_ones(len(images))
         return affine(images, each * rotation, each * zoom, each * across, each * down)
 
     return look
 
 
-# Half the weight on the image itself and the rest on small moves, as airbench weighs its views
-# (github.com/KellerJordan/cifar10-airbench). 1/28 of the side is one pixel of a 28 px digit.
-_DIGIT_MOVES = {
+def mirrored(images: "Tensor") -> "Tensor":
+    """Left and right exchanged."""
+    return images.flip(-1)
+
+
+def upside_down(images: "Tensor") -> "Tensor":
+    """Top and bottom exchanged."""
+    return images.flip(-2)
+
+
+def half_identity(looks: dict[str, Look]) -> list[View]:
+    """Half the weight on the image itself and the rest on the views, as airbench weighs its own.
+
+    Keller Jordan, github.com/KellerJordan/cifar10-airbench.
+    """
+    views = [View(name, look, 0.5 / len(looks)) for name, look in looks.items()]
+    return [View("identity", identity, 0.5), *views]
+
+
+# 1/28 of the side is one pixel of a 28 px digit.
+SHIFTS = {
     "left": moved(across=-1 / 28),
     "right": moved(across=1 / 28),
     "up": moved(down=-1 / 28),
     "down": moved(down=1 / 28),
-    "turned left": moved(rotation=-6),
-    "turned right": moved(rotation=6),
-    "smaller": moved(zoom=0.95),
-    "larger": moved(zoom=1.05),
 }
+TURNS = {"turned left": moved(rotation=-6), "turned right": moved(rotation=6)}
+ZOOMS = {"smaller": moved(zoom=0.95), "larger": moved(zoom=1.05)}
+FLIPS = {"mirrored": mirrored, "upside down": upside_down}
+
+
+# ---- which views help
+
+
+@dataclass(frozen=True)
+class ViewScore:
+    """What a view does out of fold: alone, and averaged half and half with the image itself."""
+
+    errors_alone: int
+    errors_half: int
+    difference: float  # log loss of the half and half minus that of the image itself, each after a temperature
+    standard_error: float  # of the difference, paired by row
+    helps: bool  # the 95 % interval of the difference lies below 0, and no more errors are made
+
+
+def score_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> list[ViewScore]:
+    """Score every view against the first one, the identity.
+
+    Args:
+        logits: (views, n, classes), each row by a model that has not seen it.
+        targets: (n) class numbers.
+        part: (n); temperatures are fitted on the rows of the other parts. Averaging makes a net less sure and label
+            smoothing did so before, so that without a temperature hardly a view would lower the log loss.
+    """
+    own_errors = errors(logits[0], targets)
+    own_losses = losses(cross_fitted(logits[0], targets, part), targets)
+    scores = [ViewScore(own_errors, own_errors, 0.0, 0.0, helps=False)]
+    for view in logits[1:]:
+        half = log_mean_probability([logits[0], view])
+        difference, standard_error = paired_difference(losses(cross_fitted(half, targets, part), targets), own_losses)
+        wrong = errors(half, targets)
+        helps = difference + 1.96 * standard_error < 0 and wrong <= own_errors
+        scores.append(ViewScore(errors(view, targets), wrong, difference, standard_error, helps))
+    return scores
+
+
+def choose_weights(logits: np.ndarray, targets: np.ndarray, scores: list[ViewScore]) -> np.ndarray:
+    """Weights (views), summing to 1: a share for the identity, the rest in equal parts for the views that help.
+
+    Only the share is learned. A weight of its own for each view gained nothing over it (docs/ensemble.md). It minimises
+    the log loss at the identity's temperature, where what label smoothing did to the net is undone.
+    """
+    helping = np.array([score.helps for score in scores])
+    if not helping.any():
+        return np.eye(len(logits))[0]
+    scaled = logits[[True, *helping[1:]]] / temperature(logits[0], targets)
+    share, rest = convex_weights(target_probabilities([scaled[0], log_mean_probability(scaled[1:])], targets))
+    weights = helping * rest / helping.sum()
+    weights[0] = share
+    return weights
+
+
+def choose_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose views and weights, and score the choice on rows that it has not seen.
+
+    Returns:
+        The weights (views) that all rows choose, for rows yet to come, and log probabilities (n, classes) where each
+        part's rows come from the views and weights that the other parts chose. Where these lose to the image itself,
+        both are the image itself.
+    """
+    averaged = np.empty(logits.shape[1:], dtype=np.float32)
+    for number in np.unique(part):
+        rows, others = part == number, part != number
+        scores = score_views(logits[:, others], targets[others], part[others])
+        weights = choose_weights(logits[:, others], targets[others], scores)
+        averaged[rows] = log_mean_probability(logits[:, rows], weights)
+    own, found = (losses(cross_fitted(each, targets, part), targets).mean() for each in (logits[0], averaged))
+    if found >= own:
+        return np.eye(len(logits))[0], logits[0]
+    return choose_weights(logits, targets, score_views(logits, targets, part)), averaged
+
+
+def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
+    """What each view does alone and with the identity, as aligned text."""
+    width = max(map(len, names))
+    lines = [
+        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'log loss against identity':>32}",
+        f"{'view':<{width}}  {'alone':>8}  {'half':>8}  {'half, with its 95 % interval':>32}  {'weight':>8}",
+    ]
+    for name, found, weight in zip(names, scores, weights, strict=True):
+        middle, around = found.difference, 1.96 * found.standard_error
+        between = f"{middle:+.5f} ({middle - around:+.5f} to {middle + around:+.5f})" if found is not scores[0] else ""
+        lines.append(
+            f"{name:<{width}}  {found.errors_alone:>8,}  {found.errors_half:>8,}  {between:>32}  {weight:>8.4f}"
+        )
+    lines.append("half: averaged with the identity; log loss after a temperature fitted on the other folds' rows")
+    return "\n".join(lines)
+
+
+def gain_text(identity: np.ndarray, averaged: np.ndarray, targets: np.ndarray, part: np.ndarray, how: str) -> str:
+    """What the weighted views do to the OOF score, in one line."""
+    before, after = (losses(cross_fitted(logits, targets, part), targets) for logits in (identity, averaged))
+    difference, standard_error = paired_difference(after, before)
+    return (
+        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, log loss "
+        f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
+    )
+
 
 TTA = {
     "none": [View("identity", identity, 1.0)],
-    "digits": [View("identity", identity, 0.5)]
-    + [View(name, look, 0.5 / len(_DIGIT_MOVES)) for name, look in _DIGIT_MOVES.items()],
+    "digits": half_identity(SHIFTS | TURNS | ZOOMS),
+    "shifts": half_identity(SHIFTS),
+    "turns": half_identity(TURNS),
+    "zooms": half_identity(ZOOMS),
+    "flips": half_identity(FLIPS),  # not for digits: a mirrored 2 looks like a 5
 }

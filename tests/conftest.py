@@ -68,7 +68,7 @@ def chain(tiny, tmp_path_factory) -> Path:
     runs_dir = tmp_path_factory.mktemp("chain") / "runs"
     train(tiny, runs_dir, "--run", "one", "--fold", "all")
     train(tiny, runs_dir, "--run", "two", "--fold", "all", "--seed", 1, "--ema-decay", 0.9, "--select", "best")
-    places = ["--runs-dir", str(runs_dir), "--sample", str(tiny / "sample.csv")]
+    places = ["--runs-dir", str(runs_dir), "--sample", str(tiny / "sample.csv"), "--folds", str(tiny / "folds.csv")]
     infer.main(["--test", str(tiny / "test.csv"), "--data", str(tiny / "train.csv"), "--tta", "digits", *places])
-    ensemble.main(["--folds", str(tiny / "folds.csv"), *places])
+    ensemble.main(places)
     return runs_dir

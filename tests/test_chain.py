@@ -68,7 +68,7 @@ def test_the_saved_model_says_what_the_oof_says(chain, tiny, run):
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     models = infer.read_models(finished_folds(chain / run))
     rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
-    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, "none")):
+    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, TTA["none"])):
         oof = read_predictions(chain / run / f"fold{fold}" / "oof.npz")
         np.testing.assert_allclose(outputs[0], oof.logits, atol=1e-5)
 
@@ -77,7 +77,7 @@ def test_the_test_predictions_average_models_and_views(chain, tiny):
     """test.npz is the log of the weighted mean probability of every model and view, by the test's ids."""
     table = read_test_table(str(tiny / "test.csv"), str(tiny / "train.csv"))
     models = infer.read_models(finished_folds(chain / "one"))
-    outputs = infer.predict_with_each(models, table, [np.arange(24)] * 3, "digits")
+    outputs = infer.predict_with_each(models, table, [np.arange(24)] * 3, TTA["digits"])
     weights = [view.weight for view in TTA["digits"]] * 3
     test = read_predictions(chain / "one" / "test.npz")
     assert test.ids.tolist() == [str(number) for number in range(1, 25)]

@@ -8,16 +8,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
 
+from common.blending import BLENDS, Members, convex_weights, ensemble_model, target_probabilities, unusable
+from common.calibration import temperature
+from common.checkpoint import save_tensors
 from common.errors import UserError
 from common.files import write_json
-from common.metrics import log_softmax, nll, softmax
+from common.metrics import errors, log_mean_probability, log_softmax, losses, nll, softmax
+from common.nesting import (
+    choose,
+    choose_nested,
+    leave_one_out,
+    nested,
+    noise_members,
+    overlap,
+    smallest_set,
+    try_method,
+)
 from common.predictions import Predictions, read_predictions, write_predictions
-from common.runs import METRICS_FILE, OOF_FILE, TEST_FILE, fold_folder
+from common.runs import (
+    CONFIG_FILE,
+    INFERENCE_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    OOF_FILE,
+    TEST_FILE,
+    TTA_OOF_FILE,
+    fold_folder,
+    model_sha256,
+)
 from common.splits import Folds, write_folds
 from common.tables import text_array
-from ensemble import METHODS, by_hand, ensemble_model, main, nested, softmax_weights
+from ensemble import main
 
 CLASSES = ["a", "b", "c"]
 
@@ -34,73 +56,141 @@ def some_models(n: int, strengths: list[float], seed: int = 0) -> tuple[np.ndarr
     return np.stack(models), targets
 
 
+def members_of(count: int, groups: list[int] | None = None, by_hand: list[float] | None = None) -> Members:
+    return Members(np.array(groups or range(count)), np.array(by_hand or []))
+
+
+def fitted(name: str, logits: np.ndarray, targets: np.ndarray, members: Members | None = None):
+    return BLENDS[name](logits, targets, members or members_of(len(logits)))
+
+
 # ---- the methods
+
+
+def weights_of_the_courses_module(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The blender of the course notebook, layer by layer, trained by Adam until it stands still."""
+    import torch
+
+    class Blender(torch.nn.Module):
+        def __init__(self, n_models):
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.randn(n_models, dtype=torch.float64))
+            self.softmax = torch.nn.Softmax(dim=-1)
+
+        def forward(self, x):
+            x = x.permute(0, 2, 1)  # (batch, models, classes) -> (batch, classes, models)
+            return (x * self.softmax(self.weights)).sum(dim=2, keepdim=True).flatten(1)
+
+    torch.manual_seed(3)
+    model, x, y = Blender(probabilities.shape[1]), torch.from_numpy(probabilities), torch.from_numpy(targets)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.3)
+    for _ in range(400):
+        optimiser.zero_grad()
+        torch.nn.functional.nll_loss(model(x).log(), y).backward()
+        optimiser.step()
+    return torch.softmax(model.weights.detach(), -1).numpy()
 
 
 @pytest.mark.parametrize("strengths", [[2, 2, 2], [3, 1], [3, 0, 2.5, 0.1], [4, 0, 0]])
 def test_softmax_weights_are_the_optimum(strengths):
-    """Trained weights equal those of SLSQP on the convex problem to 1e-4, at the border of the simplex too."""
+    """Trained weights and those of a solver for convex problems agree to 1e-4, at the simplex's border too."""
     logits, targets = some_models(600, strengths)
-    of_target = np.stack([softmax(member)[np.arange(600), targets] for member in logits], axis=1)
-    count = len(strengths)
-    found = minimize(
-        lambda weights: -np.log(of_target @ weights).mean(),
-        np.full(count, 1 / count),
-        jac=lambda weights: -(of_target / (of_target @ weights)[:, None]).mean(axis=0),
-        bounds=[(0, 1)] * count,
-        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
-        method="SLSQP",
-        options={"ftol": 1e-15, "maxiter": 1000},
-    )
-    np.testing.assert_allclose(softmax_weights(logits, targets).weights, found.x, atol=1e-4)
+    found = fitted("softmax", logits, targets).weights
+    np.testing.assert_allclose(found, convex_weights(target_probabilities(logits, targets)), atol=1e-4)
+
+
+def test_softmax_weights_are_those_of_the_courses_module():
+    """The course's own module, trained from a random start until it stands still, ends at the same weights to 1e-4."""
+    logits, targets = some_models(600, [2, 2, 2])
+    theirs = weights_of_the_courses_module(softmax(logits).transpose(1, 0, 2), targets)
+    np.testing.assert_allclose(fitted("softmax", logits, targets).weights, theirs, atol=1e-4)
+    assert min(theirs) > 0.05
 
 
 def test_weights_start_equal_and_are_learned_the_same_each_time():
     """The module starts at equal weights, and training it twice gives the same bits."""
     import torch
 
-    probabilities = torch.tensor([[0.2, 0.6]], dtype=torch.float64)
-    assert torch.exp(ensemble_model(2)(probabilities.log())).item() == pytest.approx(0.4)
+    assert ensemble_model(2)(torch.tensor([[0.2, 0.6]], dtype=torch.float64)).item() == pytest.approx(0.4)
     logits, targets = some_models(300, [2, 1, 3])
-    first, second = (softmax_weights(logits, targets).weights for _ in range(2))
+    first, second = (fitted("softmax", logits, targets).weights for _ in range(2))
     assert (first == second).all() and first.sum() == pytest.approx(1)
 
 
 def test_the_mixture_is_the_weighted_sum_of_probabilities():
-    """The module gives each model's probabilities times its softmax weight, summed."""
-    import torch
-
-    logits, _ = some_models(20, [2, 1, 3])
-    model = ensemble_model(3)
-    with torch.no_grad():
-        model.weights.copy_(torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64))
-    log_probabilities = np.stack([log_softmax(member) for member in logits], axis=-1)  # (rows, classes, models)
-    weights = np.exp([0.3, -1.0, 0.5]) / np.exp([0.3, -1.0, 0.5]).sum()
-    found = torch.exp(model(torch.from_numpy(log_probabilities))).detach().numpy()
-    np.testing.assert_allclose(found, np.exp(log_probabilities) @ weights, rtol=1e-9)
+    """A mixture gives each model's probabilities times its weight, summed; geometric multiplies them instead."""
+    logits, targets = some_models(20, [2, 1, 3])
+    by_hand = members_of(3, by_hand=[1, 2, 5])
+    expected = np.tensordot(np.array([1, 2, 5]) / 8, softmax(logits), 1)
+    np.testing.assert_allclose(np.exp(fitted("hand", logits, targets, by_hand)(logits)), expected, rtol=1e-5)
+    product = np.prod(softmax(logits), axis=0) ** (1 / 3)
+    found = np.exp(fitted("geometric", logits, targets)(logits))
+    np.testing.assert_allclose(found, product / product.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
 def test_identical_runs_get_equal_weights():
-    """Of the same predictions twice, softmax makes the mean, not a winner."""
+    """Of the same predictions three times, softmax makes the mean, not a winner."""
     logits, targets = some_models(300, [2])
-    twice = np.concatenate([logits, logits, logits])
-    np.testing.assert_allclose(softmax_weights(twice, targets).weights, 1 / 3, atol=1e-9)
+    same = np.concatenate([logits, logits, logits])
+    np.testing.assert_allclose(fitted("softmax", same, targets).weights, 1 / 3, atol=1e-9)
+
+
+def test_greedy_selection_comes_near_the_optimum():
+    """Picking runs again and again reaches the convex optimum's log loss to a thousandth, in steps of 1/50."""
+    logits, targets = some_models(600, [3, 0, 2.5, 2])
+    picked, best = fitted("greedy", logits, targets), fitted("softmax", logits, targets)
+    assert nll(best(logits), targets) <= nll(picked(logits), targets) < nll(best(logits), targets) + 1e-3
+    assert picked.weights[1] == 0
+
+
+def test_votes_count_heads_and_the_mean_breaks_ties():
+    """Two hesitant votes beat a sure one; one against one is decided by the mean; groups vote as one."""
+    sure, hesitant = [9.0, 0.0, 0.0], [0.0, 0.5, 0.0]
+    logits = np.array([[sure], [hesitant], [hesitant]], dtype=np.float32)
+    targets = np.array([0])
+    assert fitted("mean", logits, targets)(logits).argmax() == 0
+    assert fitted("vote", logits, targets)(logits).argmax() == 1
+    assert fitted("vote", logits[:2], targets)(logits[:2]).argmax() == 0
+    of_two = members_of(3, groups=[0, 1, 1])
+    assert fitted("group-vote", logits, targets, of_two)(logits).argmax() == 0
+    np.testing.assert_allclose(fitted("group-vote", logits, targets, of_two).weights, [0.5, 0.25, 0.25])
+
+
+def test_a_stack_learns_which_run_knows_which_class():
+    """Where one run knows only class a and another only b, the stack makes fewer errors than their mean."""
+    targets = np.random.default_rng(0).integers(0, 3, 3000)
+    logits, _ = some_models(3000, [0, 0])
+    for member in (0, 1):
+        logits[member, :, member] += 6 * (targets == member) - 3
+        logits[member, :, 1 - member] = 2 * logits[member, :, 1 - member]  # and is loud about what it does not know
+    fold = np.arange(3000) % 5
+    stacked, averaged = (nested(BLENDS[name], logits, targets, members_of(2), fold) for name in ("stack", "mean"))
+    assert errors(stacked, targets) < 0.9 * errors(averaged, targets)
+
+
+def test_a_class_that_no_fitted_row_has_is_possible_still():
+    """A rare class that only the scored fold holds gets a small probability, not an error."""
+    logits, targets = some_models(200, [2, 2])
+    blend = fitted("stack", logits[:, targets < 2], targets[targets < 2])
+    assert np.isfinite(blend(logits)).all() and (blend(logits).argmax(axis=1) < 2).all()
 
 
 def test_extreme_models_are_blended():
     """A run that is certain of wrong classes loses its weight and makes no NaN."""
     logits, targets = some_models(200, [2])
-    certain = 3000 * np.eye(3, dtype=np.float32)[(targets + 1) % 3]
-    blend = softmax_weights(np.stack([logits[0], certain]), targets)
+    certain = np.stack([logits[0], 3000 * np.eye(3, dtype=np.float32)[(targets + 1) % 3]])
+    blend = fitted("softmax", certain, targets)
     assert blend.weights[0] > 0.999
-    assert np.isfinite(blend(np.stack([logits[0], certain]))).all()
+    for name in set(BLENDS) - {"hand", "group-vote"}:
+        assert np.isfinite(fitted(name, certain, targets)(certain)).all(), name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BLENDS)
 def test_every_method_blends_probabilities(name):
     """Each method's blend is a distribution over the classes on rows it was not fitted on."""
     logits, targets = some_models(200, [2, 1, 3])
-    blended = METHODS[name](logits[:, :150], targets[:150])(logits[:, 150:])
+    members = members_of(3, groups=[0, 0, 1], by_hand=[1, 1, 2])
+    blended = fitted(name, logits[:, :150], targets[:150], members)(logits[:, 150:])
     assert blended.shape == (50, 3)
     np.testing.assert_allclose(np.exp(blended).sum(axis=1), 1, atol=1e-5)
 
@@ -108,7 +198,13 @@ def test_every_method_blends_probabilities(name):
 def test_best_is_the_run_with_the_fewest_errors():
     """Best single answers with one run's own predictions."""
     logits, targets = some_models(300, [1, 4, 2])
-    assert METHODS["best"](logits, targets).weights.tolist() == [0, 1, 0]
+    assert fitted("best", logits, targets).weights.tolist() == [0, 1, 0]
+
+
+def test_methods_that_make_no_sense_are_left_out():
+    """No weights, no hand; no model twice, no vote of averages; more coefficients than rows, no stack."""
+    assert set(unusable(members_of(3), 60, 3)) == {"hand", "group-vote"}
+    assert set(unusable(members_of(3, groups=[0, 0, 1], by_hand=[1, 1, 1]), 1000, 30)) == {"stack"}
 
 
 # ---- the scores
@@ -117,27 +213,114 @@ def test_best_is_the_run_with_the_fewest_errors():
 def test_in_sample_flatters_and_nested_does_not():
     """Ten models that know nothing lower the in-sample loss of learned weights, but not the nested one."""
     in_sample, held_out, mean_loss = [], [], []
-    for seed in range(5):
+    for seed in range(3):
         logits, targets = some_models(150, [0.0] * 10, seed)
-        fold = np.random.default_rng(seed).integers(0, 5, 150)
-        in_sample.append(nll(softmax_weights(logits, targets)(logits), targets))
-        held_out.append(nll(nested(softmax_weights, logits, targets, fold), targets))
-        mean_loss.append(nll(nested(METHODS["mean"], logits, targets, fold), targets))
+        fold, ten = np.random.default_rng(seed).integers(0, 5, 150), members_of(10)
+        in_sample.append(nll(fitted("softmax", logits, targets)(logits), targets))
+        held_out.append(nll(nested(BLENDS["softmax"], logits, targets, ten, fold), targets))
+        mean_loss.append(nll(nested(BLENDS["mean"], logits, targets, ten, fold), targets))
     assert (np.array(in_sample) <= np.array(mean_loss) + 1e-6).all()
     assert (np.array(in_sample) < np.array(held_out)).all()
     assert np.mean(in_sample) < np.mean(mean_loss) < np.mean(held_out)
 
 
 def test_nested_never_fits_on_the_rows_it_scores():
-    """Changing one fold's labels changes the blend of every other fold's rows, never of its own."""
+    """Changing one fold's labels changes the blend and temperature of every other fold's rows, never of its own."""
     logits, targets = some_models(200, [2, 1])
     fold = np.arange(200) % 4
     other = np.where(fold == 2, (targets + 1) % 3, targets)
-    before, after = (nested(softmax_weights, logits, labels, fold) for labels in (targets, other))
-    assert (before[fold == 2] == after[fold == 2]).all()
-    assert (before[fold != 2] != after[fold != 2]).any(axis=1).all()
-    by_given = nested(by_hand([1, 3]), logits, targets, fold)
-    assert (by_given == by_hand([1, 3])(logits, targets)(logits)).all()
+    before, after = (try_method(BLENDS["softmax"], logits, labels, members_of(2), fold) for labels in (targets, other))
+    for first, second in [(before.logits, after.logits), (before.tempered, after.tempered)]:
+        assert (first[fold == 2] == second[fold == 2]).all()
+        assert (first[fold != 2] != second[fold != 2]).any(axis=1).all()
+    assert (before.logits == nested(BLENDS["softmax"], logits, targets, members_of(2), fold)).all()
+
+
+def test_the_choice_for_a_fold_never_looks_at_it():
+    """What a fold's method is chosen by does not change with that fold's labels, nor with its predictions."""
+    logits, targets = some_models(400, [2, 1, 0])
+    fold = np.arange(400) % 4
+    spoiled = logits.copy()
+    spoiled[:, fold == 2] = -spoiled[:, fold == 2]
+    other = np.where(fold == 2, (targets + 1) % 3, targets)
+    before = try_method(BLENDS["greedy"], logits, targets, members_of(3), fold)
+    after = try_method(BLENDS["greedy"], spoiled, other, members_of(3), fold)
+    assert (before.losses_without[2] == after.losses_without[2]).all()
+    assert before.errors_without[2] == after.errors_without[2]
+    assert before.losses_without[1].mean() != after.losses_without[1].mean()
+
+
+def test_two_folds_can_be_nested():
+    """With two folds a blend of one scores the other, and a choice is made all the same."""
+    logits, targets = some_models(200, [2, 1])
+    fold = np.arange(200) % 2
+    tried = {name: try_method(BLENDS[name], logits, targets, members_of(2), fold) for name in ("mean", "softmax")}
+    assert np.isfinite(choose_nested(tried, targets, fold).tempered).all()
+
+
+def test_the_mean_wins_unless_it_is_beaten():
+    """Another method needs one paired standard error of log loss and no more errors; else the mean is taken."""
+    mean_loss = np.random.default_rng(0).exponential(size=1000)
+    luck = np.random.default_rng(1).normal(size=1000)
+    luck -= luck.mean()  # standard deviation about 1: a standard error of about 0.032
+    rivals = {"mean": mean_loss, "slightly": mean_loss + luck - 0.02, "clearly": mean_loss + luck - 0.05}
+    wrong = {"mean": 10, "slightly": 10, "clearly": 10}
+    assert choose({name: rivals[name] for name in ("mean", "slightly")}, wrong) == "mean"
+    assert choose(rivals, wrong) == "clearly"
+    assert choose(rivals, wrong | {"clearly": 11}) == "mean"
+
+
+def confident_models(n: int, strengths: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Models that share hard rows, as real ones do, and answer most rows rightly."""
+    targets = np.random.default_rng(5).integers(0, 3, n)
+    hard = np.random.default_rng(6).normal(size=(n, 3))
+    return np.stack([noisy_logits(targets, strength, k) + hard for k, strength in enumerate(strengths)]), targets
+
+
+def auto(logits: np.ndarray, targets: np.ndarray, fold: np.ndarray):
+    members = members_of(len(logits))
+    names = [name for name in BLENDS if name not in unusable(members, *logits.shape[1:])]
+    tried = {name: try_method(BLENDS[name], logits, targets, members, fold) for name in names}
+    return choose_nested(tried, targets, fold)
+
+
+def test_ten_noise_models_change_nothing():
+    """With ten members that know nothing, and are sure of it, the reported score gets no better and hardly worse."""
+    logits, targets = confident_models(1500, [6, 5])
+    fold = np.random.default_rng(0).integers(0, 5, 1500)
+    noisy = np.concatenate([logits, noise_members(logits, 10)])
+    assert errors(log_mean_probability(noisy), targets) > 3 * errors(log_mean_probability(logits), targets)
+    without, crowded = auto(logits, targets, fold), auto(noisy, targets, fold)
+    difference = losses(crowded.tempered, targets) - losses(without.tempered, targets)
+    standard_error = difference.std() / len(difference) ** 0.5
+    assert -2 * standard_error < difference.mean() < 0.01
+    assert abs(errors(crowded.logits, targets) - errors(without.logits, targets)) <= 8
+
+
+def test_what_a_member_is_worth():
+    """Leaving out the best costs, leaving out noise does not, and noise is not in the smallest set."""
+    logits, targets = confident_models(1500, [6, 5, 4])
+    logits = np.concatenate([logits, noise_members(logits, 1)])
+    fold = np.random.default_rng(0).integers(0, 5, 1500)
+    found = leave_one_out(BLENDS["softmax"], logits, targets, members_of(4), fold)
+    assert found[0]["difference"] > 2 * found[0]["standard_error"] and found[0]["errors"] > 0
+    assert abs(found[3]["difference"]) < found[0]["difference"] / 20
+    blend_losses = try_method(BLENDS["softmax"], logits, targets, members_of(4), fold).losses(targets)
+    smallest = smallest_set(logits, targets, fold, blend_losses)
+    assert 0 in smallest and 3 not in smallest
+    shared = overlap(logits, targets)
+    assert (np.diag(shared) == 1).all() and shared[0, 1] > shared[0, 3] and (shared == shared.T).all()
+
+
+def test_a_temperature_is_fitted_after_averaging():
+    """Averaging makes certain models hesitate: the blend's temperature sharpens, though each model's own softens."""
+    logits, targets = confident_models(1500, [6, 6, 6, 6])
+    logits = logits * 3
+    members = members_of(4)
+    tried = try_method(BLENDS["mean"], logits, targets, members, np.arange(1500) % 5)
+    assert tried.temperature < min(temperature(member, targets) for member in logits)
+    assert nll(tried.tempered, targets) < nll(tried.logits, targets)
+    assert (tried.tempered.argmax(axis=1) == tried.logits.argmax(axis=1)).all()
 
 
 # ---- the script on runs
@@ -166,51 +349,95 @@ def make_place(folds: Folds, tests: bool = True) -> None:
             rows = np.random.default_rng(seed).permutation(np.flatnonzero(folds.fold == k))
             part = Predictions(IDS[rows], logits[rows], CLASSES, LABELS[rows], folds.fold[rows])
             write_predictions(fold_folder(Path("runs") / run, k) / OOF_FILE, part)
-            write_json(
-                fold_folder(Path("runs") / run, k) / METRICS_FILE,
-                {"folds_fingerprint": folds.fingerprint, "fold_count": folds.count},
-            )
+            folder = fold_folder(Path("runs") / run, k)
+            write_json(folder / METRICS_FILE, {"folds_fingerprint": folds.fingerprint, "fold_count": folds.count})
+            train_again(folder, 10 * seed + k)
         if tests:
             order = np.random.default_rng(seed).permutation(40)
             ids = text_array(f"test{number}" for number in range(40))
             labels = text_array(CLASSES[target] for target in TEST_TARGETS)
             logits = noisy_logits(TEST_TARGETS, strength, 50 + seed)
             test = Predictions(ids[order], logits[order], CLASSES, labels[order], id_name="Id", label_name="Class")
+            test = replace(test, source=source_of(run, folds.count, {"identity": 1.0}, "none"))
             write_predictions(Path("runs") / run / TEST_FILE, test)
 
 
+def train_again(folder: Path, weight: float) -> None:
+    """A model file with other weights, as another training leaves it."""
+    import torch
+
+    save_tensors(folder / MODEL_FILE, {"weight": torch.tensor([float(weight)])}, {})
+
+
+def source_of(run: str, count: int, views: dict[str, float], tta: str) -> dict:
+    names = [f"fold{k}" for k in range(count)]
+    models = {name: model_sha256(Path("runs") / run / name) for name in names}
+    return {"fold": "all", "tta": tta, "views": views, "models": models}
+
+
+def with_tta(run: str, shift: float) -> Predictions:
+    """Store the run's OOF and test predictions under two views; returns the OOF's."""
+    source = source_of(run, 4, {"identity": 0.5, "left": 0.5}, "auto")
+    parts = [read_predictions(fold_folder(Path("runs") / run, k) / OOF_FILE) for k in range(4)]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "fold")}
+    noise = np.random.default_rng(7).normal(size=(60, 3)).astype(np.float32)
+    logits = np.concatenate([part.logits for part in parts]) + shift * noise
+    oof = Predictions(logits=logits, classes=CLASSES, source=source, **joined)
+    write_predictions(Path("runs") / run / TTA_OOF_FILE, oof)
+    path = Path("runs") / run / TEST_FILE
+    write_predictions(path, replace(read_predictions(path), source=source))
+    return oof
+
+
 def test_blend_of_all_finished_runs(place, capsys):
-    """Without arguments: every finished run, four files, weights that sum to 1, the table, the test's accuracy."""
+    """Without arguments: every finished run, four files, the table, the nested choice, the test's accuracy."""
     main([])
     out = capsys.readouterr().out
     weights = json.loads(Path("runs/ensemble/weights.json").read_text())
-    assert list(weights["weights"]) == ["fair", "good", "poor"] and weights["method"] == "softmax"
+    assert list(weights["weights"]) == ["fair", "good", "poor"] and weights["asked"] == "auto"
+    assert len(weights["chosen_in_folds"]) == 4 and weights["method"] in BLENDS
     assert sum(weights["weights"].values()) == pytest.approx(1)
     names = [row["name"] for row in weights["table"]]
-    assert names == ["best", "mean", "softmax", "run fair", "run good", "run poor"]
+    usable = [name for name in BLENDS if name not in ("hand", "group-vote")]
+    assert names == [*usable, "auto", "run fair", "run good", "run poor"]
     for name in names:
         assert f"\n{name} " in out
-    assert "test accuracy of softmax: " in out and "errors of 40" in out
+    assert f"written: {weights['method']}), nested: " in out and "test accuracy of " in out and "errors of 40" in out
     oof = read_predictions(Path("runs/ensemble/oof.npz"))
-    found = next(row["nested"] for row in weights["table"] if row["name"] == "softmax")
-    assert found["errors"] == (oof.predicted != oof.labels).sum()
-    assert found["nll"] == pytest.approx(nll(oof.logits, oof.targets))
+    row = next(row for row in weights["table"] if row["name"] == "auto")
+    assert row["nested"]["errors"] == (oof.predicted != oof.labels).sum()
+    assert row["nested"]["tempered_nll"] == pytest.approx(nll(oof.logits, oof.targets), rel=1e-5)
+    assert row["optimism"] == row["nested"]["errors"] - row["in_sample"]["errors"]
     submission = Path("runs/ensemble/submission.csv").read_text().splitlines()
     assert submission[0] == "Id,Class" and len(submission) == 41
-    table = [line for line in out.splitlines() if line.startswith((*METHODS, "run "))]
-    assert len({len(line) for line in table}) == 1  # columns are aligned
+
+
+def test_the_written_blend_is_the_one_asked_for(place):
+    """Each method's test predictions are its blend of the test rows, fitted on all OOF rows, at its temperature."""
+    first = {}
+    for name in ("mean", "softmax", "vote", "stack"):
+        main(["--method", name])
+        weights = json.loads(Path("runs/ensemble/weights.json").read_text())
+        test = read_predictions(Path("runs/ensemble/test.npz"))
+        assert weights["method"] == weights["asked"] == name
+        first[name] = log_softmax(test.logits) * 1.0
+        if name != "stack":
+            expected = [weights["weights"][run] for run in ("fair", "good", "poor")]
+            assert sum(expected) == pytest.approx(1)
+    assert all(not np.allclose(first["mean"], first[name]) for name in ("softmax", "vote", "stack"))
 
 
 def test_test_rows_are_joined_by_id(place):
-    """Runs whose test rows lie in different orders give each id the mixture of its own rows."""
+    """Runs whose test rows lie in different orders give each id the mixture of its own rows, at one temperature."""
     main(["--weights", "1", "2", "1", "--method", "hand", "--runs", "good", "fair", "poor"])
+    scale = json.loads(Path("runs/ensemble/weights.json").read_text())["temperature"]
     blended = read_predictions(Path("runs/ensemble/test.npz"))
     position = {row_id: row for row, row_id in enumerate(blended.ids)}
     expected = np.zeros((40, 3))
     for share, run in [(0.25, "good"), (0.5, "fair"), (0.25, "poor")]:
         test = read_predictions(Path("runs") / run / TEST_FILE)
         expected[[position[row_id] for row_id in test.ids]] += share * softmax(test.logits)
-    np.testing.assert_allclose(softmax(blended.logits), expected, atol=1e-6)
+    np.testing.assert_allclose(softmax(blended.logits), softmax(np.log(expected) / scale), atol=1e-6)
 
 
 def test_same_inputs_give_the_same_files(place):
@@ -224,18 +451,50 @@ def test_same_inputs_give_the_same_files(place):
 
 
 def test_weights_by_hand_are_scaled_and_compared(place, capsys):
-    """Hand weights get their own row; a sum other than 1 is scaled and said; the learned blend stays the default."""
+    """Hand weights get their own row; a sum other than 1 is scaled and said."""
     main(["--runs", "good", "poor", "--weights", "3", "1"])
     out = capsys.readouterr().out
     assert "--weights sum to 4: scaled to sum to 1" in out and "\nhand " in out
-    weights = json.loads(Path("runs/ensemble/weights.json").read_text())
-    assert weights["method"] == "softmax"
     main(["--runs", "good", "poor", "--weights", "0.75", "0.25", "--method", "hand"])
     assert "scaled" not in capsys.readouterr().out
     weights = json.loads(Path("runs/ensemble/weights.json").read_text())
     assert weights["weights"] == {"good": 0.75, "poor": 0.25}
     main(["--runs", "good", "poor", "--weights", "3", "1", "--method", "hand"])
     assert json.loads(Path("runs/ensemble/weights.json").read_text()) == weights
+
+
+def test_trainings_of_one_model_vote_as_one(place, capsys):
+    """Runs whose settings name the same model are a group; seconds at inference are shown where they were measured."""
+    for run, model in [("good", "net"), ("fair", "net"), ("poor", "other")]:
+        write_json(Path("runs") / run / "fold0" / CONFIG_FILE, {"model": model, "model_args": [], "seed": len(run)})
+    write_json(Path("runs/good") / INFERENCE_FILE, {"seconds_per_1000_rows": 1.25})
+    main(["--method", "group-vote"])
+    weights = json.loads(Path("runs/ensemble/weights.json").read_text())
+    assert weights["weights"] == {"fair": 0.25, "good": 0.25, "poor": 0.5}
+    assert [row["seconds_per_1000_rows"] for row in weights["runs"]] == [0, 1.25, 0]
+    assert " 1.25 " in capsys.readouterr().out
+
+
+def test_the_noise_control_is_said(place, capsys):
+    """--noise 10 reports what ten members of shuffled rows change."""
+    main(["--noise", "10"])
+    assert "control: with 10 members of noise " in capsys.readouterr().out
+    found = json.loads(Path("runs/ensemble/weights.json").read_text())["noise"]
+    assert found["members"] == 10 and found["difference"] > -2 * found["standard_error"]
+
+
+def test_a_blend_sees_what_the_test_sees(place):
+    """Where test predictions come from several views, the OOF predictions under the same views are blended."""
+    main(["--method", "mean"])
+    plain = json.loads(Path("runs/ensemble/weights.json").read_text())
+    oof = with_tta("fair", 2.0)
+    main(["--method", "mean"])
+    viewed = json.loads(Path("runs/ensemble/weights.json").read_text())
+    before, after = (
+        next(row for row in found["table"] if row["name"] == "run fair")["nested"]["errors"]
+        for found in (plain, viewed)
+    )
+    assert after == errors(oof.logits, oof.targets) != before
 
 
 def test_a_run_without_test_predictions(place, capsys):
@@ -249,7 +508,7 @@ def test_a_run_without_test_predictions(place, capsys):
 
 
 def test_holdout_has_no_nested_score(tmp_path, monkeypatch, capsys):
-    """With one fixed validation part only in-sample scores exist, and that is said."""
+    """With one fixed validation part only in-sample scores exist, that is said, and the mean is written."""
     monkeypatch.chdir(tmp_path)
     fold = np.where(np.arange(60) < 30, 0, -1)
     make_place(Folds(IDS, LABELS, fold, text_array(["0" * 16] * 60), text_array([])), tests=False)
@@ -258,6 +517,7 @@ def test_holdout_has_no_nested_score(tmp_path, monkeypatch, capsys):
     assert "No nested score" in out and "nested:" not in out
     weights = json.loads(Path("runs/ensemble/weights.json").read_text())
     assert weights["oof"] == "in-sample" and all("nested" not in row for row in weights["table"])
+    assert weights["method"] == "mean"
     assert len(read_predictions(Path("runs/ensemble/oof.npz")).ids) == 30
 
 
@@ -280,6 +540,31 @@ def other_test_rows() -> None:
     write_predictions(path, replace(test, ids=text_array(f"x{row_id}" for row_id in test.ids)))
 
 
+def trained_since() -> None:
+    train_again(fold_folder(Path("runs/fair"), 1), 99)
+
+
+def unmarked() -> None:
+    path = Path("runs/fair") / TEST_FILE
+    write_predictions(path, replace(read_predictions(path), source={}))
+
+
+def lost_views() -> None:
+    with_tta("fair", 0.1)
+    (Path("runs/fair") / TTA_OOF_FILE).unlink()
+
+
+def other_views() -> None:
+    oof = with_tta("fair", 0.1)
+    write_predictions(Path("runs/fair") / TTA_OOF_FILE, replace(oof, source=oof.source | {"views": {"identity": 1.0}}))
+
+
+def other_views_models() -> None:
+    oof = with_tta("fair", 0.1)
+    models = oof.source["models"] | {"fold3": "0" * 64}
+    write_predictions(Path("runs/fair") / TTA_OOF_FILE, replace(oof, source=oof.source | {"models": models}))
+
+
 def wrong_sample() -> None:
     Path("sample.csv").write_text("Id,Class\ntest1,a\n")
 
@@ -300,6 +585,13 @@ def wrong_sample() -> None:
         (wrong_sample, "--runs good fair --weights 0 0", "one above 0"),
         (wrong_sample, "--runs good fair --weights nan 1", "each must be 0 or more"),
         (wrong_sample, "--method hand", "there are no weights; add --weights"),
+        (wrong_sample, "--method group-vote", "no model stands against another that was trained more than once"),
+        (wrong_sample, "--method sofmax", "--method: sofmax is unknown; use one of: auto, mean"),
+        (trained_since, "", r"fair/test\.npz: was predicted before fold1 was trained again; run: .* --runs fair"),
+        (unmarked, "", r"fair/test\.npz: does not say which models and views predicted it"),
+        (lost_views, "", r"fair/oof_tta\.npz: is missing, though .*; run: .* --tta auto --runs fair"),
+        (other_views, "", r"fair/oof_tta\.npz: has other views than fair's test predictions; run: .* --tta auto"),
+        (other_views_models, "", r"fair/oof_tta\.npz: was predicted before fold3 was trained again"),
         (wrong_sample, "--run good --runs good fair", "--run: good is a training run"),
         (wrong_sample, "--folds nowhere.csv", r"nowhere\.csv"),
     ],

@@ -15,7 +15,6 @@ from common.errors import UserError
 from common.hardware import asked_precision, usable_precision
 from common.optim import warmup_cosine
 from common.tables import read_train_table
-from common.tta import TTA
 
 
 class BriefScheduler(LRScheduler):
@@ -130,21 +129,6 @@ def test_digit_augmentation_stays_in_its_ranges(images):
     still = partial(digits, rotation=0.0, shift=0.0, scale=0.0)
     torch.testing.assert_close(still(pixels, uniform), pixels, atol=1e-5, rtol=0)
     assert (digits(pixels, uniform) - pixels).abs().mean() > 0.02
-
-
-@pytest.mark.parametrize("preset", TTA)
-def test_views_of_a_preset_are_weighted_to_one_and_never_mirror(preset):
-    """Weights sum to 1 and the identity leads; no view of an asymmetric image is nearer to its mirror image."""
-    views = TTA[preset]
-    assert sum(view.weight for view in views) == pytest.approx(1)
-    assert views[0].name == "identity" and views[0].weight >= 0.5
-    image = torch.zeros(1, 1, 28, 28)
-    image[..., 6:22, 6:10] = 1
-    image[..., 18:22, 6:20] = 1  # an L
-    for view in views:
-        seen = view.look(image)
-        assert (seen - image).abs().sum() < (seen - image.flip(-1)).abs().sum()
-        assert (seen - image).abs().sum() < (seen - image.flip(-2)).abs().sum()
 
 
 def test_small_sizes_are_padded_and_larger_ones_resized():

@@ -1,0 +1,175 @@
+"""Nested scores: every row is predicted by a blend, a temperature and a choice between blends that have not seen it.
+
+The rows of fold k are out of fold for their nets; they must be out of fold for whatever is learned on top as well. So
+a blend is fitted on the other folds' rows, and where it is chosen among several, the choice for fold k rests on
+predictions that neither row k nor the predicted row's own fold took part in.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.blending import Members, Method
+from common.calibration import cross_fitted, temperature
+from common.metrics import errors, log_mean_probability, losses, paired_difference
+
+
+def nested(method: Method, logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray) -> np.ndarray:
+    """Log probabilities (n, classes) where each fold's rows come from a blend fitted on the other folds' rows."""
+    blended = np.empty(logits.shape[1:], dtype=np.float32)
+    for held_out in np.unique(fold):
+        others, rows = fold != held_out, fold == held_out
+        blended[rows] = method(logits[:, others], targets[others], members)(logits[:, rows])
+    return blended
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a method predicts without having seen the rows, and what can be known of it without a whole fold."""
+
+    logits: np.ndarray  # (n, classes): fold k's rows by a blend of the other folds' rows
+    tempered: np.ndarray  # (n, classes): the same, divided by a temperature of the other folds' rows
+    temperature: float  # of all nested predictions: for rows yet to come
+    losses_without: list[np.ndarray]  # per fold k: log loss of each other row, tempered, all fitted without fold k
+    errors_without: list[int]  # per fold k: errors among those rows
+
+    def losses(self, targets: np.ndarray) -> np.ndarray:
+        """Log loss of every row (n), after the temperature."""
+        return losses(self.tempered, targets)
+
+
+def try_method(method: Method, logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray) -> Tried:
+    """Fit ``method`` without each fold and without each pair of folds, and predict what was left out.
+
+    With two folds nothing is left without both: the choice between methods then rests on rows that they were fitted
+    on, and only the score stays honest.
+    """
+    folds = np.unique(fold)
+    blends = {}
+    kept, tempered = np.empty(logits.shape[1:], np.float32), np.empty(logits.shape[1:], np.float32)
+    losses_without, errors_without = [], []
+    for outer in folds:
+        predicted = np.empty(logits.shape[1:], np.float32)
+        for inner in folds:
+            fitted_on = (fold != outer) & (fold != inner)
+            if not fitted_on.any():
+                fitted_on = fold != outer
+            key = fitted_on.tobytes()
+            if key not in blends:  # leaving out folds 1 and 2 is leaving out 2 and 1
+                blends[key] = method(logits[:, fitted_on], targets[fitted_on], members)
+            predicted[fold == inner] = blends[key](logits[:, fold == inner])
+        rows, others = fold == outer, fold != outer
+        scale = temperature(predicted[others], targets[others])
+        kept[rows], tempered[rows] = predicted[rows], predicted[rows] / scale
+        losses_without.append(losses(predicted[others] / scale, targets[others]))
+        errors_without.append(errors(predicted[others], targets[others]))
+    return Tried(kept, tempered, temperature(kept, targets), losses_without, errors_without)
+
+
+def choose(row_losses: Mapping[str, np.ndarray], wrong: Mapping[str, int]) -> str:
+    """The mean, unless another method beats it.
+
+    Among the methods with no more errors than the mean the one with the lowest log loss wins, if it is lower than the
+    mean's by more than one standard error of the paired difference. Learned weights differ from equal ones by a few
+    images of thousands; whoever takes the best of eight each time takes the luckiest.
+
+    Args:
+        row_losses: log loss of each row (n), after a temperature, by name of the method.
+        wrong: errors among these rows, by name of the method.
+    """
+    able = [name for name in row_losses if wrong[name] <= wrong["mean"]]
+    leader = min(able, key=lambda name: row_losses[name].mean())
+    lower, standard_error = paired_difference(row_losses["mean"], row_losses[leader])
+    return leader if lower > standard_error else "mean"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What :func:`choose` took: for each fold, and in the end."""
+
+    name: str  # on all nested predictions: what is written
+    in_fold: list[str]  # per fold, on what the other folds say
+    logits: np.ndarray  # (n, classes): each fold's rows by the method chosen without it
+    tempered: np.ndarray  # (n, classes)
+
+    @property
+    def summary(self) -> str:
+        """``softmax 3, mean 2``: how many folds chose what."""
+        return ", ".join(f"{name} {count}" for name, count in Counter(self.in_fold).most_common())
+
+
+def choose_nested(tried: Mapping[str, Tried], targets: np.ndarray, fold: np.ndarray) -> Choice:
+    """Let each fold's method be chosen by the other folds: the choice is learned too, and this scores it."""
+    logits, tempered = (np.empty_like(tried["mean"].logits) for _ in range(2))
+    in_fold = []
+    for position, held_out in enumerate(np.unique(fold)):
+        name = choose(
+            {name: found.losses_without[position] for name, found in tried.items()},
+            {name: found.errors_without[position] for name, found in tried.items()},
+        )
+        rows = fold == held_out
+        logits[rows], tempered[rows] = tried[name].logits[rows], tried[name].tempered[rows]
+        in_fold.append(name)
+    final = choose(
+        {name: found.losses(targets) for name, found in tried.items()},
+        {name: errors(found.logits, targets) for name, found in tried.items()},
+    )
+    return Choice(final, in_fold, logits, tempered)
+
+
+# ---- what each member is worth
+
+
+def leave_one_out(
+    method: Method, logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray
+) -> list[dict[str, float]]:
+    """What the blend loses without each of the m runs: nested log loss, its standard error, and errors."""
+
+    def scored(kept: list[int]) -> tuple[np.ndarray, int]:
+        blended = nested(method, logits[kept], targets, members.only(np.array(kept)), fold)
+        return losses(cross_fitted(blended, targets, fold), targets), errors(blended, targets)
+
+    everyone = list(range(len(logits)))
+    whole, whole_errors = scored(everyone)
+    found = []
+    for member in everyone:
+        without, without_errors = scored([other for other in everyone if other != member])
+        cost, standard_error = paired_difference(without, whole)
+        found.append({"difference": cost, "standard_error": standard_error, "errors": without_errors - whole_errors})
+    return found
+
+
+def overlap(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(m, m): of the rows that one run or another gets wrong, the share that both do (Jaccard); 1 on the diagonal."""
+    wrong = logits.argmax(axis=-1) != targets
+    both = np.array([[(one & other).sum() for other in wrong] for one in wrong], dtype=np.float64)
+    counts = wrong.sum(axis=1)
+    either = counts[:, None] + counts - both
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+def smallest_set(logits: np.ndarray, targets: np.ndarray, fold: np.ndarray, blend_losses: np.ndarray) -> list[int]:
+    """The fewest runs whose plain mean comes within one paired standard error of a blend; empty where none does.
+
+    Starts from the best run and adds the one that lowers the mean's log loss most. ``blend_losses`` (n) are those of
+    the blend of all runs.
+    """
+    kept: list[int] = []
+    while len(kept) < len(logits) - 1:
+        candidates = {}
+        for member in set(range(len(logits))) - set(kept):
+            blended = log_mean_probability(logits[[*kept, member]])
+            candidates[member] = losses(cross_fitted(blended, targets, fold), targets)
+        kept.append(min(candidates, key=lambda member: candidates[member].mean()))
+        higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses)
+        if higher <= standard_error + 1e-9:  # the blend may be this very run
+            return kept
+    return []
+
+
+def noise_members(logits: np.ndarray, count: int) -> np.ndarray:
+    """``count`` runs that know nothing: the rows of real ones in shuffled order, (count, n, classes)."""
+    random = np.random.default_rng(0)
+    return np.stack([random.permutation(logits[number % len(logits)]) for number in range(count)])

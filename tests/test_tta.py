@@ -1,0 +1,202 @@
+"""Views: what they do to an image, and that only those stay which help on rows no model has seen."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import train, write_pixel_csv
+
+import infer
+import train_fold
+from common.errors import UserError
+from common.metrics import errors, log_mean_probability
+from common.predictions import join_oof, read_predictions
+from common.runs import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
+from common.splits import make_folds, match_folds, read_folds, write_folds
+from common.tables import read_train_table
+from common.tta import TTA, choose_views, choose_weights, score_views
+
+# ---- the views
+
+
+@pytest.mark.parametrize("preset", TTA)
+def test_views_of_a_preset_are_weighted_to_one(preset):
+    """Weights sum to 1, the identity leads, every name stands for one view, and no view changes the shape."""
+    views = TTA[preset]
+    assert sum(view.weight for view in views) == pytest.approx(1)
+    assert views[0].name == "identity" and views[0].weight >= 0.5
+    assert len({view.name for view in views}) == len(views)
+    images = torch.rand(2, 3, 28, 28)
+    seen = [view.look(images) for view in views]
+    assert all(look.shape == images.shape for look in seen)
+    assert all((look - images).abs().sum() > 1 for look in seen[1:])
+
+
+@pytest.mark.parametrize("preset", sorted(set(TTA) - {"flips"}))
+def test_views_for_digits_never_mirror(preset):
+    """No view of an asymmetric image is nearer to its mirror image than to itself; flips are."""
+    image = torch.zeros(1, 1, 28, 28)
+    image[..., 6:22, 6:10] = 1
+    image[..., 18:22, 6:20] = 1  # an L
+    for view in TTA[preset]:
+        seen = view.look(image)
+        assert (seen - image).abs().sum() < (seen - image.flip(-1)).abs().sum()
+        assert (seen - image).abs().sum() < (seen - image.flip(-2)).abs().sum()
+    mirrored, upside_down = (view.look(image) for view in TTA["flips"][1:])
+    assert torch.equal(mirrored, image.flip(-1)) and torch.equal(upside_down, image.flip(-2))
+
+
+# ---- the choice
+
+
+def some_views(n: int, strengths: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits of views that see the target through noise of their own, targets, and five parts."""
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, n)
+    views = [strength * np.eye(3)[targets] + random.normal(size=(n, 3)) for strength in strengths]
+    return np.stack(views).astype(np.float32), targets, np.arange(n) % 5
+
+
+def test_a_helping_view_stays_and_a_harmful_one_goes():
+    """A second look with noise of its own is used, one that knows nothing or the wrong thing is not."""
+    logits, targets, part = some_views(1500, [3, 3, 0, -3])
+    scores = score_views(logits, targets, part)
+    assert [score.helps for score in scores] == [False, True, False, False]
+    weights, averaged = choose_views(logits, targets, part)
+    assert weights[0] > 0.3 and weights[1] > 0.3 and weights[2:].tolist() == [0, 0]
+    assert errors(averaged, targets) < errors(logits[0], targets)
+
+
+def test_without_a_helping_view_nothing_changes():
+    """Where no view helps the image itself is all there is, to the bit."""
+    logits, targets, part = some_views(600, [3, 0, 0])
+    weights, averaged = choose_views(logits, targets, part)
+    assert weights.tolist() == [1, 0, 0] and averaged is not None and (averaged == logits[0]).all()
+
+
+def test_views_and_weights_of_a_part_never_see_it():
+    """Other labels in one part change how the other parts' rows are averaged, never how its own are."""
+    logits, targets, part = some_views(600, [3, 3, 2])
+    other = np.where(part == 2, (targets + 1) % 3, targets)
+    before, after = (choose_views(logits, labels, part)[1] for labels in (targets, other))
+    assert (before[part == 2] == after[part == 2]).all()
+    assert (before[part != 2] != after[part != 2]).any()
+
+
+def test_views_that_help_share_alike():
+    """What is learned is the share of the image itself: a second number for each view would fit noise."""
+    logits, targets, part = some_views(1500, [3, 3, 2.9])
+    weights = choose_weights(logits, targets, score_views(logits, targets, part))
+    assert weights[1] == weights[2] > 0 and weights.sum() == pytest.approx(1)
+
+
+# ---- the script
+
+
+def infer_views(folder, *arguments: str) -> dict:
+    """infer.py on the runs below ``folder``; what inference.json of its run says of each view, by name."""
+    infer.main(["--runs-dir", str(folder / "runs"), "--folds", str(folder / "folds.csv"), "--threads", "1", *arguments])
+    facts = json.loads((folder / "runs" / "digit_cnn" / INFERENCE_FILE).read_text())
+    return {view["name"]: view for view in facts["views"]}
+
+
+def test_flips_lose_on_digits(tmp_path):
+    """On a net that was really trained on real digits both flips are refused, by far."""
+    places = ["--folds", str(tmp_path / "folds.csv")]
+    write_folds(tmp_path / "folds.csv", make_folds(read_train_table("digits"), k=3))
+    settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no"]
+    train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
+    views = infer_views(tmp_path, "--tta", "auto", "--views", "flips", "turns")
+    for name in ("mirrored", "upside down"):
+        assert views[name]["weight"] == 0 and not views[name]["helps"]
+        assert views[name]["difference"] > 5 * views[name]["standard_error"]
+        assert views[name]["errors_alone"] > 5 * views["identity"]["errors_alone"]
+
+
+def test_flips_stay_where_left_and_right_mean_nothing(tmp_path):
+    """On a toy set of symmetric patterns under noise both flips earn a place, and OOF errors fall."""
+    random = np.random.default_rng(0)
+    across = np.abs(np.arange(8) - 3.5)
+    ring = np.maximum(across[:, None], across)  # 0.5 in the middle, 3.5 at the border
+    patterns = np.stack([ring < 2, ring > 2, np.minimum(across[:, None], across) < 1])
+    targets = random.integers(0, 3, 600)
+    images = np.clip(100 + 30 * patterns[targets] + random.normal(0, 55, (600, 8, 8)), 0, 255).astype(np.uint8)
+    table = write_pixel_csv(tmp_path / "train.csv", images, [f"class {target}" for target in targets])
+    write_pixel_csv(tmp_path / "test.csv", images[:20])
+    places = ["--data", str(table), "--folds", str(tmp_path / "folds.csv")]
+    write_folds(tmp_path / "folds.csv", make_folds(read_train_table(str(table)), k=3))
+    settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no", "--augment", "none"]
+    train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
+    arguments = ["--data", str(table), "--test", str(tmp_path / "test.csv"), "--tta", "auto", "--views", "flips"]
+    views = infer_views(tmp_path, *arguments)
+    for name in ("mirrored", "upside down"):
+        assert views[name]["helps"] and views[name]["weight"] > 0.1
+    viewed = read_predictions(tmp_path / "runs" / "digit_cnn" / TTA_OOF_FILE)
+    plain = join_oof(tmp_path / "runs" / "digit_cnn", read_folds(tmp_path / "folds.csv"))
+    assert errors(viewed.logits, viewed.targets) < errors(plain.logits, plain.targets)
+
+
+def test_oof_is_stored_under_the_views_of_the_test(chain, tiny):
+    """With --tta each training row is stored once, under the test rows' views, by the model that has not seen it."""
+    table = read_train_table(str(tiny / "train.csv"))
+    folds = match_folds(read_folds(tiny / "folds.csv"), table)
+    stored, test = (read_predictions(chain / "one" / name) for name in (TTA_OOF_FILE, TEST_FILE))
+    rows = [np.flatnonzero(folds.fold == k) for k in range(3)]
+    outputs = infer.predict_with_each(infer.read_models(finished_folds(chain / "one")), table, rows, TTA["digits"])
+    weights = [view.weight for view in TTA["digits"]]
+    for k, logits in enumerate(outputs):
+        part = stored.logits[stored.fold == k]
+        assert stored.ids[stored.fold == k].tolist() == folds.ids[rows[k]].tolist()
+        np.testing.assert_allclose(part, log_mean_probability(logits, weights), atol=1e-5)
+    assert len(stored.ids) == 60 and stored.labels.tolist() == folds.labels[np.concatenate(rows)].tolist()
+    assert stored.source == test.source and list(test.source["models"]) == ["fold0", "fold1", "fold2"]
+    assert test.source["tta"] == "digits" and sum(test.source["views"].values()) == pytest.approx(1)
+
+
+def test_views_of_the_full_model_are_chosen_by_the_fold_models(tiny, tmp_path):
+    """--fold full --tta auto needs the folds' models, says so, and stores OOF predictions of theirs."""
+    train(tiny, tmp_path / "runs", "--fold", "full", "--epochs", 1)
+    arguments = ["--runs-dir", str(tmp_path / "runs"), "--fold", "full", "--tta", "auto", "--threads", "1"]
+    arguments += [
+        "--data",
+        str(tiny / "train.csv"),
+        "--folds",
+        str(tiny / "folds.csv"),
+        "--test",
+        str(tiny / "test.csv"),
+    ]
+    with pytest.raises(UserError, match="has no finished fold"):
+        infer.main(arguments)
+    train(tiny, tmp_path / "runs", "--epochs", 1)
+    infer.main(arguments)
+    stored, test = (read_predictions(tmp_path / "runs" / "digit_cnn" / name) for name in (TTA_OOF_FILE, TEST_FILE))
+    assert list(test.source["models"]) == ["full"] and list(stored.source["models"]) == ["fold0", "fold1", "fold2"]
+    assert test.source["views"] == stored.source["views"]
+
+
+def test_score_tta_writes_nothing(chain, tiny, capsys):
+    """--score-tta prints each view's interval and leaves every file as it was."""
+    before = {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file()}
+    places = ["--runs-dir", str(chain), "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
+    infer.main([*places, "--runs", "one", "--score-tta", "--views", "shifts", "flips"])
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in ("identity", "left", "mirrored", "upside down"))
+    assert {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--tta", "digit"], "--tta: digit is unknown; use one of: none, auto, digits"),
+        (["--tta", "auto", "--views", "none"], "--views: none is unknown; use one of: digits"),
+        (["--views", "flips"], "--views: has no effect without --tta auto or --score-tta"),
+        (["--score-tta", "--tta", "auto"], "--score-tta: predicts the training rows"),
+        (["--tta", "auto", "--data", "digits"], "digits: differs from the folds file"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(chain, tiny, arguments, what):
+    """An unknown preset, an option without effect, the wrong train table: one line each."""
+    places = ["--runs-dir", str(chain), "--folds", str(tiny / "folds.csv")]
+    with pytest.raises(UserError, match=what):
+        infer.main([*places, *arguments])
