@@ -1,4 +1,4 @@
-"""One temperature for all logits, so that over-confidence does not hide which learning rate is best."""
+"""One temperature for all logits: over-confidence then hides neither the best learning rate nor the best blend."""
 
 import math
 
@@ -10,24 +10,14 @@ from common.metrics import nll
 PARTS = 5  # a temperature is fitted on four fifths of the rows and scored on the fifth
 
 
-def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray, seed: int = 0) -> float:
-    """Mean log loss (nats per row), each row after a temperature that was fitted without it.
+def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The number from 1/8 to 8 that minimises the log loss of ``logits`` divided by it.
 
     Late in training a net's errors fall while its log loss rises, only because it grows too sure of itself; label
-    smoothing does the opposite. Dividing the logits by one fitted number takes both out (Guo 2017, arXiv
-    1706.04599). ``logits`` is (n, classes), ``targets`` (n) numbers the classes; ``seed`` deals the rows.
+    smoothing does the opposite, and so does averaging. One number takes all of it out and leaves every answer as it
+    is (Guo 2017, arXiv 1706.04599). Fit it on what is used: after averaging, not on each net before (Rahaman and
+    Thiery 2021, arXiv 2007.08792).
     """
-    part = np.random.default_rng(seed).permutation(len(targets)) % PARTS
-    losses = np.empty(len(targets))
-    for number in range(PARTS):
-        scored = part == number
-        scale = temperature(logits[~scored], targets[~scored])
-        losses[scored] = nll(logits[scored] / scale, targets[scored])
-    return float(losses.mean())
-
-
-def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The number from 1/8 to 8 that minimises the log loss of ``logits`` divided by it."""
     logits = np.asarray(logits, dtype=np.float64)
     found = minimize_scalar(
         lambda log_temperature: nll(logits / math.exp(log_temperature), targets),
@@ -35,3 +25,22 @@ def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         method="bounded",
     )
     return math.exp(found.x)
+
+
+def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """``logits`` (n, classes), each row divided by a temperature fitted without its part; ``part`` (n) numbers two or
+    more parts."""
+    tempered = np.empty(np.shape(logits))
+    for number in np.unique(part):
+        rows = part == number
+        tempered[rows] = logits[rows] / temperature(logits[~rows], targets[~rows])
+    return tempered
+
+
+def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray, seed: int = 0) -> float:
+    """Mean log loss (nats per row), each row after a temperature that was fitted without it.
+
+    ``logits`` is (n, classes), ``targets`` (n) numbers the classes; ``seed`` deals the rows into five parts.
+    """
+    part = np.random.default_rng(seed).permutation(len(targets)) % PARTS
+    return nll(cross_fitted(logits, targets, part), targets)
