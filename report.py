@@ -20,7 +20,7 @@ import pandas as pd
 from common.audit import CONFIDENT, label_audit, likely_errors
 from common.cells import FIND_FILE, LAW_FILE, SWEEP_FILE, read_cells, read_sweep
 from common.cli import parse
-from common.comparison import LEVEL, Comparison, compare, holm, least_shown, verdict
+from common.comparison import LEVEL, Comparison, compare, holm, noise_floor, verdict
 from common.errors import UserError, run_script, warn
 from common.evaluation import (
     Evaluation,
@@ -118,8 +118,7 @@ class Evidence:
     @cached_property
     def floor(self) -> int:
         """How many errors a seed alone may make; 0 where no setting was trained twice."""
-        pairs = [pair for group in self.twins for pair in combinations(group, 2)]
-        return max((least_shown(self.compare(*pair).changed) for pair in pairs), default=0)
+        return noise_floor([self.compare(*pair) for group in self.twins for pair in combinations(group, 2)])
 
     def compare(self, a: Evaluation, b: Evaluation) -> Comparison:
         """B against A."""
@@ -213,7 +212,7 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
     by_how_much = behind[["fewer_errors", "from", "to"]].to_numpy()
     accuracies = 100 * ranking[["accuracy", "low", "high"]].to_numpy()
     size = (4.6, 0.3 * len(entrants) + 0.5)
-    more = f"Errors more than {best.run}" + (" (band: what a seed alone does)" if evidence.floor else "")
+    more = f"More errors than {best.run}" + (" (band: what a seed alone does)" if evidence.floor else "")
     body = [
         table(ranking),
         figures(
@@ -226,8 +225,9 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
             "Both models of a pair predict the same rows, so only the rows that one alone has right can tell them "
             "apart. p is exact McNemar’s: how often a fair coin would divide those rows at least as unevenly. The "
             f"interval is a paired bootstrap’s. Among {len(pairs)} pair{'s' * (len(pairs) > 1)}, Holm’s correction of "
-            f"p decides: even a single false “shown” is rarer than {100 * LEVEL:.0f} %. The test is about the two "
-            "trained models; the noise floor tells what another seed alone changes."
+            f"p decides: even a single false “shown” is rarer than {100 * LEVEL:.0f} %. Gained and lost are the rows "
+            "that the better and the other one alone has right. The test is about the two trained models; the noise "
+            "floor tells what another seed alone changes."
         ),
         table(pairs.drop(columns=["p_of_all", "noise_floor", "shown"])),
     ]
@@ -243,8 +243,8 @@ def pairs_table(evidence: Evidence) -> pd.DataFrame:
         (a.name, b.name, c.better, c.low, c.high, c.gained, c.lost, c.p, p, evidence.floor, p < LEVEL)
         for a, b, c, p in evidence.pairs
     ]
-    columns = ["better", "than", "fewer_errors", "from", "to", "only_better_right", "only_other_right"]
-    return pd.DataFrame(rows, columns=[*columns, "p", "p_of_all", "noise_floor", "shown"])
+    columns = ["better", "than", "fewer_errors", "from", "to", "gained", "lost", "p"]
+    return pd.DataFrame(rows, columns=[*columns, "p_of_all", "noise_floor", "shown"])
 
 
 def noise_sections(evidence: Evidence) -> list[Section]:
@@ -260,7 +260,7 @@ def noise_sections(evidence: Evidence) -> list[Section]:
         names, first = " and ".join(run.name for run in group), group[0].name
         says.append(
             f"{names} differ in their seed alone: {apart} error{'s' * (apart != 1)} apart, {changed} rows change "
-            f"sides. Two seeds of this setting stay within {least_shown(changed)} errors 95 % of the time."
+            f"sides. A difference of up to {noise_floor(found)} errors may be the seed’s."
         )
         flipping = flips(group)
         predicted = flipping.filter(like="predicted_by").head(PICTURES).agg(" ".join, axis=1)

@@ -1,6 +1,5 @@
 """Is one run better than another? Both predict the same rows, so what counts is the rows that one alone has right."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,6 +68,14 @@ def least_shown(changed: int) -> int:
     return 2 * wins - changed
 
 
+def noise_floor(twins: Sequence[Comparison]) -> int:
+    """How many errors a seed alone may make, from comparisons of runs that differ in nothing else; 0 without any.
+
+    What so many changed rows may make by chance, or what the seeds did make, whichever is more.
+    """
+    return max((max(abs(each.better), least_shown(each.changed)) for each in twins), default=0)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p values of several tests, raised so that even one false "shown" among them all is rare.
 
@@ -97,7 +104,7 @@ def verdict(better: str, worse: str, found: Comparison, p_of_all: float, tests: 
 
 
 def says_p(p: float) -> str:
-    """A p value with two digits."""
+    """A p value with two digits, or as many as show on which side of the level it lies."""
     if p < 0.001:
         return "p < 0.001"
-    return f"p = {p:.{max(2, 1 - math.floor(math.log10(p)))}f}"
+    return f"p = {p:.2g}" if f"{p:.2g}" != f"{LEVEL:.2g}" else f"p = {p:.4f}"

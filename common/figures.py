@@ -22,7 +22,7 @@ INK, MUTED, RULE, ACCENT, SECOND = "#010101", "#010102", "#010103", "#010104", "
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second"}
 LOOK = {
     "svg.fonttype": "none",  # letters stay letters
-    "font.size": 9,
+    "font.size": 10,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": RULE,
@@ -43,7 +43,7 @@ LOOK = {
     "ytick.minor.size": 0,
     "text.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
@@ -124,7 +124,7 @@ def reliability_curves(axes: Axes, run: Evaluation) -> None:
         missing = np.maximum(1 - bins.accuracy, 0.5 / bins.n)  # a bin without an error has no logarithm
         low, high = np.maximum(missing - (1 - bins.high), 0), np.maximum(1 - bins.low - missing, 0)
         axes.errorbar(1 - bins.confidence, missing, [low, high], color=colour, fmt="o-", ms=3.5, lw=1.2, label=label)
-    axes.set(xscale="log", yscale="log", xlim=(0.7, 0.0004), ylim=(0.9, 0.0001))
+    axes.set(xscale="log", yscale="log", xlim=(0.7, 0.0004), ylim=(0.9, 0.00005))
     names = [f"{100 * (1 - tick):g}" for tick in ticks]
     axes.set_xticks(ticks, names)
     axes.set_yticks(ticks, names)

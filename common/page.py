@@ -216,8 +216,6 @@ HEADINGS = {  # of the columns; a setting's or a run's own name stays as it is
     "log_loss": "log loss",
     "calibrated_log_loss": "calibrated",
     "fewer_errors": "fewer errors",
-    "only_better_right": "only it right",
-    "only_other_right": "only other right",
     "best_epoch": "epoch",
     "best_minus_last": "best − last",
     "others_choice": "others’ choice",
@@ -246,6 +244,5 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "weight": "{:.4f}".format,
     "probability": "{:.4f}".format,
     "minutes": "{:.1f}".format,
-    "p": says_p,
-    "p_of_all": says_p,
+    "p": lambda p: says_p(p).removeprefix("p ").removeprefix("= "),
 }

@@ -11,6 +11,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
 WITHOUT_TORCH += ["predictions", "runs", "search", "splits", "submission", "system", "tables"]
+WITHOUT_TORCH += ["audit", "comparison", "evaluation", "figures", "page", "reliability"]
 
 
 def imports(path) -> set[str]:
