@@ -206,7 +206,10 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
     if len(entrants) == 1:
         return [Section("Score", table(ranking), says, {"runs": ranking})]
     pairs, differing = pairs_table(evidence), settings_between(evidence.runs)
-    verdicts = [f"{verdict(a.name, b.name, found, p, len(pairs))}." for a, b, found, p in evidence.pairs]
+    verdicts = [
+        f"{verdict(better.name, other.name, found, p, len(pairs), evidence.floor)}."
+        for better, other, found, p in evidence.pairs
+    ]
     with_best = len(entrants) - 1
     behind = pairs.iloc[:with_best]
     by_how_much = behind[["fewer_errors", "from", "to"]].to_numpy()
@@ -224,10 +227,10 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
         note(
             "Both models of a pair predict the same rows, so only the rows that one alone has right can tell them "
             "apart. p is exact McNemar’s: how often a fair coin would divide those rows at least as unevenly. The "
-            f"interval is a paired bootstrap’s. Among {len(pairs)} pair{'s' * (len(pairs) > 1)}, Holm’s correction of "
-            f"p decides: even a single false “shown” is rarer than {100 * LEVEL:.0f} %. Gained and lost are the rows "
-            "that the better and the other one alone has right. The test is about the two trained models; the noise "
-            "floor tells what another seed alone changes."
+            "interval is a paired bootstrap’s. A difference is shown where p, by Holm’s method for all pairs together, "
+            f"is below {LEVEL:g}. Gained and lost are the rows that the better and the "
+            "other one alone has right. The test is about the two trained models; the noise floor tells what another "
+            "seed alone changes."
         ),
         table(pairs.drop(columns=["p_of_all", "noise_floor", "shown"])),
     ]
@@ -355,7 +358,7 @@ def optimism(run: Evaluation, per_fold: pd.DataFrame) -> str:
         )
         if not np.isnan(mean.others_choice):
             honest = points(mean.others_choice - mean["last"])
-            says.append(f"Chosen by the mean of the other folds, the epoch scores {honest} points: the rest is luck.")
+            says.append(f"Chosen by the mean of the other folds, the epoch scores {honest} points: that much is real.")
     else:
         says.append("No fold has a better epoch than its last.")
     if len(per_fold) > 1:
@@ -378,11 +381,11 @@ def label_sections(evidence: Evidence) -> list[Section]:
     count, first = len(evidence.runs), evidence.runs[0].oof
     audit = label_audit(first.ids, np.array([run.calibrated for run in evidence.runs]), first.targets, first.classes)
     shown = audit.head(2 * PICTURES)
-    says = (
-        f"{f'All {count} runs contradict' if count > 1 else 'The run contradicts'} {len(likely_errors(audit))} of "
-        f"{len(first.ids):,} labels and give another one a mean probability of {100 * CONFIDENT:.0f} % or more: "
-        "likely label errors."
-    )
+    likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
+    measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"
+    says = f"{likely} of {len(first.ids):,} labels are likely wrong: contradicted by {judges}, {measure}."
+    if not likely:
+        says = f"No label is contradicted by {judges}, {measure}."
     body = [
         element("p", says),
         note(

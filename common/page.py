@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 from common.comparison import says_p
 
 STYLE = Path(__file__).with_suffix(".css")
-EMPTY_ELEMENTS = ("br", "img", "link", "meta")
+EMPTY_ELEMENTS = ("img", "link", "meta")
+SHORT = 3  # letters of a class name that stands upright above its column
 THUMBNAIL = 160  # longer side of a photo in the page, pixels
 
 
@@ -155,7 +156,7 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
     """Counts of (label, prediction) as a table in which more errors are darker."""
     off = counts.astype(float) * (1 - np.eye(len(counts)))
     shares = np.sqrt(off / max(1.0, off.max()))
-    head = element("tr", element("th", ""), *(element("th", name, scope="col") for name in names))
+    head = element("tr", element("th", ""), *(element("th", name, scope="col", title=name) for name in names))
     rows = []
     for at, name in enumerate(names):
         cells = [
@@ -164,8 +165,9 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
             else element("td", value or "", style=f"--share: {shares[at, other]:.2f}")
             for other, value in enumerate(counts[at].tolist())
         ]
-        rows.append(element("tr", element("th", name, scope="row"), *cells))
-    body = element("table", element("thead", head), element("tbody", *rows), class_="confusion")
+        rows.append(element("tr", element("th", name, scope="row", title=name), *cells))
+    kind = "confusion names" if max(map(len, names)) > SHORT else "confusion"
+    body = element("table", element("thead", head), element("tbody", *rows), class_=kind)
     return element("div", body, class_="scroll")
 
 
@@ -186,12 +188,12 @@ def sheet(svg: Html) -> Html:
 
 def pictures(captioned: Iterable[tuple[np.ndarray | Path, Sequence[str]]]) -> Html:
     """Images in a grid, each with the lines below it; the first line is the strongest."""
-    shown_pictures = []
+    shown_pictures, kind = [], "pixels"
     for image, (first, *others) in captioned:
-        kind = "pixels" if isinstance(image, np.ndarray) else "photo"
-        text = element("figcaption", element("b", first), *(join([element("br"), line]) for line in others))
-        shown_pictures.append(element("figure", element("img", src=data_uri(image), alt=first, class_=kind), text))
-    return element("div", *shown_pictures, class_="pictures")
+        kind = "photos" if isinstance(image, Path) else "pixels"
+        text = element("figcaption", element("b", first), *(element("span", line) for line in others))
+        shown_pictures.append(element("figure", element("img", src=data_uri(image), alt=first), text))
+    return element("div", *shown_pictures, class_=f"pictures {kind}")
 
 
 def data_uri(image: np.ndarray | Path) -> str:

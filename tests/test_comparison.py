@@ -84,6 +84,13 @@ def test_the_sentence_says_size_chance_and_verdict(better, changed, tests, sente
     assert verdict("B", "A", found, min(1.0, tests * found.p), tests) == sentence
 
 
+def test_a_difference_that_a_seed_makes_is_no_merit_of_the_setting():
+    """Shown, but below the noise floor: the sentence says so."""
+    found = compare(*two_models(42, 142, 42_000), np.arange(42_000))
+    assert verdict("B", "A", found, found.p, 1, floor=50).endswith("of these models, but a seed alone makes up to 50")
+    assert verdict("B", "A", found, found.p, 1, floor=30).endswith(": shown")
+
+
 def test_small_p_values_keep_two_digits():
     """A p value is never rounded to zero, nor to the level itself."""
     assert [says_p(p) for p in (0.0004, 0.0049, 0.0496, 0.08)] == ["p < 0.001", "p = 0.0049", "p = 0.0496", "p = 0.08"]
