@@ -36,6 +36,13 @@ def test_models_that_do_not_differ_are_seldom_told_apart():
     assert 0.02 <= np.mean(shown) <= 0.05
 
 
+def test_a_gain_of_a_tenth_of_a_point_is_found():
+    """42 of 42,000 rows mended between two seeds of a good net, which differ on 83: shown in at least 95 %."""
+    random = np.random.default_rng(0)
+    shown = [p_value(wins + 42, 83 - wins) < LEVEL for wins in random.binomial(83, 0.5, size=1000)]
+    assert np.mean(shown) >= 0.95
+
+
 def test_the_interval_covers_the_true_difference():
     """The bootstrap's 95 % interval holds the truth in about 95 of 100 studies of two models."""
     random, covered = np.random.default_rng(0), 0
