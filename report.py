@@ -20,7 +20,6 @@ import pandas as pd
 from common.audit import CONFIDENT, label_audit, likely_errors
 from common.cells import FIND_FILE, LAW_FILE, SWEEP_FILE, read_cells, read_sweep
 from common.cli import parse
-from common.comparison import LEVEL, Comparison, compare, holm, noise_floor, verdict
 from common.errors import UserError, run_script, warn
 from common.evaluation import (
     Evaluation,
@@ -59,6 +58,7 @@ from common.page import (
     text_table,
 )
 from common.runs import WEIGHTS_FILE
+from common.significance import LEVEL, Comparison, compare, holm, noise_floor, verdict
 from common.splits import Folds, match_folds, read_folds
 from common.tables import Table, read_train_table
 
@@ -408,25 +408,79 @@ def mistakes(rows: pd.DataFrame, instead: str) -> list[tuple[str, str, str]]:
 
 
 def blend_sections(evidence: Evidence) -> list[Section]:
-    """The table and the weights of each blend."""
-    sections = []
-    for blend in evidence.blends:
-        summary = read_json(evidence.runs_dir / blend.name / WEIGHTS_FILE)
-        methods = pd.DataFrame([blend_row(row) for row in summary["table"]])
-        weights = pd.DataFrame(list(summary["weights"].items()), columns=["run", "weight"])
-        says = f"{len(weights)} runs blended by {summary['method']}; its out-of-fold predictions are {summary['oof']}."
-        body = [element("p", says), table(methods), element("h3", "Weights"), table(weights)]
-        tables = {f"{slug(blend.name)}_methods": methods, f"{slug(blend.name)}_weights": weights}
-        sections.append(Section(f"Blend: {blend.name}", join(body), [], tables))
-    return sections
+    """The table of each blend, its weights, and what each run is worth to it."""
+    return [blend_section(evidence.runs_dir / blend.name) for blend in evidence.blends]
 
 
-def blend_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a blend's table: the nested score, or where there is none the one in-sample."""
+def blend_section(folder: Path) -> Section:
+    """All of a blend's weights.json."""
+    found = read_json(folder / WEIGHTS_FILE)
+    tables = {
+        "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
+        "weights": pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"]),
+        "worth": pd.DataFrame([worth_row(row) for row in found.get("runs", [])]),
+    }
+    says = [f"Written is the blend by {found['method']}; its out-of-fold predictions are {found['oof']}."]
+    if chosen := found.get("chosen_in_folds"):
+        says.append(f"Each fold’s rows are blended as the other folds chose: {', '.join(chosen)}.")
+    if smallest := found.get("smallest_set"):
+        says.append(f"The smallest set whose mean comes within one standard error: {', '.join(smallest)}.")
+    if noise := found.get("noise"):
+        helps = "noise helps, so do not trust this score" if gains(noise) else "noise gains nothing"
+        says.append(
+            f"Control: with {noise['members']} members of noise {noise['errors_with']:,} errors instead of "
+            f"{noise['errors_without']:,}: {helps}."
+        )
+    body = [
+        findings(says),
+        table(tables["methods"]),
+        note(
+            "Nested: each fold’s rows by a blend fitted on the other folds, so nothing is scored on rows that it has "
+            "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. After T: log loss "
+            "after one temperature; the difference to the mean’s is paired by row and has its standard error."
+        ),
+        element("h3", "Weights"),
+        table(tables["weights"]),
+    ]
+    if len(tables["worth"]):
+        body += [element("h3", "What each run is worth"), table(tables["worth"])]
+    name = slug(folder.name)
+    return Section(f"Blend: {folder.name}", join(body), [], {f"{name}_{kind}": frame for kind, frame in tables.items()})
+
+
+def method_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One way of blending: its nested score, or with a single fold the one in-sample."""
     score = row.get("nested", row["in_sample"])
-    cells = {"method": row["name"], "errors": score["errors"], "errors in-sample": row["in_sample"]["errors"]}
     low, high = score["interval"]
-    return cells | {"accuracy": score["accuracy"], "low": low, "high": high, "log_loss": score["nll"]}
+    cells = {"method": row["name"], "errors": score["errors"]}
+    if "nested" in row:
+        cells["optimism"] = score["errors"] - row["in_sample"]["errors"]
+    cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "log_loss": score["nll"]}
+    if "tempered_nll" in score:
+        cells["after_temperature"] = score["tempered_nll"]
+    if "against_mean" in row:
+        cells |= {"to_the_mean": row["against_mean"]["difference"], "se": row["against_mean"]["standard_error"]}
+    return cells
+
+
+def worth_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What a blend loses without a run, what the run costs, and which other run errs most alike."""
+    without = row["without"]
+    return {
+        "run": row["run"],
+        "errors": row["errors_alone"],
+        "errors_without_it": without["errors"],
+        "loss_without_it": without["difference"],
+        "se": without["standard_error"],
+        "seconds_per_1000": row["seconds_per_1000_rows"] or np.nan,
+        "most_alike": row["nearest"],
+        "shared_errors": row["overlap"],
+    }
+
+
+def gains(noise: dict[str, float]) -> bool:
+    """Whether members of noise lower the log loss by more than two standard errors."""
+    return noise["difference"] < -2 * noise["standard_error"]
 
 
 def sweep_sections(evidence: Evidence) -> list[Section]:

@@ -20,12 +20,12 @@ from scipy.stats import binom
 
 from common.audit import label_audit, likely_errors
 from common.cli import parse
-from common.comparison import LEVEL, compare, least_shown, p_value
 from common.errors import run_script
 from common.evaluation import Evaluation, fold_scores, read_run, seed_twins
 from common.files import write_file
 from common.metrics import describe, log_softmax, score
 from common.runs import finished_runs
+from common.significance import LEVEL, compare, least_shown, p_value
 from common.splits import Folds, read_folds
 
 REPORT = Path(__file__).with_suffix(".md")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from common.comparison import says_p
+from common.significance import says_p
 
 STYLE = Path(__file__).with_suffix(".css")
 EMPTY_ELEMENTS = ("img", "link", "meta")
@@ -227,6 +227,13 @@ HEADINGS = {  # of the columns; a setting's or a run's own name stays as it is
     "false_alarms": "false alarms",
     "batch_size": "batch size",
     "best_lr": "best lr",
+    "after_temperature": "after T",
+    "to_the_mean": "to the mean",
+    "errors_without_it": "more without",
+    "loss_without_it": "log loss",
+    "seconds_per_1000": "s / 1,000 rows",
+    "most_alike": "most alike",
+    "shared_errors": "shares errors",
 }
 FORMATS: dict[str, Callable[[Any], str]] = {
     "accuracy": percent,
@@ -246,5 +253,13 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "weight": "{:.4f}".format,
     "probability": "{:.4f}".format,
     "minutes": "{:.1f}".format,
+    "best_lr": "{:.2e}".format,
+    "optimism": "{:+,}".format,
+    "after_temperature": "{:.5f}".format,
+    "to_the_mean": "{:+.5f}".format,
+    "se": "± {:.5f}".format,
+    "errors_without_it": "{:+,}".format,
+    "loss_without_it": "{:+.5f}".format,
+    "shared_errors": "{:.0%}".format,
     "p": lambda p: says_p(p).removeprefix("p ").removeprefix("= "),
 }

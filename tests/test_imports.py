@@ -11,7 +11,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
 WITHOUT_TORCH += ["predictions", "runs", "search", "splits", "submission", "system", "tables"]
-WITHOUT_TORCH += ["audit", "comparison", "evaluation", "figures", "page", "reliability"]
+WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "reliability", "significance"]
 
 
 def imports(path) -> set[str]:

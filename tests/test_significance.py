@@ -7,9 +7,9 @@ import pytest
 
 from common.audit import label_audit, likely_errors
 from common.calibration import cross_fitted
-from common.comparison import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 from common.metrics import nll, softmax
 from common.reliability import calibration_error, reliability
+from common.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 
 N = 2_000
 
