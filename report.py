@@ -417,9 +417,10 @@ def blend_section(folder: Path) -> Section:
     found = read_json(folder / WEIGHTS_FILE)
     tables = {
         "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
-        "weights": pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"]),
-        "worth": pd.DataFrame([worth_row(row) for row in found.get("runs", [])]),
+        "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),
     }
+    if not len(tables["runs"]):  # one fold: nothing is left to tell what a run is worth
+        tables["runs"] = pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"])
     says = [f"Written is the blend by {found['method']}; its out-of-fold predictions are {found['oof']}."]
     if chosen := found.get("chosen_in_folds"):
         says.append(f"Each fold’s rows are blended as the other folds chose: {', '.join(chosen)}.")
@@ -439,11 +440,9 @@ def blend_section(folder: Path) -> Section:
             "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. After T: log loss "
             "after one temperature; the difference to the mean’s is paired by row and has its standard error."
         ),
-        element("h3", "Weights"),
-        table(tables["weights"]),
+        element("h3", "What each run is worth"),
+        table(tables["runs"]),
     ]
-    if len(tables["worth"]):
-        body += [element("h3", "What each run is worth"), table(tables["worth"])]
     name = slug(folder.name)
     return Section(f"Blend: {folder.name}", join(body), [], {f"{name}_{kind}": frame for kind, frame in tables.items()})
 
@@ -463,11 +462,12 @@ def method_row(row: dict[str, Any]) -> dict[str, Any]:
     return cells
 
 
-def worth_row(row: dict[str, Any]) -> dict[str, Any]:
+def worth_row(row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
     """What a blend loses without a run, what the run costs, and which other run errs most alike."""
     without = row["without"]
     return {
         "run": row["run"],
+        "weight": weights.get(row["run"], np.nan),  # a stack has none
         "errors": row["errors_alone"],
         "errors_without_it": without["errors"],
         "loss_without_it": without["difference"],

@@ -257,7 +257,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "optimism": "{:+,}".format,
     "after_temperature": "{:.5f}".format,
     "to_the_mean": "{:+.5f}".format,
-    "se": "± {:.5f}".format,
+    "se": "{:.5f}".format,
     "errors_without_it": "{:+,}".format,
     "loss_without_it": "{:+.5f}".format,
     "shared_errors": "{:.0%}".format,

@@ -125,7 +125,7 @@ def test_every_table_of_the_page_is_also_a_csv(reported):
         wrong = of_run["folds"].errors.sum()
         assert wrong == of_run["classes"].missed.sum() == of_run["classes"].false_alarms.sum() == len(of_run["errors"])
         assert wrong == tables[f"{run}_confusions"].rows.sum()
-    assert len(tables["pairs"]) == 6 and {"ensemble_methods", "ensemble_weights", "labels"} < tables.keys()
+    assert len(tables["pairs"]) == 6 and {"ensemble_methods", "ensemble_runs", "labels"} < tables.keys()
     assert (tables["pairs"].fewer_errors >= 0).all()
     assert (tables["pairs"].gained - tables["pairs"].lost == tables["pairs"].fewer_errors).all()
 
