@@ -63,7 +63,7 @@ from common.splits import Folds, match_folds, read_folds
 from common.tables import Table, read_train_table
 
 PICTURES = 24  # of each kind
-WIDEST_MATRIX = 40  # classes; beyond, the list of confusions says more
+WIDEST_MATRIX = 40  # classes; beyond, the worst of them say more
 MOST_PAIRS = 12  # sentences on pairs; beyond, each with the best only
 
 
@@ -98,9 +98,9 @@ class Evidence:
 
     @cached_property
     def units(self) -> np.ndarray:
-        """Equal values for held-out rows that are not independent: of one group, or else copies of one image."""
-        held_out = self.folds.fold >= 0
-        return (self.folds.groups if self.folds.groups.size else self.folds.row_shas)[held_out].astype(str)
+        """Equal numbers for held-out rows that are not independent: of one group, or else copies of one image."""
+        alike = self.folds.groups if self.folds.groups.size else self.folds.row_shas
+        return np.unique(alike[self.folds.fold >= 0].astype(str), return_inverse=True)[1]
 
     @cached_property
     def pairs(self) -> list[tuple[Evaluation, Evaluation, Comparison, float]]:
@@ -323,8 +323,8 @@ def run_section(evidence: Evidence, run: Evaluation) -> Section:
         ),
         element("h3", "Confusions"),
         *confusions_shown(run, tables["confusions"]),
-        element("h3", "Classes"),
-        table(tables["classes"]),
+        element("h3", "Classes" if len(run.oof.classes) <= WIDEST_MATRIX else "The classes most often missed"),
+        table(most_missed(tables["classes"])),
         element("h3", "The most confident errors"),
         note("Label → prediction, its calibrated probability, and the id."),
         pictures(zip(evidence.images_of(worst.id), mistakes(worst, "predicted"), strict=True)),
@@ -374,12 +374,19 @@ def confusions_shown(run: Evaluation, mistaken: pd.DataFrame) -> list[Html]:
     return [about_it, matrix(confusion(run), run.oof.classes)]
 
 
+def most_missed(classes: pd.DataFrame) -> pd.DataFrame:
+    """All classes, or with too many of them those with the most errors."""
+    if len(classes) <= WIDEST_MATRIX:
+        return classes
+    return classes.sort_values("missed", ascending=False, kind="stable").head(PICTURES)
+
+
 def label_sections(evidence: Evidence) -> list[Section]:
     """Rows whose label the runs together contradict."""
     if not evidence.runs:
         return []
     count, first = len(evidence.runs), evidence.runs[0].oof
-    audit = label_audit(first.ids, np.array([run.calibrated for run in evidence.runs]), first.targets, first.classes)
+    audit = label_audit(first.ids, [run.calibrated for run in evidence.runs], first.targets, first.classes)
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
     measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"

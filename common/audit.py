@@ -1,5 +1,7 @@
 """Rows whose label deserves a second look, by what models that have not seen the row say of it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -8,7 +10,7 @@ from common.metrics import log_softmax
 CONFIDENT = 0.9  # of the mean probability of another label
 
 
-def label_audit(ids: np.ndarray, logits: np.ndarray, targets: np.ndarray, classes: list[str]) -> pd.DataFrame:
+def label_audit(ids: np.ndarray, logits: Sequence[np.ndarray], targets: np.ndarray, classes: list[str]) -> pd.DataFrame:
     """Every row that the runs together contradict, the likeliest label error first.
 
     Rows are ranked by the runs' mean margin against the label: log p(best other class) - log p(label). A wrong label
@@ -17,7 +19,7 @@ def label_audit(ids: np.ndarray, logits: np.ndarray, targets: np.ndarray, classe
 
     Args:
         ids: (n) text.
-        logits: calibrated, out of fold, (runs, n, classes).
+        logits: calibrated, out of fold, (n, classes) of each run.
         targets: class number of each row's label, (n).
         classes: names.
 
@@ -25,23 +27,27 @@ def label_audit(ids: np.ndarray, logits: np.ndarray, targets: np.ndarray, classe
         id, label, suggested, probability (of the suggested label, mean over the runs), label_probability,
         runs_against (how many of the runs predict another label), runs, margin.
     """
-    rows = np.arange(len(targets))
-    log_probabilities = log_softmax(logits)
-    of_label = log_probabilities[:, rows, targets]
-    others = log_probabilities.copy()
-    others[:, rows, targets] = -np.inf
-    margin = (others.max(axis=2) - of_label).mean(axis=0)
-    mean = np.exp(log_probabilities).mean(axis=0)
-    suggested = np.where(np.eye(len(classes), dtype=bool)[targets], -1, mean).argmax(axis=1)
-    names = np.asarray(classes, dtype=object)
+    rows, names = np.arange(len(targets)), np.asarray(classes, dtype=object)
+    probabilities, margin, against = np.zeros((len(targets), len(classes))), np.zeros(len(targets)), np.zeros_like(rows)
+    for run in logits:
+        log_probabilities = log_softmax(run)
+        of_label = log_probabilities[rows, targets]
+        probabilities += np.exp(log_probabilities) / len(logits)
+        log_probabilities[rows, targets] = -np.inf
+        of_other = log_probabilities.max(axis=1)
+        margin += (of_other - of_label) / len(logits)
+        against += of_other > of_label
+    of_label = probabilities[rows, targets]
+    probabilities[rows, targets] = -1
+    suggested = probabilities.argmax(axis=1)
     table = pd.DataFrame(
         {
             "id": ids,
             "label": names[targets],
             "suggested": names[suggested],
-            "probability": mean[rows, suggested],
-            "label_probability": mean[rows, targets],
-            "runs_against": (log_probabilities.argmax(axis=2) != targets).sum(axis=0),
+            "probability": probabilities[rows, suggested],
+            "label_probability": of_label,
+            "runs_against": against,
             "runs": len(logits),
             "margin": margin,
         }

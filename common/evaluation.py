@@ -138,30 +138,25 @@ def settings_between(runs: list[Evaluation]) -> pd.DataFrame:
 
 def plain(value: Any) -> str:
     """A setting as a person writes it."""
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def fold_scores(run: Evaluation) -> pd.DataFrame:
     """A row per fold: its errors, and what choosing an epoch does to its accuracy.
 
     ``best`` is the fold's own best epoch: chosen on the rows it is scored on. ``others_choice`` is the accuracy at
-    the epoch that is best on the mean of the other folds: a choice that has not seen the fold. Both are NaN for one
-    fold alone, or where folds have different epochs.
+    the epoch that is best on the mean of the other folds: a choice that has not seen the fold (NaN for one fold alone).
     """
-    accuracy = np.array([log.accuracy for log in run.logs]) if len({len(log) for log in run.logs}) == 1 else None
+    accuracy = np.array([log.accuracy for log in run.logs])
     rows = []
     for number, metrics in enumerate(run.metrics):
         own = run.oof.fold == number
         wrong, n = int((~run.right[own]).sum()), int(own.sum())
         row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.targets[own])]
         row += [metrics["last"], metrics["best"], metrics["best_epoch"], metrics["best"] - metrics["last"]]
-        if accuracy is not None and len(accuracy) > 1:
+        if len(accuracy) > 1:
             epoch = int(np.delete(accuracy, number, axis=0).mean(axis=0).argmax())
             row += [accuracy[number, epoch], epoch + 1]
         else:

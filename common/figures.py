@@ -22,6 +22,7 @@ INK, MUTED, RULE, ACCENT, SECOND = "#010101", "#010102", "#010103", "#010104", "
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", SECOND: "second"}
 LOOK = {
     "svg.fonttype": "none",  # letters stay letters
+    "text.parse_math": False,  # a $ in a run's name is a $
     "font.size": 10,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -48,7 +49,6 @@ LOOK = {
     "lines.solid_capstyle": "round",
 }
 SIZE = (4.6, 2.9)  # inches: read at its own size on a phone, two side by side on a desk
-
 FEWEST = 20  # rows of a bin that is drawn
 LONGEST = 20  # letters of a name beside a figure
 
