@@ -527,9 +527,10 @@ def checked(folder: Path) -> list[str]:
     if not seen:
         return []
     predicted, measured = (f"{seen[part]['lr']:.2e}" for part in ("predicted", "measured"))
-    agrees = "they agree" if seen["agrees"] else "they differ by more than chance"
+    says = f"batch size {seen['batch_size']}, outside the fit: predicted lr {predicted}, measured {measured}: "
+    says += "they agree" if seen["agrees"] else "they differ by more than chance"
     return [
-        f"batch size {seen['batch_size']}, outside the fit: predicted lr {predicted}, measured {measured}: {agrees}"
+        says if seen.get("cost") is None else f"{says}; the predicted one's loss is {seen['cost']:.1%} above the best"
     ]
 
 
