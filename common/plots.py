@@ -34,8 +34,7 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     below = [about_curve] * law.surges + [f"{title}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes"]
     figure.suptitle(f"{verdict[0].upper()}{verdict[1:]}" + "\n" * len(below), fontsize=15, color=INK)
     figure.text(0.5, 0.97, "\n".join(below), ha="center", va="top", fontsize=11, color=GREY)
-    sizes = sorted(set(cells.batch_size.tolist()))
-    colours = dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.92, len(sizes))), strict=True))
+    colours = batch_size_colours(cells)
     draw_tried(panels["tried"], cells, law)
     draw_ridge(panels["ridge"], law, found)
     draw_parabolas(panels["parabolas"], cells, law, colours)
@@ -44,6 +43,12 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     write_file(path, content.getvalue())
+
+
+def batch_size_colours(cells: pd.DataFrame) -> dict[int, Any]:
+    """A colour for each batch size, from dark to light."""
+    sizes = sorted(set(cells.batch_size.tolist()))
+    return dict(zip(sizes, colormaps["viridis"](np.linspace(0, 0.92, len(sizes))), strict=True))
 
 
 def draw_tried(axes: Axes, cells: pd.DataFrame, law: Law) -> None:

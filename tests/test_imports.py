@@ -12,6 +12,7 @@ MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
 WITHOUT_TORCH += ["predictions", "runs", "search", "splits", "submission", "system", "tables"]
 WITHOUT_TORCH += ["blending", "comparison", "nesting", "tta"]
+WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "reliability", "significance"]
 
 
 def imports(path) -> set[str]:

@@ -1,0 +1,240 @@
+"""What the files of finished runs say, as one object each, and the tables drawn from it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.calibration import PARTS, cross_fitted, temperature
+from common.config import Config, training_settings
+from common.errors import UserError
+from common.files import read_json
+from common.metrics import interval, nll, softmax
+from common.predictions import Predictions, join_oof, read_predictions, rows_in_order
+from common.reliability import calibration_error
+from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
+from common.splits import Folds
+
+# Settings that name what 0 and auto turned out to be: facts of a run, not choices.
+RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run, or a blend of runs, and its predictions of all n rows that a fold holds out."""
+
+    name: str
+    oof: Predictions
+    settings: dict[str, Any] = field(default_factory=dict)  # a blend has none, and neither metrics nor logs
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # of each fold
+    logs: list[pd.DataFrame] = field(default_factory=list)  # of each fold, a row per epoch
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Class number of each label, (n)."""
+        return self.oof.targets
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether each row is predicted right, bool (n)."""
+        return self.oof.logits.argmax(axis=1) == self.targets
+
+    @property
+    def errors(self) -> int:
+        """Rows predicted wrong."""
+        return int((~self.right).sum())
+
+    @cached_property
+    def calibrated(self) -> np.ndarray:
+        """Logits (n, classes), each fold's divided by the temperature that fits the other folds best."""
+        part = self.oof.fold
+        if len(set(part.tolist())) < 2:  # a holdout
+            part = np.random.default_rng(0).permutation(len(self.targets)) % PARTS
+        return cross_fitted(self.oof.logits, self.targets, part)
+
+    def predictions(self, calibrated: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted class number and its probability, (n) each."""
+        probabilities = softmax(self.calibrated if calibrated else self.oof.logits)
+        return probabilities.argmax(axis=1), probabilities.max(axis=1)
+
+
+def read_run(run_folder: Path, folds: Folds) -> Evaluation:
+    """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
+    paths = finished_folds(run_folder)
+    return Evaluation(
+        run_folder.name,
+        join_oof(run_folder, folds),
+        read_json(paths[0] / CONFIG_FILE),
+        [read_json(path / METRICS_FILE) for path in paths],
+        [read_log(path / LOG_FILE) for path in paths],
+    )
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """A fold's log, a row per epoch; raises UserError where it is missing or damaged."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read ({error})", "train this fold again") from error
+
+
+def read_blend(folder: Path, folds: Folds) -> Evaluation:
+    """A blend's out-of-fold predictions; raises UserError where it was made with other folds."""
+    if read_json(folder / WEIGHTS_FILE).get("folds_fingerprint") != folds.fingerprint:
+        remedy = "name the folds file it was made with, or run ensemble.py again"
+        raise UserError(str(folder), "was made with other folds", remedy)
+    path = folder / OOF_FILE
+    oof = rows_in_order(read_predictions(path), folds.ids[folds.fold >= 0], str(path))
+    return Evaluation(folder.name, oof)
+
+
+def seed_twins(runs: list[Evaluation]) -> list[list[Evaluation]]:
+    """Runs that differ in their seed alone, in groups of two or more."""
+    groups: dict[str, list[Evaluation]] = {}
+    for run in runs:
+        rest = {name: value for name, value in run.settings.items() if name != "seed"}
+        groups.setdefault(str(sorted(rest.items())), []).append(run)
+    return [group for settings, group in groups.items() if len(group) > 1]
+
+
+# ---- tables
+
+
+def scores(runs: list[Evaluation]) -> pd.DataFrame:
+    """A row per run, the best first."""
+    rows = []
+    for run in runs:
+        n = len(run.targets)
+        low, high = interval(run.errors, n)
+        raw, calibrated = nll(run.oof.logits, run.targets), nll(run.calibrated, run.targets)
+        minutes = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
+        rows.append((run.name, run.errors, 1 - run.errors / n, low, high, raw, calibrated, minutes))
+    columns = ["run", "errors", "accuracy", "low", "high", "log_loss", "calibrated_log_loss", "minutes"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["errors", "calibrated_log_loss"], ignore_index=True)
+
+
+def changed_settings(run: Evaluation) -> pd.DataFrame:
+    """The settings that differ from the defaults: setting, default, here."""
+    default = training_settings(Config())
+    rows = [
+        (name, plain(default.get(name, "")), plain(value))
+        for name, value in sorted(run.settings.items())
+        if name in default and name not in RESOLVED and plain(value) != plain(default[name])
+    ]
+    return pd.DataFrame(rows, columns=["setting", "default", "here"])
+
+
+def settings_between(runs: list[Evaluation]) -> pd.DataFrame:
+    """The settings in which runs differ, a row each, a column per run."""
+    names = sorted({name for run in runs for name in run.settings} - {"folds_fingerprint"})
+    rows = [[name, *(plain(run.settings.get(name, "")) for run in runs)] for name in names]
+    return pd.DataFrame(
+        [row for row in rows if len(set(row[1:])) > 1], columns=["setting", *(run.name for run in runs)]
+    )
+
+
+def plain(value: Any) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def fold_scores(run: Evaluation) -> pd.DataFrame:
+    """A row per fold: its errors, and what choosing an epoch does to its accuracy.
+
+    ``best`` is the fold's own best epoch: chosen on the rows it is scored on. ``others_choice`` is the accuracy at
+    the epoch that is best on the mean of the other folds: a choice that has not seen the fold (NaN for one fold alone).
+    """
+    accuracy = np.array([log.accuracy for log in run.logs])
+    rows = []
+    for number, metrics in enumerate(run.metrics):
+        own = run.oof.fold == number
+        wrong, n = int((~run.right[own]).sum()), int(own.sum())
+        row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.targets[own])]
+        row += [metrics["last"], metrics["best"], metrics["best_epoch"], metrics["best"] - metrics["last"]]
+        if len(accuracy) > 1:
+            epoch = int(np.delete(accuracy, number, axis=0).mean(axis=0).argmax())
+            row += [accuracy[number, epoch], epoch + 1]
+        else:
+            row += [np.nan, 0]
+        rows.append(row)
+    columns = ["fold", "n", "errors", "accuracy", "log_loss", "last", "best", "best_epoch", "best_minus_last"]
+    return pd.DataFrame(rows, columns=[*columns, "others_choice", "their_epoch"])
+
+
+def confusion(run: Evaluation) -> np.ndarray:
+    """Counts of (label, prediction), int (classes, classes)."""
+    width = len(run.oof.classes)
+    cells = run.targets * width + run.oof.logits.argmax(axis=1)
+    return np.bincount(cells, minlength=width * width).reshape(width, width)
+
+
+def class_scores(run: Evaluation) -> pd.DataFrame:
+    """A row per class: n, missed (its rows predicted as others), false alarms (others' rows predicted as it)."""
+    counts = confusion(run)
+    hits, of_label, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # a class that is never predicted has no precision
+        precision, recall = hits / predicted, hits / of_label
+    return pd.DataFrame(
+        {
+            "class": run.oof.classes,
+            "n": of_label,
+            "missed": of_label - hits,
+            "false_alarms": predicted - hits,
+            "recall": recall,
+            "precision": precision,
+        }
+    )
+
+
+def confusions(run: Evaluation) -> pd.DataFrame:
+    """Which label is taken for which class, the most frequent first."""
+    counts = confusion(run)
+    np.fill_diagonal(counts, 0)
+    order = [at for at in np.argsort(-counts, axis=None, kind="stable") if counts.flat[at]]
+    labels, predicted = np.unravel_index(np.array(order, dtype=int), counts.shape)
+    names = np.asarray(run.oof.classes, dtype=object)
+    return pd.DataFrame({"label": names[labels], "predicted": names[predicted], "rows": counts.flat[order]})
+
+
+def calibration(run: Evaluation) -> pd.DataFrame:
+    """Log loss and expected calibration error before and after a cross-fitted temperature."""
+    rows = []
+    fitted = temperature(run.oof.logits, run.targets)
+    for name, scale, logits in (("as trained", 1.0, run.oof.logits), ("after temperature", fitted, run.calibrated)):
+        confidence = softmax(logits).max(axis=1)
+        gap = calibration_error(confidence, run.right)
+        rows.append((name, scale, nll(logits, run.targets), confidence.mean(), run.right.mean(), gap))
+    columns = ["probabilities", "temperature", "log_loss", "mean_confidence", "accuracy", "calibration_error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def confident_errors(run: Evaluation) -> pd.DataFrame:
+    """Every wrong prediction, that of the highest calibrated probability first."""
+    predicted, probability = run.predictions()
+    rows = np.flatnonzero(~run.right)
+    rows = rows[np.argsort(-probability[rows], kind="stable")]
+    return pd.DataFrame(
+        {
+            "id": run.oof.ids[rows],
+            "fold": run.oof.fold[rows],
+            "label": run.oof.labels[rows],
+            "predicted": run.oof.predicted[rows],
+            "probability": probability[rows],
+        }
+    )
+
+
+def flips(twins: list[Evaluation]) -> pd.DataFrame:
+    """Rows that some seeds of one setting have right and others wrong, the most confidently wrong first."""
+    right = np.array([run.right for run in twins])
+    rows = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
+    wrong_confidence = np.max([run.predictions()[1] * ~run.right for run in twins], axis=0)
+    rows = rows[np.argsort(-wrong_confidence[rows], kind="stable")]
+    found = {"id": twins[0].oof.ids[rows], "label": twins[0].oof.labels[rows]}
+    found |= {f"predicted_by_{run.name}": run.oof.predicted[rows] for run in twins}
+    return pd.DataFrame(found | {"wrong": (~right[:, rows]).sum(axis=0)})
