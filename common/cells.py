@@ -292,7 +292,7 @@ class Trainer:
         return (
             f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "
             f"{max(steps.values()):,} to {min(steps.values()):,} steps, warm-up {self.sweep.warmup:.0%} of them, "
-            f"final lr {cfg.min_lr_ratio:g} x lr, weight decay {cfg.weight_decay:g}, "
+            f"schedule {' '.join((cfg.schedule, *cfg.schedule_args))}, weight decay {cfg.weight_decay:g}, "
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
             + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
         )

@@ -1,0 +1,172 @@
+"""Which weights a fold keeps: an entry of SELECTIONS looks at every finished epoch and decides.
+
+A selection keeps whole states of the model (name -> tensor). One of them goes back into the model; several become
+:class:`Members`, whose probabilities are averaged by whoever predicts: for OOF, in infer.py, it is one model.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from common.cli import chosen, keyword_arguments
+from common.config import Config
+from common.data import TrainBatches, seed_of
+from common.errors import UserError
+from common.schedules import Length, cycle_ends
+
+State = dict[str, Tensor]
+
+
+class Last:
+    """The weights of the last epoch."""
+
+    averages = False  # whether what is kept has BatchNorm statistics of its own
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int]):
+        self.epochs, self.cycle_ends, self.kept = epochs, cycle_ends, []
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        """Look at the weights after ``epoch`` (from 1), and at the scores (higher is better) of all epochs so far."""
+
+    def stops(self, scores: Sequence[float]) -> bool:
+        """Whether the training should end here."""
+        return False
+
+
+class Best(Last):
+    """The weights of the first epoch with the best --metric; with ``patience``, stop after so many without a better.
+
+    The epoch is chosen on the rows that score it, which flatters the score; an early stop leaves the learning rate
+    in the middle of its schedule.
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], patience: int = 0):
+        super().__init__(epochs, cycle_ends)
+        self.patience = patience
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if best_epoch(scores) == len(scores) - 1:
+            self.kept = [copy_of(state)]
+
+    def stops(self, scores: Sequence[float]) -> bool:
+        return 0 < self.patience < len(scores) - best_epoch(scores)
+
+
+class StochasticAverage(Last):
+    """The mean of the weights after each of the ``last`` epochs (SWA; Izmailov et al., arXiv 1803.05407).
+
+    BatchNorm's statistics are measured anew on the training rows. It wants a learning rate that is still high then:
+    --schedule constant, or restarts.
+    """
+
+    averages = True
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 5):
+        super().__init__(epochs, cycle_ends)
+        if not 1 < last <= epochs:
+            raise UserError("--select-args", f"last={last} epochs of {epochs} have no mean", f"use 2 to {epochs}")
+        self.last = last
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        count = epoch - (self.epochs - self.last)
+        if count == 1:
+            self.kept = [copy_of(state)]
+        elif count > 1:
+            self.kept = [mean_of(self.kept[0], state, 1 / count)]
+
+
+class Snapshots(Last):
+    """The weights at the end of each of the ``last`` cycles of --schedule restarts (0: all), as members.
+
+    Source: Snapshot Ensembles (Huang et al., arXiv 1704.00109).
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 0):
+        super().__init__(epochs, cycle_ends)
+        if len(cycle_ends) < 2:
+            raise UserError("--select", "snapshots are taken at the ends of cycles", "use --schedule restarts")
+        if not 0 <= last <= len(cycle_ends):
+            what = f"last={last} of {len(cycle_ends)} cycles"
+            raise UserError("--select-args", what, f"use 0 (all) to {len(cycle_ends)}")
+        self.cycle_ends = cycle_ends[-last:]
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if epoch in self.cycle_ends:
+            self.kept.append(copy_of(state))
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """Index of the first epoch with the highest score."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def copy_of(state: Mapping[str, Tensor]) -> State:
+    """The state with tensors of its own."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def mean_of(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> State:
+    """(1 - share) x ``state`` + share x ``other``; whole numbers (BatchNorm's counter) are the other's."""
+    return {
+        name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else other[name].clone()
+        for name, tensor in state.items()
+    }
+
+
+def create_selection(cfg: Config, length: Length) -> Last:
+    """The selection that ``--select`` names.
+
+    Raises:
+        UserError: no such selection, an argument that it does not know, or one that does not fit the other settings.
+    """
+    selection = chosen("select", cfg.select, SELECTIONS)
+    arguments = keyword_arguments("select-args", cfg.select_args, selection)
+    if selection is StochasticAverage and cfg.ema_decay > 0:
+        raise UserError("--select", "swa averages the epochs' weights, --ema-decay the steps'", "use one of the two")
+    ends = []
+    if cfg.schedule == "restarts":
+        ends = cycle_ends(length, **keyword_arguments("schedule-args", cfg.schedule_args))
+    try:
+        return selection(cfg.epochs, ends, **arguments)
+    except TypeError as error:
+        raise UserError("--select-args", f"{' '.join(cfg.select_args)} cannot be meant", "give numbers") from error
+
+
+def measure_batchnorm(model: nn.Module, batches: TrainBatches) -> None:
+    """Give BatchNorm the statistics of the training rows, un-augmented, at the weights that the model has now.
+
+    The average of weights has had no batch of its own. Every process measures all rows, so all find the same.
+    """
+    size = batches.batch_size // (batches.processes * batches.micro_batches)
+
+    def images() -> Iterator[Tensor]:
+        for rows in batches.rows.split(size):
+            if len(rows) == size:
+                yield batches.normalise(batches.images[rows].float().div_(255))
+
+    torch.manual_seed(seed_of("batchnorm", batches.seed))  # of dropout, which is on as in training
+    update_bn(images(), model)
+
+
+class Members(nn.Module):
+    """``count`` copies of a model; their output is the log of their mean probability, float32 (n, classes)."""
+
+    def __init__(self, model: nn.Module, count: int):
+        super().__init__()
+        self.members = nn.ModuleList(copy.deepcopy(model) for _ in range(count))
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_p = torch.stack([F.log_softmax(member(images).float(), dim=1) for member in self.members])
+        return log_p.logsumexp(0) - torch.tensor(float(len(self.members))).log()
+
+
+SELECTIONS = {
+    "last": Last,
+    "best": Best,
+    "swa": StochasticAverage,
+    "snapshots": Snapshots,
+}
