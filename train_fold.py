@@ -240,7 +240,7 @@ def train_fold(
             training.end_epoch(row)
             if accelerator.is_main_process:
                 training.save(folder / CHECKPOINT_FILE, facts)
-                write_file(folder / LOG_FILE, pd.DataFrame(training.log).to_csv(index=False))
+                write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
                 print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
 
         # Keep the chosen weights and what they say about the rows that they have not seen
@@ -332,9 +332,8 @@ def save_fold(
         )
         if len(log) < epochs:
             print(
-                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, its learning rate at "
-                f"{log[-1]['lr'] / training.peak_lr:.0%} of its peak. The rows that score it decided when: against "
-                "runs of a fixed length its score is flattered, and its folds are not equally long"
+                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
+                "rows that score it decided when: against runs of a fixed length its score is flattered"
             )
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

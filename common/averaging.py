@@ -53,7 +53,7 @@ class Best(Last):
             self.kept = [copy_of(state)]
 
     def stops(self, scores: Sequence[float]) -> bool:
-        return 0 < self.patience < len(scores) - best_epoch(scores)
+        return bool(scores) and 0 < self.patience < len(scores) - best_epoch(scores)
 
 
 class StochasticAverage(Last):

@@ -63,6 +63,7 @@ def set_learning_rate(optimiser: Optimizer, lr: float) -> None:
 OPTIMISERS: dict[str, tuple[str, dict[str, Any]]] = {
     # github.com/lessw2020/Ranger-Deep-Learning-Optimizer, without its later gradient centralisation
     "ranger": ("lookahead_radam", {"decoupled_weight_decay": True, "betas": (0.95, 0.999), "eps": 1e-5}),
+    "nvnovograd": ("novograd", {}),  # timm's class by its own name
     # github.com/mgrankin/over9000
     "ralamb": ("ralamb", {}),
     "over9000": ("lookahead_ralamb", {}),
