@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from common.cli import chosen, keyword_arguments
 from common.config import Config
-from common.data import TrainBatches, seed_of
+from common.data import Normalise, seed_of
 from common.errors import UserError
 from common.schedules import Length, cycle_ends
 
@@ -136,20 +136,20 @@ def create_selection(cfg: Config, length: Length) -> Last:
         raise UserError("--select-args", f"{' '.join(cfg.select_args)} cannot be meant", "give numbers") from error
 
 
-def measure_batchnorm(model: nn.Module, batches: TrainBatches) -> None:
-    """Give BatchNorm the statistics of the training rows, un-augmented, at the weights that the model has now.
+def measure_batchnorm(model: nn.Module, images: Tensor, rows: Tensor, normalise: Normalise, batch_size: int) -> None:
+    """Give BatchNorm the statistics of ``images[rows]``, un-augmented, at the weights that the model has now.
 
-    The average of weights has had no batch of its own. Every process measures all rows, so all find the same.
+    The average of weights has had no batch of its own. ``rows`` are those of the training, on the images' device;
+    every process measures all of them, so all find the same.
     """
-    size = batches.batch_size // (batches.processes * batches.micro_batches)
 
-    def images() -> Iterator[Tensor]:
-        for rows in batches.rows.split(size):
-            if len(rows) == size:
-                yield batches.normalise(batches.images[rows].float().div_(255))
+    def batches() -> Iterator[Tensor]:
+        for some in rows.split(batch_size):
+            if len(some) == batch_size:
+                yield normalise(images[some].float().div_(255))
 
-    torch.manual_seed(seed_of("batchnorm", batches.seed))  # of dropout, which is on as in training
-    update_bn(images(), model)
+    torch.manual_seed(seed_of("batchnorm"))  # of dropout, which is on as in training
+    update_bn(batches(), model)
 
 
 class Members(nn.Module):

@@ -95,7 +95,9 @@ class Training:
         elif kept:
             self.scored.load_state_dict(kept[0])
         if self.selection.averages:
-            measure_batchnorm(self.scored, self.batches)
+            batches = self.batches
+            size = batches.batch_size // (batches.processes * batches.micro_batches)
+            measure_batchnorm(self.scored, batches.images, batches.rows, batches.normalise, size)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
