@@ -5,16 +5,15 @@ A selection keeps whole states of the model (name -> tensor). One of them goes b
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from common.cli import chosen, keyword_arguments
 from common.config import Config
-from common.data import Normalise, seed_of
+from common.data import Normalise
 from common.errors import UserError
 from common.schedules import Length, cycle_ends
 
@@ -136,20 +135,28 @@ def create_selection(cfg: Config, length: Length) -> Last:
         raise UserError("--select-args", f"{' '.join(cfg.select_args)} cannot be meant", "give numbers") from error
 
 
+@torch.no_grad()
 def measure_batchnorm(model: nn.Module, images: Tensor, rows: Tensor, normalise: Normalise, batch_size: int) -> None:
     """Give BatchNorm the statistics of ``images[rows]``, un-augmented, at the weights that the model has now.
 
     The average of weights has had no batch of its own. ``rows`` are those of the training, on the images' device;
-    every process measures all of them, so all find the same.
+    every process measures all of them, so all find the same. Unlike torch's update_bn, dropout stays off and layers
+    that are frozen keep what they have.
     """
-
-    def batches() -> Iterator[Tensor]:
-        for some in rows.split(batch_size):
-            if len(some) == batch_size:
-                yield normalise(images[some].float().div_(255))
-
-    torch.manual_seed(seed_of("batchnorm"))  # of dropout, which is on as in training
-    update_bn(batches(), model)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+        layer.train()
+    for some in rows.split(batch_size):
+        if len(some) == batch_size:
+            model(normalise(images[some].float().div_(255)))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
 
 
 class Members(nn.Module):

@@ -132,13 +132,15 @@ def test_swa_measures_batchnorm_on_the_training_rows():
     """Its statistics are those of the un-augmented, normalised training images, whatever they were before."""
     images = torch.randint(0, 256, (50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     normalise = Normalise((0.3,), (0.2,))
-    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.1), nn.Dropout()).eval()
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.1), nn.Dropout(), nn.BatchNorm2d(1))
     model[0].running_mean.fill_(7.0)
+    model[2].weight.requires_grad_(False)  # frozen: what it learned elsewhere stays
     measure_batchnorm(model, images, torch.arange(10, 50), normalise, 8)
     pixels = normalise(images[10:].float() / 255)
     assert model[0].running_mean.item() == pytest.approx(pixels.mean().item(), abs=1e-4)
     assert model[0].running_var.item() == pytest.approx(pixels.var().item(), rel=2e-2)  # a mean over batches
-    assert model[0].momentum == 0.1 and not model.training
+    assert model[2].running_mean.item() == 0 and model[2].num_batches_tracked == 0
+    assert model[0].momentum == 0.1 and not any(module.training for module in model.modules())
 
 
 def test_the_saved_swa_differs_from_its_last_epoch(runs, tiny, tmp_path):
