@@ -25,7 +25,7 @@ class Config:
     epochs: int = 10  # passes over the training folds
     batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
     accumulate: int = 1  # forward passes per optimiser step
-    opt: str = "adamw"  # timm's name (sgd, radam, lion, muon, lookahead_NAME), or ranger, ralamb, over9000
+    opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
     opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
     lr: float = 3e-3  # peak learning rate, taken literally
     schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
