@@ -1,6 +1,7 @@
 """The settings of a training run: one flat table that is flag, json key and column alike."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,6 +111,13 @@ def check_config(cfg: Config, processes: int) -> None:
 def training_settings(cfg: Config) -> dict[str, Any]:
     """The fields that decide the result; two folds of one run agree in all of them."""
     return {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _PLACES}
+
+
+def saved_config(settings: Mapping[str, Any]) -> Config:
+    """Settings as a file holds them; one that an older version had and this one lacks is left out."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    pairs = {name: value for name, value in settings.items() if name in known}
+    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in pairs.items()})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from common.checkpoint import (
     without_prefix,
 )
 from common.cli import keyword_arguments
-from common.config import Config
+from common.config import Config, saved_config
 from common.data import Normalise, TrainBatches
 from common.errors import UserError, warn
 from common.hardware import memory_format
@@ -147,9 +147,7 @@ def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
 
 def create_saved(facts: Mapping[str, Any]) -> nn.Module:
     """The module that takes the tensors of a fold's weights file; ``facts`` are what the file says of itself."""
-    known = {setting.name for setting in fields(Config)}
-    cfg = Config(**{name: value for name, value in facts["settings"].items() if name in known})
-    model = create_untrained(cfg, len(facts["classes"]))
+    model = create_untrained(saved_config(facts["settings"]), len(facts["classes"]))
     return model if facts.get("members", 1) == 1 else Members(model, facts["members"])
 
 
