@@ -5,6 +5,7 @@ A selection keeps whole states of the model (name -> tensor). One of them goes b
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -168,7 +169,7 @@ class Members(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         log_p = torch.stack([F.log_softmax(member(images).float(), dim=1) for member in self.members])
-        return log_p.logsumexp(0) - torch.tensor(float(len(self.members))).log()
+        return log_p.logsumexp(0) - math.log(len(self.members))
 
 
 SELECTIONS = {

@@ -126,6 +126,8 @@ class Training:
         self.optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
         if self.scaler:
             self.scaler.load_state_dict(metadata["scaler"])
+        device = next(self.model.parameters()).device
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
         self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
         self.log = metadata["log"]
 
