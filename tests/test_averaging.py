@@ -85,6 +85,13 @@ def test_the_saved_model_says_what_the_oof_says(runs, tiny, kind):
     np.testing.assert_allclose(outputs[0], read_predictions(runs / kind / "fold0/oof.npz").logits, atol=1e-5)
 
 
+def test_a_margin_loss_trains_the_head_that_its_file_holds(runs):
+    """The saved last layer has directions and no bias; its logits are at most the scale."""
+    tensors, _ = load_tensors(runs / "arcface" / "fold0" / "model.safetensors")
+    assert "head.2.weight" in tensors and "head.2.bias" not in tensors
+    assert 0 < np.abs(read_predictions(runs / "arcface" / "fold0" / "oof.npz").logits).max() <= 16
+
+
 def test_snapshots_are_members_of_equal_weight(runs, tiny):
     """The file holds the weights at the end of both cycles; its OOF is the log of their mean probability."""
     tensors, facts = load_tensors(runs / "snapshots" / "fold0" / "model.safetensors")
@@ -134,6 +141,7 @@ def test_swa_measures_batchnorm_on_the_training_rows():
     normalise = Normalise((0.3,), (0.2,))
     model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.1), nn.Dropout(), nn.BatchNorm2d(1))
     model[0].running_mean.fill_(7.0)
+    model[0].num_batches_tracked.fill_(100)  # what it has seen must not weigh
     model[2].weight.requires_grad_(False)  # frozen: what it learned elsewhere stays
     measure_batchnorm(model, images, torch.arange(10, 50), normalise, 8)
     pixels = normalise(images[10:].float() / 255)
