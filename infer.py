@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.calibration import PARTS
-from common.cli import keyword_arguments, parse
+from common.cli import parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
 from common.files import write_json
@@ -149,7 +149,7 @@ def predict_with_each(
     from common.data import Normalise, image_shape, load_images
     from common.engine import evaluation_batch, predict
     from common.hardware import usable_precision
-    from common.models import create_model
+    from common.training import create_saved
 
     facts = models[0][1]
     settings = facts["settings"]
@@ -160,10 +160,7 @@ def predict_with_each(
     precision = usable_precision(settings["mixed_precision"])
     at_once = evaluation_batch(settings["batch_size"] // (settings["accumulate"] * facts["processes"]))
     images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
-    model_args = keyword_arguments("model-args", settings["model_args"])
-    model = create_model(
-        settings["model"], model_args, len(facts["classes"]), settings["channels"], settings["img_size"]
-    ).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
+    model = create_saved(facts).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
     outputs = []
     for (tensors, facts), rows in zip(models, rows_of_model, strict=True):
         model.load_state_dict(tensors)

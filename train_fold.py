@@ -27,7 +27,7 @@ from common.config import Config, check_config, differences, training_settings
 from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import read_json, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
-from common.metrics import describe, score, targets_of
+from common.metrics import describe, score, show, targets_of
 from common.predictions import Predictions, join_oof, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         train_in_turn(cfg, table, folds, wanted)
     if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
-        print_local_cv(Path(cfg.runs_dir) / cfg.run_name, folds)
+        print_local_cv(Path(cfg.runs_dir) / cfg.run_name, folds, cfg.metric)
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:
@@ -99,7 +99,7 @@ def train_side_by_side(
     """One process a fold, one fold a device; each is this command with its own --fold and share of the threads."""
     from common.training import check_choices
 
-    check_choices(with_images_of(cfg, table), len(folds.classes), cfg.batch_size // cfg.accumulate)
+    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate)
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     threads = cfg.threads or max(1, cpu_count() // len(slots))
@@ -113,12 +113,13 @@ def train_side_by_side(
         raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", worst)
 
 
-def print_local_cv(run_folder: Path, folds: Folds) -> None:
+def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
     """The score of every fold, and of the joined out-of-fold predictions: the local CV."""
     for fold in range(folds.count):
-        print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)))}")
+        print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
     oof = join_oof(run_folder, folds)
-    print(f"local CV of {run_folder.name}: {describe(score(oof.logits, targets_of(oof.labels, oof.classes)))}")
+    found = score(oof.logits, targets_of(oof.labels, oof.classes))
+    print(f"local CV of {run_folder.name}: {describe(found, metric)}")
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
@@ -161,7 +162,7 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
             f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
-    check_choices(cfg, len(folds.classes), share)
+    check_choices(cfg, folds.classes, share)
     for fold in wanted:
         rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
     run_folder = Path(cfg.runs_dir) / cfg.run_name
@@ -186,8 +187,7 @@ def train_fold(
     import torch
 
     from common.data import seed_of
-    from common.engine import evaluation_batch, predict, share_buffers, train_epoch
-    from common.optim import warmup_cosine
+    from common.engine import evaluation_batch, predict, share_buffers, share_scores, train_epoch
     from common.training import prepare_training
     from common.tta import TTA
 
@@ -199,7 +199,7 @@ def train_fold(
         accelerator.wait_for_everyone()
         if is_finished(folder):
             metrics = read_metrics(folder)
-            scored = f": {describe(metrics)}" if "accuracy" in metrics else ""
+            scored = f": {describe(metrics, cfg.metric)}" if "accuracy" in metrics else ""
             accelerator.print(f"fold {fold} is finished{scored}")
             return
 
@@ -219,35 +219,33 @@ def train_fold(
             training.restore(folder / CHECKPOINT_FILE, facts)
             accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
 
-        def learning_rate(step: int) -> float:
-            return cfg.lr * warmup_cosine(step, cfg.epochs * steps, round(cfg.warmup_epochs * steps), cfg.min_lr_ratio)
-
         def predict_valid_rows() -> np.ndarray:
             rows = torch.from_numpy(valid_rows).to(accelerator.device)
             views, precision = TTA["none"], cfg.mixed_precision
             return predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
 
         # Train
-        for epoch in range(len(training.log), cfg.epochs):
-            started = time.perf_counter()
+        while not training.is_over:
+            epoch, started = len(training.log), time.perf_counter()
             torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
             with epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator.is_main_process) as bar:
-                train_loss = train_epoch(accelerator, training, epoch, learning_rate, cfg.clip_grad, bar)
+                train_loss = train_epoch(accelerator, training, epoch, cfg.clip_grad, bar)
             train_seconds = time.perf_counter() - started
             share_buffers(accelerator, training.model, training.scored)
-            row = {"epoch": epoch + 1, "lr": learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
+            row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
             if len(valid_rows):
-                valid = score(predict_valid_rows(), targets[valid_rows])
-                row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"]}
+                valid = share_scores(accelerator, score(predict_valid_rows(), targets[valid_rows]))
+                row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
             row |= {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             training.end_epoch(row)
             if accelerator.is_main_process:
                 training.save(folder / CHECKPOINT_FILE, facts)
-                write_file(folder / LOG_FILE, pd.DataFrame(training.log).to_csv(index=False))
-                print(epoch_line(fold, training.log, cfg.epochs, folds_after), flush=True)
+                write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
+                print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
 
         # Keep the chosen weights and what they say about the rows that they have not seen
         training.use_selected()
+        share_buffers(accelerator, training.scored)
         logits = predict_valid_rows() if len(valid_rows) else None
         if accelerator.is_main_process:
             save_fold(folder, training, facts, folds, valid_rows, logits)
@@ -307,30 +305,36 @@ def save_fold(
     folder: Path, training, facts: dict[str, Any], folds: Folds, valid_rows: np.ndarray, logits: np.ndarray | None
 ) -> None:
     """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
+    from common.averaging import best_epoch
     from common.checkpoint import save_tensors
-    from common.training import best_epoch
 
-    save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts)
-    log = training.log
+    members = len(training.members.members) if training.members else 1
+    save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
+    log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
     metrics = {name: facts[name] for name in METRICS_FACTS}
     if facts["settings"]["limit"]:
         metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
     metrics["seconds"] = sum(row["seconds"] for row in log)
     images = len(log) * training.batches.steps * training.batches.batch_size
     metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
-    metrics["steps"] = len(log) * training.batches.steps
+    metrics |= {"epochs": len(log), "steps": len(log) * training.batches.steps}
     if logits is not None:
         oof = Predictions(
             folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
         )
         write_predictions(folder / OOF_FILE, oof)
-        best = best_epoch(log, "best")
+        best = best_epoch(training.scores)
         metrics |= score(oof.logits, oof.targets)
-        metrics |= {"last": log[-1]["accuracy"], "best": log[best]["accuracy"], "best_epoch": best + 1}
+        metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
         print(
-            f"fold {facts['fold']}: {describe(metrics)}; last epoch {metrics['last']:.2%}, best {metrics['best']:.2%} "
-            f"(epoch {best + 1}, {metrics['best'] - metrics['last']:+.2%}: chosen on the rows it is scored on)"
+            f"fold {facts['fold']}: {describe(metrics, metric)}; last epoch {show(metric, metrics['last'])}, "
+            f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
         )
+        if len(log) < epochs:
+            print(
+                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
+                "rows that score it decided when: against runs of a fixed length its score is flattered"
+            )
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
@@ -343,12 +347,13 @@ def epoch_bar(fold: str, epoch: int, images: int, shown: bool):
     return tqdm(total=images, desc=f"fold {fold} epoch {epoch + 1}", unit=" images", leave=False, disable=disable)
 
 
-def epoch_line(fold: str, log: list[dict[str, Any]], epochs: int, folds_after: int) -> str:
+def epoch_line(fold: str, log: list[dict[str, Any]], cfg: Config, folds_after: int) -> str:
     """One line on the epoch that just ended, with the time that this and the later folds still need."""
-    row = log[-1]
+    row, epochs = log[-1], cfg.epochs
     line = f"fold {fold} epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}"
     if "accuracy" in row:
         line += f"  valid loss {row['valid_loss']:.4f}  accuracy {row['accuracy']:.2%}"
+        line += "" if cfg.metric in ("accuracy", "nll") else f"  {cfg.metric} {show(cfg.metric, row[cfg.metric])}"
     seconds_left = (epochs - len(log) + epochs * folds_after) * row["seconds"]
     return f"{line}  {row['seconds']:.1f} s, {seconds_left / 60:.1f} min left"
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from common.calibration import cross_fitted_temperature_nll
-from common.config import Config, differences, training_settings
+from common.config import Config, differences, saved_config, training_settings
 from common.errors import ENVIRONMENT, INPUT, NUMBERS, UserError
 from common.files import read_json, write_file, write_json
 from common.grid import Cell, Grid, missing
@@ -127,11 +127,8 @@ def _fixed(sweep: Sweep) -> dict[str, Any]:
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in ``folder``; raises UserError where there is none."""
     entries = read_json(folder / SWEEP_FILE)
-    config, grid = (
-        {name: tuple(value) if isinstance(value, list) else value for name, value in entries[part].items()}
-        for part in ("config", "grid")
-    )
-    return Sweep(folder, Config(**config), Grid(**grid), entries["budget"], entries["warmup"])
+    grid = {name: tuple(value) if isinstance(value, list) else value for name, value in entries["grid"].items()}
+    return Sweep(folder, saved_config(entries["config"]), Grid(**grid), entries["budget"], entries["warmup"])
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -292,7 +289,7 @@ class Trainer:
         return (
             f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "
             f"{max(steps.values()):,} to {min(steps.values()):,} steps, warm-up {self.sweep.warmup:.0%} of them, "
-            f"final lr {cfg.min_lr_ratio:g} x lr, weight decay {cfg.weight_decay:g}, "
+            f"schedule {' '.join((cfg.schedule, *cfg.schedule_args))}, weight decay {cfg.weight_decay:g}, "
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
             + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
         )

@@ -7,11 +7,12 @@ of the command line's own, so both are checked alike and the last word wins.
 import ast
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +84,15 @@ def keyword_arguments(flag: str, pairs: Sequence[str], function: Callable[..., A
         for name in arguments.keys() - set(known):
             raise UserError(f"--{flag}", f"{name} is unknown to {function.__name__}", f"known: {', '.join(known)}")
     return arguments
+
+
+def chosen(flag: str, name: str, registry: Mapping[str, Any]) -> Any:
+    """``registry[name]``; raises UserError, with the nearest or all known names, where there is none."""
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, n=3)
+        remedy = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(registry)}"
+        raise UserError(f"--{flag}", f"there is no {flag} {name}", remedy)
+    return registry[name]
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str:

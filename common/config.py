@@ -1,6 +1,7 @@
 """The settings of a training run: one flat table that is flag, json key and column alike."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,12 +26,16 @@ class Config:
     epochs: int = 10  # passes over the training folds
     batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
     accumulate: int = 1  # forward passes per optimiser step
-    opt: str = "adamw"  # any optimiser of timm's
+    opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
     opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
     lr: float = 3e-3  # peak learning rate, taken literally
-    min_lr_ratio: float = 0.0  # final learning rate as a share of lr
+    schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
+    schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
     warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
     weight_decay: float = 0.05  # decoupled where the optimiser decouples it; not on biases and norms
+    loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
+    loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; each image's takes class_weights=balanced
+    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
     label_smoothing: float = 0.1  # in training only
     clip_grad: float = 0.0  # largest gradient norm (0: no clipping)
     ema_decay: float = 0.0  # average of the weights, scored and saved in their place (0: off)
@@ -39,7 +44,9 @@ class Config:
     threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
     augment: str = "digits"  # training augmentation: digits or none
     augment_args: tuple[str, ...] = ()  # name=value pairs for the augmentation
-    select: Literal["last", "best", "best-loss"] = "last"  # epoch whose weights are kept
+    metric: str = "accuracy"  # what --select best and plateau look at: also nll, macro_f1, quadratic_kappa ...
+    select: str = "last"  # weights kept: last epoch, best epoch, swa (mean of the last), snapshots (of restarts)
+    select_args: tuple[str, ...] = ()  # name=value pairs: patience=5 (best: early stop), last=5 (swa, snapshots)
     seed: int = 0  # of weights, order and augmentation
     train_fraction: float = 1.0  # share of the training rows used, per class
     limit: int = 0  # rows of each part used, for a smoke run (0: all)
@@ -73,7 +80,6 @@ def check_config(cfg: Config, processes: int) -> None:
             raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
     ranges = {
         "lr": (0, float("inf")),
-        "min_lr_ratio": (0, 1),
         "warmup_epochs": (0, cfg.epochs),
         "weight_decay": (0, float("inf")),
         "label_smoothing": (0, 1),
@@ -95,13 +101,23 @@ def check_config(cfg: Config, processes: int) -> None:
         )
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
         raise UserError("--run", f"{cfg.run_name} is no folder's name", "name the run; --runs-dir says where it lies")
-    if cfg.fold == "full" and cfg.select != "last":
-        raise UserError("--select", f"{cfg.select} needs validation rows, --fold full has none", "use --select last")
+    for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
+        if cfg.fold == "full" and choice in ("best", "plateau"):
+            raise UserError(flag, f"{choice} needs validation rows, --fold full has none", "choose another")
+    if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
+        raise UserError("--sampling", "balanced and class_weights=balanced correct twice for one thing", "use one")
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:
     """The fields that decide the result; two folds of one run agree in all of them."""
     return {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _PLACES}
+
+
+def saved_config(settings: Mapping[str, Any]) -> Config:
+    """Settings as a file holds them; one that an older version had and this one lacks is left out."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    pairs = {name: value for name, value in settings.items() if name in known}
+    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in pairs.items()})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -132,6 +132,7 @@ class TrainBatches:
     augment: partial
     normalise: Normalise
     label_smoothing: float
+    sampling: str = "uniform"  # or "balanced"
 
     @property
     def steps(self) -> int:
@@ -140,8 +141,7 @@ class TrainBatches:
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
-        generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
-        order = self.rows[torch.randperm(len(self.rows), generator=generator).to(self.rows.device)]
+        order = self.order_of(epoch)
         size = self.batch_size // (self.processes * self.micro_batches)
         for step in range(self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -150,6 +150,25 @@ class TrainBatches:
                 share = slice(first, first + size)
                 uniform = self._uniform(seed_of("augmentation", self.seed, epoch, step), share)
                 yield self.images_of(batch[share], uniform), self.targets_of(batch[share])
+
+    def order_of(self, epoch: int) -> Tensor:
+        """The rows of an epoch in their order: each once, or with "balanced" sampling each class equally often.
+
+        A class's rows are then dealt out like cards, all of them before one comes again: of a common class some wait
+        for another epoch, of a rare one none is drawn more than one time more often than another.
+        """
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+
+        def shuffled(rows: Tensor) -> Tensor:
+            return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+
+        if self.sampling == "uniform":
+            return shuffled(self.rows)
+        targets = self.targets[self.rows]
+        classes = [self.rows[targets == number] for number in targets.unique().tolist()]
+        share = -(-len(self.rows) // len(classes))
+        deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
+        return shuffled(torch.cat(deals))[: len(self.rows)]
 
     def images_of(self, rows: Tensor, uniform: Uniform) -> Tensor:
         """Augmented and normalised images of some rows."""

@@ -1,10 +1,9 @@
 """The two loops that everything uses: train_epoch and predict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -21,18 +20,8 @@ from common.tta import View
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 
-def train_epoch(
-    accelerator: Accelerator,
-    training: Training,
-    epoch: int,
-    learning_rate: Callable[[int], float],
-    clip_grad: float,
-    bar: tqdm,
-) -> float:
-    """Train for one epoch and return its mean loss over all processes.
-
-    ``learning_rate`` maps the number of an optimiser step, counted from the start of training, to
-    its learning rate; ``bar`` advances by images.
+def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_grad: float, bar: tqdm) -> float:
+    """Train for one epoch and return its mean loss over all processes; ``bar`` advances by images.
 
     Raises:
         UserError: the loss is no longer a finite number (exit 4), on every process at the same step.
@@ -42,9 +31,9 @@ def train_epoch(
     losses = torch.zeros(batches.steps, device=accelerator.device)
     for number, (images, targets) in enumerate(batches.epoch(epoch)):
         step = number // batches.micro_batches
-        set_learning_rate(optimiser, learning_rate(epoch * batches.steps + step))
+        set_learning_rate(optimiser, training.learning_rate(epoch * batches.steps + step))
         with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
-            loss = F.cross_entropy(model(images), targets)  # accelerate runs the model in mixed precision
+            loss = training.loss(model(images), targets)  # accelerate runs the model in mixed precision
             accelerator.backward(loss)
             if accelerator.sync_gradients and clip_grad > 0:
                 accelerator.clip_grad_norm_(model.parameters(), clip_grad)
@@ -82,6 +71,16 @@ def share_buffers(accelerator: Accelerator, *models: nn.Module) -> None:
     for model in models:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
+
+
+def share_scores(accelerator: Accelerator, scores: dict[str, float]) -> dict[str, float]:
+    """The main process's scores on every process.
+
+    They decide on learning rates, kept weights and early stops, where no process may differ by a single bit.
+    """
+    bits = torch.tensor([float(value) for value in scores.values()], dtype=torch.float64).view(torch.int64)
+    shared = broadcast(bits.to(accelerator.device)).cpu().view(torch.float64).tolist()
+    return {name: type(value)(said) for (name, value), said in zip(scores.items(), shared, strict=True)}
 
 
 def evaluation_batch(micro_batch: int) -> int:

@@ -10,7 +10,6 @@ from itertools import count, islice
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from common.config import Config
@@ -64,7 +63,7 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
         squares, before, loss_sum = [], 0.0, 0.0
         for half in islice(parts, halves):
             with accelerator.autocast():
-                loss = F.cross_entropy(model(half[0]), half[1]) / halves
+                loss = training.loss(model(half[0]), half[1]) / halves
             accelerator.backward(loss)
             gradient = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
             squares.append(float(((gradient - before) * halves).square().sum()))

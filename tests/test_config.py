@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, run_script
 
 from common.cli import keyword_arguments, parse, recipe_flags
-from common.config import Config, differences, training_settings
+from common.config import Config, differences, saved_config, training_settings
 from common.errors import UserError
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]
@@ -53,6 +53,11 @@ def test_settings_survive_the_command_line_and_json(tmp_path):
             *([str(v) for v in value] if isinstance(value, tuple) else [str(value)]),
         ]
     assert training_settings(parse(Config, flags)) == training_settings(cfg)
+
+
+def test_settings_of_an_older_version_are_read():
+    """A setting that is gone is left out, one that is new takes its default, lists are tuples again."""
+    assert saved_config({"lr": 0.1, "model_args": ["a=1"], "gone": 0.0}) == Config(lr=0.1, model_args=("a=1",))
 
 
 def test_differences_name_old_and_new():

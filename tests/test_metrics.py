@@ -7,9 +7,12 @@ from sklearn import metrics as sklearn_metrics
 
 from common.errors import UserError
 from common.metrics import (
+    LOWER_IS_BETTER,
     METRICS,
+    check_metric,
     describe,
     errors,
+    goodness,
     interval,
     log_mean_probability,
     nll,
@@ -29,6 +32,55 @@ def test_log_loss_and_accuracy_equal_scikit_learns():
     found = score(LOGITS, TARGETS)
     assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(TARGETS, LOGITS.argmax(1)))
     assert found["errors"] == (LOGITS.argmax(1) != TARGETS).sum() and found["n"] == 200
+
+
+SIX = RANDOM.normal(size=(300, 6), scale=2)
+GRADES = RANDOM.choice([0, 1, 3, 4, 5], 300)  # class 2 is predicted, and never right
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("balanced_accuracy", lambda logits: recall_of_those_that_occur(logits.argmax(1))),
+        ("macro_f1", lambda logits: sklearn_metrics.f1_score(GRADES, logits.argmax(1), average="macro")),
+        ("top5", lambda logits: sklearn_metrics.top_k_accuracy_score(GRADES, logits, k=5, labels=range(6))),
+        (
+            "quadratic_kappa",
+            lambda logits: sklearn_metrics.cohen_kappa_score(
+                GRADES, logits.argmax(1), weights="quadratic", labels=range(6)
+            ),
+        ),
+    ],
+)
+def test_metrics_equal_scikit_learns(name, theirs):
+    """With a class that never occurs, and one that is never predicted."""
+    assert METRICS[name](SIX, GRADES) == pytest.approx(theirs(SIX), rel=1e-12)
+    never_five = np.where(np.arange(6) == 5, -9.0, SIX)
+    assert METRICS[name](never_five, GRADES) == pytest.approx(theirs(never_five), rel=1e-12)
+
+
+def recall_of_those_that_occur(predicted: np.ndarray) -> float:
+    return sklearn_metrics.recall_score(GRADES, predicted, labels=[0, 1, 3, 4, 5], average="macro")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_right_answer_is_better_than_a_wrong_one(name):
+    """Whatever the metric's direction: what is better is larger once its sign is turned."""
+    sure = 9.0 * np.eye(6)[GRADES]
+    right, wrong = (goodness(name, METRICS[name](logits, GRADES)) for logits in (sure, -sure))
+    assert right > wrong and set(LOWER_IS_BETTER) < set(METRICS)
+    assert METRICS[name](sure, GRADES) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
+
+
+def test_a_metric_that_says_nothing_is_refused():
+    """Top 5 of five classes, kappa of grades in the order of text, a name that is none."""
+    with pytest.raises(UserError, match="top5 is always 1 with 5 classes"):
+        check_metric("top5", list("abcde"))
+    with pytest.raises(UserError, match="needs grades in their order.*leading zeros"):
+        check_metric("quadratic_kappa", ["1", "10", "2"])
+    with pytest.raises(UserError, match="--metric: there is no metric acuracy; did you mean accuracy"):
+        check_metric("acuracy", ["a", "b"])
+    check_metric("quadratic_kappa", ["01", "02", "10"])
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -18,6 +18,10 @@ from common.predictions import read_predictions
 WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
 WITHOUT_BATCHNORM += ["--batch-size", "12"]
 
+# Rate, length and kept weights then hang on the scores, on which all processes must agree.
+FOLLOWS_SCORES = ["--epochs", "6", "--select", "best", "--select-args", "patience=2"]
+FOLLOWS_SCORES += ["--schedule", "plateau", "--schedule-args", "patience=0", "factor=0.5"]
+
 
 def launch(processes: int, *command: object, **environment: str) -> subprocess.CompletedProcess:
     """Start ``processes`` processes on the CPU: with --cpu, accelerate would start a single one and say nothing."""
@@ -54,7 +58,7 @@ def trained(tiny, tmp_path_factory) -> dict[str, dict]:
         ("two", 2, [*WITHOUT_BATCHNORM, "--fold", "0"]),
         ("three", 3, [*WITHOUT_BATCHNORM, "--fold", "0"]),
         ("accumulated", 1, [*WITHOUT_BATCHNORM, "--fold", "0", "--accumulate", "2"]),
-        ("batchnorm", 2, ["--fold", "all", "--ema-decay", "0.9"]),
+        ("batchnorm", 2, ["--fold", "all", "--ema-decay", "0.9", *FOLLOWS_SCORES]),
     ):
         places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, "--run", name]
         done = launch(processes, "train_fold.py", *places, *SMALL, "--epochs", "2", *arguments)
@@ -104,6 +108,21 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     models = infer.read_models([trained["batchnorm"]["folder"]])
     [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
     np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
+
+
+def test_two_processes_stop_early_together(trained):
+    """Plateau and early stop end every fold at the epoch that its log asks for, at the rate that it asks for."""
+    from common.averaging import best_epoch
+    from common.schedules import Length, plateau
+
+    run_folder = trained["batchnorm"]["folder"].parent
+    for fold in range(3):
+        log = pd.read_csv(run_folder / f"fold{fold}/log.csv")
+        scores = log.accuracy.tolist()
+        epochs = next((n for n in range(1, 6) if n - best_epoch(scores[:n]) > 2), 6)
+        assert len(log) == epochs
+        shares = [plateau(99, Length(99, 0, 1), scores[:epoch], 0.5, 0) for epoch in range(1, epochs)]
+        assert log.lr[1:].tolist() == pytest.approx([3e-3 * share for share in shares])
 
 
 def test_a_launcher_with_several_processes_trains_fold_after_fold(trained):

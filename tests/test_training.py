@@ -13,7 +13,7 @@ from common.config import Config, check_config
 from common.data import Normalise, TrainBatches, load_images
 from common.errors import UserError
 from common.hardware import asked_precision, usable_precision
-from common.optim import warmup_cosine
+from common.schedules import Length, warmup_cosine
 from common.tables import read_train_table
 
 
@@ -37,14 +37,14 @@ def test_the_schedule_equals_the_brief_formula(total, warmup, ratio):
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     brief = BriefScheduler(optimiser, total, eta_min=0.5 * ratio, warmup_epochs=warmup)
     for step in range(total):
-        assert 0.5 * warmup_cosine(step, total, warmup, ratio) == pytest.approx(brief.get_last_lr()[0])
+        assert 0.5 * warmup_cosine(step, Length(total, warmup, 1), ratio) == pytest.approx(brief.get_last_lr()[0])
         optimiser.step()
         brief.step()
 
 
 def test_the_schedule_stays_at_its_floor():
     """Past the end the rate keeps the floor; the unclamped formula would be back at the peak at 1.9 x total."""
-    assert [warmup_cosine(step, 100, 10, 0.01) for step in (100, 150, 190, 1000)] == [0.01] * 4
+    assert [warmup_cosine(step, Length(100, 10, 1), 0.01) for step in (100, 150, 190, 1000)] == [0.01] * 4
 
 
 def batches(images: torch.Tensor, **changes) -> TrainBatches:

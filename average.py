@@ -1,0 +1,148 @@
+"""Average the weights of finished runs, fold by fold, into a run of its own: a model soup.
+
+    python average.py --runs tuned tuned_seed1 --run soup
+    python average.py --data train.csv.gz --runs a b c --run soup
+
+It suits runs that started from the same weights, such as a pretrained model tuned several times; the mean of
+networks that were started apart is no network. BatchNorm is measured again on each fold's training rows and the rows
+that the fold held out are predicted, so the OOF score says which it is. infer.py and ensemble.py take the new run
+like any other. Source: Wortsman et al., arXiv 2203.05482.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.cli import parse
+from common.errors import UserError, run_script
+from common.files import write_json
+from common.metrics import describe, score, targets_of
+from common.predictions import Predictions, join_oof, write_predictions
+from common.runs import CONFIG_FILE, METRICS_FILE, MODEL_FILE, OOF_FILE, finished_folds, fold_folder
+from common.splits import Folds, match_folds, read_folds
+from common.system import cpu_count, keep_freed_memory, locked
+from common.tables import read_train_table
+
+# What must be the same in all of them for their weights to mean the same.
+SHARED_SETTINGS = ("model", "model_args", "img_size", "channels", "loss", "loss_args")
+SHARED_FACTS = ("fold", "folds_fingerprint", "fold_count", "classes", "normalise", "image_shape")
+# What metrics.json says of how the runs were trained.
+METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Average the weights of runs, fold by fold: python average.py --runs a b --run soup"""
+
+    runs: tuple[str, ...]  # names of finished runs of one model, two or more
+    run: str  # name of the run that their average becomes
+    runs_dir: str = "runs"  # folder that holds every run
+    data: str = "digits"  # the train table that they were trained on
+    folds: str = "folds.csv"  # and its folds
+    threads: int = 0  # CPU threads (0: all cores)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(Options, argv)
+    runs_dir = Path(options.runs_dir)
+    if len(options.runs) < 2:
+        raise UserError("--runs", f"{len(options.runs)} runs have no average", "name two or more")
+    if (runs_dir / options.run).exists():
+        raise UserError(str(runs_dir / options.run), "exists already", "give the average another --run")
+    of_each_run = [finished_folds(runs_dir / run) for run in options.runs]
+    table = read_train_table(options.data)
+    folds = match_folds(read_folds(Path(options.folds)), table)
+
+    keep_freed_memory()
+    import torch
+    from accelerate import Accelerator
+
+    from common.data import load_images
+
+    torch.set_num_threads(options.threads or cpu_count())
+    averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    settings = averages[0][1]["settings"]
+    images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
+    for tensors, facts in averages:
+        folder = fold_folder(runs_dir / options.run, facts["fold"])
+        with locked(folder):
+            metrics = save_average(folder, accelerator, images, tensors, facts, folds)
+        print(f"fold {facts['fold']}: {describe(metrics)}")
+    for run in (*options.runs, options.run):
+        oof = join_oof(runs_dir / run, folds)
+        print(f"local CV of {run}: {describe(score(oof.logits, targets_of(oof.labels, oof.classes)))}")
+
+
+def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict, dict[str, Any]]:
+    """The mean of one fold's weights over the runs, and the first run's facts with what was averaged.
+
+    Raises:
+        UserError: the weights do not belong together: other model, loss, folds or members.
+    """
+    from common.averaging import mean_of
+    from common.checkpoint import load_tensors
+
+    loaded = [load_tensors(path / MODEL_FILE) for path in paths]
+    first = shared_of(loaded[0][1])
+    for path, (_, facts) in zip(paths, loaded, strict=True):
+        found = shared_of(facts)
+        if facts["folds_fingerprint"] != folds.fingerprint:
+            raise UserError(str(path), "was trained with other folds", "name them with --folds, and their --data")
+        if found["members"] > 1:
+            raise UserError(str(path), f"holds {found['members']} members, not one model", "ensemble.py blends it")
+        if differing := [name for name in found if found[name] != first[name]]:
+            what = f"differs from {paths[0]} in {', '.join(differing)}"
+            raise UserError(str(path), what, "average runs of one model on one data set")
+    mean = loaded[0][0]
+    for number, (tensors, _) in enumerate(loaded[1:], start=2):
+        mean = mean_of(mean, tensors, 1 / number)
+    return mean, loaded[0][1] | {"run": options.run, "averaged": list(options.runs)}
+
+
+def shared_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """What two weights files must agree in before their mean means anything."""
+    settings = {name: facts["settings"].get(name) for name in SHARED_SETTINGS}
+    return settings | {name: facts[name] for name in SHARED_FACTS} | {"members": facts.get("members", 1)}
+
+
+def save_average(
+    folder: Path, accelerator, images, tensors: dict, facts: dict[str, Any], folds: Folds
+) -> dict[str, Any]:
+    """Measure BatchNorm, predict the held-out rows, and write the fold's files; returns its metrics."""
+    import torch
+
+    from common.averaging import measure_batchnorm
+    from common.checkpoint import save_tensors
+    from common.data import Normalise
+    from common.engine import evaluation_batch, predict
+    from common.hardware import usable_precision
+    from common.training import create_saved
+    from common.tta import TTA
+
+    settings, device = facts["settings"], accelerator.device
+    model = create_saved(facts).to(device, memory_format=getattr(torch, facts["memory_format"]))
+    model.load_state_dict(tensors)
+    held_out = folds.fold == int(facts["fold"])
+    train_rows, valid_rows = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (~held_out, held_out))
+    normalise, size = Normalise(**facts["normalise"]), settings["batch_size"] // settings["accumulate"]
+    measure_batchnorm(model, images, train_rows, normalise, size)
+    precision = usable_precision(settings["mixed_precision"])
+    at_once = evaluation_batch(size)
+    [logits] = predict(accelerator, model, images, valid_rows, normalise, TTA["none"], precision, at_once)
+    oof = Predictions(folds.ids[held_out], logits, folds.classes, folds.labels[held_out], folds.fold[held_out])
+    metrics = {name: facts[name] for name in METRICS_FACTS} | {"averaged": facts["averaged"]}
+    metrics |= score(oof.logits, oof.targets)
+    described = settings | {"folds_fingerprint": folds.fingerprint, "averaged": facts["averaged"]}
+    write_json(folder / CONFIG_FILE, described)
+    save_tensors(folder / MODEL_FILE, model.state_dict(), facts)
+    write_predictions(folder / OOF_FILE, oof)
+    write_json(folder / METRICS_FILE, metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    run_script(main)

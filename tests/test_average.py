@@ -1,0 +1,65 @@
+"""The average of finished runs is a run: the mean of their weights, with BatchNorm and OOF of its own."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import train
+
+import average
+import infer
+from common.checkpoint import load_tensors
+from common.errors import UserError
+from common.predictions import read_predictions
+from common.runs import finished_folds
+from common.splits import match_folds, read_folds
+from common.tables import read_train_table
+
+
+@pytest.fixture
+def runs(chain, tiny, tmp_path):
+    """A runs folder with copies of two finished runs, and the arguments that name the tiny data."""
+    for run in ("one", "two"):
+        shutil.copytree(chain / run, tmp_path / run)
+    return tmp_path
+
+
+def make(runs, tiny, *names: str) -> None:
+    places = ["--runs-dir", str(runs), "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
+    average.main(["--runs", *names, "--run", "soup", *places, "--threads", "1"])
+
+
+def test_an_average_is_a_run_like_any_other(runs, tiny):
+    """Each fold's weights are the mean, its OOF is what infer.py predicts from its file, and infer.py submits it."""
+    make(runs, tiny, "one", "two", "one")
+    table = read_train_table(str(tiny / "train.csv"))
+    folds = match_folds(read_folds(tiny / "folds.csv"), table)
+    rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
+    models = infer.read_models(finished_folds(runs / "soup"))
+    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, "none")):
+        one, two = (load_tensors(runs / run / f"fold{fold}/model.safetensors")[0] for run in ("one", "two"))
+        for name in one:
+            if name.endswith((".weight", ".bias")):
+                torch.testing.assert_close(models[fold][0][name], (2 * one[name] + two[name]) / 3)
+            if name.endswith("running_mean"):
+                assert not torch.allclose(models[fold][0][name], (2 * one[name] + two[name]) / 3)
+        oof = read_predictions(runs / "soup" / f"fold{fold}/oof.npz")
+        np.testing.assert_allclose(outputs[0], oof.logits, atol=1e-5)
+        assert json.loads((runs / "soup" / f"fold{fold}/metrics.json").read_text())["averaged"] == ["one", "two", "one"]
+    infer.main(["--runs-dir", str(runs), "--runs", "soup", "--test", str(tiny / "test.csv"), "--threads", "1"])
+    assert (runs / "soup" / "submission.csv").exists()
+
+
+def test_what_does_not_belong_together_is_not_averaged(runs, tiny):
+    """One run alone, another model, an existing name: a line that names it, and nothing is written."""
+    with pytest.raises(UserError, match="--runs: 1 runs have no average"):
+        make(runs, tiny, "one")
+    train(tiny, runs, "--run", "wide", "--fold", "all", "--epochs", 1, "--model-args", "widths=(8,8,8)")
+    with pytest.raises(UserError, match="wide/fold0: differs from .*one/fold0 in model_args"):
+        make(runs, tiny, "one", "wide")
+    assert not (runs / "soup").exists()
+    (runs / "soup").mkdir()
+    with pytest.raises(UserError, match="soup: exists already"):
+        make(runs, tiny, "one", "two")
