@@ -265,7 +265,7 @@ def score_out_of_fold(
     print(gain_text(logits[0], averaged, targets, part, "views and weights by the other folds" if chosen else "fixed"))
 
     known = [
-        {"name": view.name, "weight": weight, **asdict(found)}
+        {"name": view.name, "weight": weight, "helps": found.helps, **asdict(found)}
         for view, weight, found in zip(views, weights.tolist(), scores, strict=True)
     ]
     used = [replace(view, weight=weight) for view, weight in zip(views, weights.tolist(), strict=True) if weight > 0]

@@ -88,7 +88,11 @@ class ViewScore:
     errors_half: int
     difference: float  # log loss of the half and half minus that of the image itself, each after a temperature
     standard_error: float  # of the difference, paired by row
-    helps: bool  # the 95 % interval of the difference lies below 0, and no more errors are made
+
+    @property
+    def helps(self) -> bool:
+        """Whether the log loss falls by more than one standard error."""
+        return self.difference + self.standard_error < 0
 
 
 def score_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> list[ViewScore]:
@@ -102,30 +106,37 @@ def score_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> li
     """
     own_errors = errors(logits[0], targets)
     own_losses = losses(cross_fitted(logits[0], targets, part), targets)
-    scores = [ViewScore(own_errors, own_errors, 0.0, 0.0, helps=False)]
+    scores = [ViewScore(own_errors, own_errors, 0.0, 0.0)]
     for view in logits[1:]:
         half = log_mean_probability([logits[0], view])
-        difference, standard_error = paired_difference(losses(cross_fitted(half, targets, part), targets), own_losses)
-        wrong = errors(half, targets)
-        helps = difference + 1.96 * standard_error < 0 and wrong <= own_errors
-        scores.append(ViewScore(errors(view, targets), wrong, difference, standard_error, helps))
+        found = paired_difference(losses(cross_fitted(half, targets, part), targets), own_losses)
+        scores.append(ViewScore(errors(view, targets), errors(half, targets), *found))
     return scores
 
 
-def choose_weights(logits: np.ndarray, targets: np.ndarray, scores: list[ViewScore]) -> np.ndarray:
+def choose_weights(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Weights (views), summing to 1: a share for the identity, the rest in equal parts for the views that help.
 
-    Only the share is learned. A weight of its own for each view gained nothing over it (docs/ensemble.md). It minimises
-    the log loss at the identity's temperature, where what label smoothing did to the net is undone.
+    The share is a half, as in the presets, unless a learned one lowers the log loss by more than one standard error.
+    It is learned at the identity's temperature, where what label smoothing did to the net is undone. A weight for each
+    view would fit noise: views of one net differ in a few rows of thousands.
     """
-    helping = np.array([score.helps for score in scores])
+    helping = np.array([score.helps for score in score_views(logits, targets, part)])
     if not helping.any():
         return np.eye(len(logits))[0]
-    scaled = logits[[True, *helping[1:]]] / temperature(logits[0], targets)
-    share, rest = convex_weights(target_probabilities([scaled[0], log_mean_probability(scaled[1:])], targets))
-    weights = helping * rest / helping.sum()
-    weights[0] = share
-    return weights
+    identity_and_rest = np.stack([logits[0], log_mean_probability(logits[helping])])
+    scale = temperature(logits[0], targets)
+    learned = convex_weights(
+        target_probabilities([logits[0] / scale, log_mean_probability(logits[helping] / scale)], targets)
+    )
+    halves = np.array([0.5, 0.5])
+    with_halves, with_learned = (
+        losses(cross_fitted(log_mean_probability(identity_and_rest, weights), targets, part), targets)
+        for weights in (halves, learned)
+    )
+    lower, standard_error = paired_difference(with_halves, with_learned)
+    share, rest = learned if lower > standard_error else halves
+    return np.where(helping, rest / helping.sum(), share * np.eye(len(logits))[0])
 
 
 def choose_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,13 +150,12 @@ def choose_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> t
     averaged = np.empty(logits.shape[1:], dtype=np.float32)
     for number in np.unique(part):
         rows, others = part == number, part != number
-        scores = score_views(logits[:, others], targets[others], part[others])
-        weights = choose_weights(logits[:, others], targets[others], scores)
+        weights = choose_weights(logits[:, others], targets[others], part[others])
         averaged[rows] = log_mean_probability(logits[:, rows], weights)
     own, found = (losses(cross_fitted(each, targets, part), targets).mean() for each in (logits[0], averaged))
     if found >= own:
         return np.eye(len(logits))[0], logits[0]
-    return choose_weights(logits, targets, score_views(logits, targets, part)), averaged
+    return choose_weights(logits, targets, part), averaged
 
 
 def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
