@@ -86,7 +86,7 @@ def test_views_and_weights_of_a_part_never_see_it():
 
 def test_views_that_help_share_alike():
     """The image itself keeps half unless another share clearly wins; the helping views share the rest equally."""
-    logits, targets, part = some_views(1500, [3, 3, 2.9])
+    logits, targets, part = some_views(1500, [3, 1.5, 1.5])
     assert choose_weights(logits, targets, part).tolist() == [0.5, 0.25, 0.25]
     logits, targets, part = some_views(1500, [0.5, 4, 4])
     weights = choose_weights(logits, targets, part)
