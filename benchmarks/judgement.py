@@ -180,7 +180,7 @@ def main() -> None:
         "# Is the report right?",
         "",
         f"`python -m benchmarks.judgement --data {Path(options.data).name} --runs-dir runs`: the finished runs on "
-        f"{len(folds.ids):,} rows of real digits, and one more run. {cpu_count()} cores ({platform.machine()}), no GPU; "
+        f"{len(folds.ids):,} rows of real digits, and another. {cpu_count()} cores ({platform.machine()}), no GPU; "
         f"torch {run.metrics[0]['versions']['torch']}, numpy {np.__version__}.",
         "",
         "## Is a difference shown where there is none, and found where there is one?",
