@@ -9,7 +9,6 @@ work/judgement/ (the same command again goes on). Writes benchmarks/judgement.md
 import platform
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +26,7 @@ from common.metrics import describe, log_softmax, score
 from common.runs import finished_runs
 from common.significance import LEVEL, compare, least_shown, p_value
 from common.splits import Folds, read_folds
+from common.system import cpu_count
 
 REPORT = Path(__file__).with_suffix(".md")
 SCRIPTS = Path(__file__).parents[1]
@@ -166,24 +166,22 @@ def markdown(frame: pd.DataFrame) -> list[str]:
 
 def main() -> None:
     """Run every part and write the report."""
-    options, start = parse(Options), time.perf_counter()
+    options = parse(Options)
     folds = read_folds(Path(options.folds))
     runs = [read_run(Path(options.runs_dir) / name, folds) for name in finished_runs(Path(options.runs_dir))]
     pairs = pd.DataFrame([verdicts(*pair, options.times) for pair in combinations(runs, 2)])
     print("\n".join(markdown(pairs)), flush=True)
     flipped, dealt, run = flipped_run(options)
     audit = audit_figures(flipped, run)
-    seconds = sum(metrics["seconds"] for metrics in run.metrics)
     twins = [" and ".join(run.name for run in group) for group in seed_twins(runs)]
-    minutes, of_training = (time.perf_counter() - start) / 60, seconds / 60
     gain = round(GAIN * len(folds.ids))
     seeds = f" Different seeds of one setting: {'; '.join(twins)}." if twins else ""
     lines = [
         "# Is the report right?",
         "",
         f"`python -m benchmarks.judgement --data {Path(options.data).name} --runs-dir runs`: the finished runs on "
-        f"{len(folds.ids):,} rows of real digits. {platform.machine()}, no GPU; {minutes:.0f} minutes, and "
-        f"{of_training:.0f} for training on flipped labels with {options.threads} thread.",
+        f"{len(folds.ids):,} rows of real digits, and another. {cpu_count()} cores ({platform.machine()}), no GPU; "
+        f"torch {run.metrics[0]['versions']['torch']}, numpy {np.__version__}.",
         "",
         "## Is a difference shown where there is none, and found where there is one?",
         "",
