@@ -102,11 +102,12 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     import infer
     from common.splits import match_folds, read_folds
     from common.tables import read_train_table
+    from common.tta import TTA
 
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     models = infer.read_models([trained["batchnorm"]["folder"]])
-    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
+    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], TTA["none"])
     np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
 
 
