@@ -149,6 +149,7 @@ def predict_with_each(
     from common.data import Normalise, image_shape, load_images
     from common.engine import evaluation_batch, predict
     from common.hardware import usable_precision
+    from common.models import works_at
     from common.training import create_saved
 
     facts = models[0][1]
@@ -161,6 +162,10 @@ def predict_with_each(
     at_once = evaluation_batch(settings["batch_size"] // (settings["accumulate"] * facts["processes"]))
     images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
     model = create_saved(facts).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
+    for side in {view.look(torch.zeros(1, 1, *images.shape[2:])).shape[-1] for view in views}:
+        if side != settings["img_size"] and not works_at(model, len(facts["classes"]), settings["channels"], side):
+            what = f"{settings['model']}, built for {settings['img_size']} px, cannot work at {side} px"
+            raise UserError("--tta", what, "leave out the views of other sizes")
     outputs = []
     for (tensors, facts), rows in zip(models, rows_of_model, strict=True):
         model.load_state_dict(tensors)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,17 @@ from common.tables import Table, read_train_table
 METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
 
 
+@dataclass(frozen=True)
+class Train(Config):
+    """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
+
+    show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
+    log_with: tuple[str, ...] = ()  # trackers that follow the epochs: tensorboard, wandb, mlflow ...
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    cfg = parse(Config, arguments)
+    cfg = parse(Train, arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_config(cfg, processes)
     table = read_train_table(cfg.data)
@@ -58,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted = wanted_folds(cfg.fold, folds)
     if "ACCELERATE_MIXED_PRECISION" in os.environ or STARTED_BY_US in os.environ:
         end_with_parent()  # a launcher that dies must not leave us behind
+    if cfg.show_batch:
+        show_batch(cfg, table, folds, wanted[0])
+        return
     slots = device_slots()
     if len(wanted) > 1 and processes == 1 and len(slots) > 1:
         train_side_by_side(cfg, arguments, table, folds, wanted, slots)
@@ -94,12 +106,14 @@ def start_over(run_folder: Path) -> None:
 
 
 def train_side_by_side(
-    cfg: Config, arguments: list[str], table: Table, folds: Folds, wanted: list[str], slots: list[dict[str, str]]
+    cfg: Train, arguments: list[str], table: Table, folds: Folds, wanted: list[str], slots: list[dict[str, str]]
 ) -> None:
     """One process a fold, one fold a device; each is this command with its own --fold and share of the threads."""
+    from common.trackers import check_trackers
     from common.training import check_choices
 
-    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate)
+    check_trackers(cfg.log_with)
+    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, grey(table))
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     threads = cfg.threads or max(1, cpu_count() // len(slots))
@@ -130,15 +144,44 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     return dataclasses.replace(cfg, channels=cfg.channels or channels, img_size=cfg.img_size or size)
 
 
-def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) -> None:
+def grey(table: Table) -> bool:
+    """Whether the images themselves have no colours."""
+    from common.data import image_shape
+
+    return image_shape(table)[0] == 1
+
+
+def show_batch(cfg: Train, table: Table, folds: Folds, fold: str) -> None:
+    """Draw the first training batch of a fold as the model would see it, before normalisation and smoothing."""
+    from common.data import Normalise, load_images
+    from common.plots import draw_images
+    from common.training import create_batches
+
+    cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
+    images = load_images(table, cfg.channels, cfg.img_size)
+    targets, rows = targets_of(folds.labels, folds.classes), rows_of(folds, fold, cfg)[0]
+    plain = Normalise((0.0,), (1.0,))
+    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, grey=grey(table))
+    images, targets = next(batches.epoch(0))
+    shares = [
+        [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
+        for row in targets.numpy()
+    ]
+    titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
+    draw_images(Path(cfg.show_batch), images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
+    print(f"{cfg.show_batch}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")
+
+
+def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
     """Train the folds one after another in this process (and in those the launcher put beside it)."""
     keep_freed_memory()
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     from common.data import conversion, load_images
     from common.hardware import asked_precision, usable_precision
-    from common.training import check_choices
+    from common.trackers import check_trackers, tracking
+    from common.training import check_choices, unused_at_first
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
@@ -149,7 +192,9 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
         cpu=not torch.accelerator.is_available(),
         mixed_precision=cfg.mixed_precision,
         gradient_accumulation_steps=cfg.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_at_first(cfg))],
     )
+    check_trackers(cfg.log_with)
     accelerator = create_accelerator()
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
@@ -162,7 +207,8 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
             f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
-    check_choices(cfg, folds.classes, share)
+    if loaded := check_choices(cfg, folds.classes, share, grey(table)):
+        accelerator.print(f"weights: {loaded}")
     for fold in wanted:
         rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
     run_folder = Path(cfg.runs_dir) / cfg.run_name
@@ -177,7 +223,8 @@ def train_in_turn(cfg: Config, table: Table, folds: Folds, wanted: list[str]) ->
     for position, fold in enumerate(wanted):
         folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
-        train_fold(cfg, create_accelerator(), images, folds, fold, facts, folds_after)
+        tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
+        train_fold(cfg, tracked, images, folds, fold, facts, folds_after)
 
 
 def train_fold(
@@ -188,6 +235,7 @@ def train_fold(
 
     from common.data import seed_of
     from common.engine import evaluation_batch, predict, share_buffers, share_scores, train_epoch
+    from common.trackers import finish_trackers, start_trackers
     from common.training import prepare_training
     from common.tta import TTA
 
@@ -207,7 +255,7 @@ def train_fold(
         train_rows, valid_rows = rows_of(folds, fold, cfg)
         targets = targets_of(folds.labels, folds.classes)
         torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
-        training = prepare_training(cfg, accelerator, images, targets, train_rows, len(folds.classes))
+        training = prepare_training(cfg, accelerator, images, targets, train_rows, folds.classes)
         steps, normalise = training.batches.steps, training.batches.normalise
         at_once = evaluation_batch(cfg.batch_size // (accelerator.num_processes * cfg.accumulate))
         facts = facts | {
@@ -225,6 +273,7 @@ def train_fold(
             return predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
 
         # Train
+        start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
         while not training.is_over:
             epoch, started = len(training.log), time.perf_counter()
             torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
@@ -238,10 +287,13 @@ def train_fold(
                 row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
             row |= {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             training.end_epoch(row)
+            accelerator.log(row, step=epoch + 1)
             if accelerator.is_main_process:
                 training.save(folder / CHECKPOINT_FILE, facts)
                 write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
                 print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
+
+        finish_trackers(accelerator)
 
         # Keep the chosen weights and what they say about the rows that they have not seen
         training.use_selected()

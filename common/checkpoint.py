@@ -44,18 +44,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: missing, not safetensors, damaged, of a newer version, or not finite.
     """
     remedy = f"restore it, or delete {path.parent} and train this fold again"
+    tensors, metadata = load_any(path, remedy)
+    if not metadata:
+        raise UserError(str(path), "was not written by Fivefold", remedy)
+    return tensors, metadata
+
+
+def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of any safetensors file; no metadata where :func:`save_tensors` did not write it."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            metadata = metadata if isinstance(metadata, dict) else {}
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
-    if not isinstance(metadata, dict):
-        raise UserError(str(path), "was not written by Fivefold", remedy)
-    if metadata.get("version") != VERSION:
+    if metadata and metadata.get("version") != VERSION:
         raise UserError(str(path), f"has version {metadata.get('version')}, this is {VERSION}", "use matching code")
-    if metadata.get("sha256") != _digest(tensors):
+    if metadata and metadata.get("sha256") != _digest(tensors):
         raise UserError(str(path), "is damaged: its tensors do not match their sha256", remedy)
     _check_finite(path, tensors, "is not usable", remedy)
     return tensors, metadata

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import UserError
@@ -20,7 +21,10 @@ class Config:
     config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
     restart: bool = False  # say what this run's folder holds, then throw it away
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[str, ...] = ()  # name=value pairs for the model's constructor
+    model_args: tuple[str, ...] = ()  # for the model's constructor: drop_rate=0.2 global_pool=catavgmax; sync_bn=True
+    pretrained: bool = False  # start from timm's weights of this model, from the hub
+    weights: str = ""  # start from this .safetensors file, in our names or timm's
+    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all of them: last layer only), stages=N (stem and N stages)
     img_size: int = 0  # side of the model's input in pixels (0: the images' own)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: int = 10  # passes over the training folds
@@ -33,6 +37,8 @@ class Config:
     schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
     warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
     weight_decay: float = 0.05  # decoupled where the optimiser decouples it; not on biases and norms
+    layer_decay: float = 1.0  # learning rate of each layer as a share of the next one's
+    backbone_lr_scale: float = 1.0  # learning rate of all but the last layer as a share of lr
     loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
     loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; each image's takes class_weights=balanced
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
@@ -41,9 +47,10 @@ class Config:
     ema_decay: float = 0.0  # average of the weights, scored and saved in their place (0: off)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster, measured once a run)
+    compile: bool = False  # torch.compile: minutes of start, then faster steps
     threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
-    augment: str = "digits"  # training augmentation: digits or none
-    augment_args: tuple[str, ...] = ()  # name=value pairs for the augmentation
+    augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
+    augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
     metric: str = "accuracy"  # what --select best and plateau look at: also nll, macro_f1, quadratic_kappa ...
     select: str = "last"  # weights kept: last epoch, best epoch, swa (mean of the last), snapshots (of restarts)
     select_args: tuple[str, ...] = ()  # name=value pairs: patience=5 (best: early stop), last=5 (swa, snapshots)
@@ -58,7 +65,7 @@ class Config:
 
 
 # Where things lie and how many threads work on them does not change what is trained.
-_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads", "show_batch", "log_with"}
 
 
 def check_config(cfg: Config, processes: int) -> None:
@@ -87,6 +94,15 @@ def check_config(cfg: Config, processes: int) -> None:
         "ema_decay": (0, 1),
         "train_fraction": (0, 1),
     }
+    for name in ("layer_decay", "backbone_lr_scale"):
+        if not 0 < getattr(cfg, name) <= 1:
+            raise UserError(
+                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is no share", "use more than 0, up to 1"
+            )
+    if cfg.pretrained and cfg.weights:
+        raise UserError("--weights", "and --pretrained are two beginnings", "give one of them")
+    if cfg.weights and not Path(cfg.weights).is_file():
+        raise UserError("--weights", f"there is no file {cfg.weights}", "check the path")
     for name, (low, high) in ranges.items():
         if not low <= getattr(cfg, name) <= high:
             raise UserError(

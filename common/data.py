@@ -7,7 +7,6 @@ no workers, no per-image Python.
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.augment import Uniform
+from common.augment import Augmentation, Uniform
 from common.errors import UserError
 from common.tables import Table
 
@@ -129,9 +128,10 @@ class TrainBatches:
     process: int
     processes: int
     seed: int
-    augment: partial
+    augment: Augmentation
     normalise: Normalise
     label_smoothing: float
+    epochs: int = 1  # of the whole training
     sampling: str = "uniform"  # or "balanced"
 
     @property
@@ -147,9 +147,24 @@ class TrainBatches:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
-                share = slice(first, first + size)
-                uniform = self._uniform(seed_of("augmentation", self.seed, epoch, step), share)
-                yield self.images_of(batch[share], uniform), self.targets_of(batch[share])
+                yield self._micro_batch(batch, slice(first, first + size), epoch, step)
+
+    def _micro_batch(self, batch: Tensor, share: slice, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """A process's share of a batch, mixed with other images and brought to the batch's size where asked for.
+
+        An image's partner in mixing is the one at the same place from the batch's end, augmented as it is there.
+        """
+        seed, mix = seed_of("augmentation", self.seed, epoch, step), self.augment.mix
+        images, targets = self.images_of(batch[share], self._uniform(seed, share)), self.targets_of(batch[share])
+        if mix and epoch < mix.keywords["mix_until"] * self.epochs:
+            others = batch.flip(0)[share]
+            other_images = self.images_of(others, self._uniform(seed, share, from_end=True))
+            mixture = mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share)
+            images, targets = mixture(images, targets, other_images, self.targets_of(others))
+        if self.augment.size:
+            side = self.augment.size(seed_of("size", self.seed, epoch, step))
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        return images, targets
 
     def order_of(self, epoch: int) -> Tensor:
         """The rows of an epoch in their order: each once, or with "balanced" sampling each class equally often.
@@ -179,7 +194,12 @@ class TrainBatches:
         one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
         return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
-    def _uniform(self, seed: int, share: slice) -> Uniform:
+    def _uniform(self, seed: int, share: slice, from_end: bool = False) -> Uniform:
         device = self.images.device
         generator = torch.Generator(device).manual_seed(seed)
-        return lambda k: torch.rand(self.batch_size, k, generator=generator, device=device)[share]
+
+        def uniform(k: int) -> Tensor:
+            numbers = torch.rand(self.batch_size, k, generator=generator, device=device)
+            return (numbers.flip(0) if from_end else numbers)[share]
+
+        return uniform

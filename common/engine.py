@@ -27,7 +27,7 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
         UserError: the loss is no longer a finite number (exit 4), on every process at the same step.
     """
     model, optimiser, batches = training.wrapped, training.optimiser, training.batches
-    model.train()
+    training.start_epoch(epoch)
     losses = torch.zeros(batches.steps, device=accelerator.device)
     for number, (images, targets) in enumerate(batches.epoch(epoch)):
         step = number // batches.micro_batches

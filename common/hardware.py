@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from common.errors import UserError, warn
+from common.errors import ENVIRONMENT, UserError, warn
 from common.files import read_json, write_json
 from common.runs import MEMORY_FORMAT_FILE
 from common.system import locked
@@ -66,6 +66,16 @@ def _precision_works(name: str, device: str) -> bool:
         return bool(torch.isfinite(image.grad).all())
     except RuntimeError:
         return False
+
+
+def check_compile() -> None:
+    """Raise UserError (exit 3) where torch.compile does not work, as without a C++ compiler."""
+    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # its compilers have many, none of them public
+        what = f"does not work on this machine ({type(error).__name__}: {' '.join(str(error).split()[:12])} ...)"
+        raise UserError("--compile", what, "leave it out, or install a C++ compiler", ENVIRONMENT) from error
 
 
 def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model: nn.Module, images: Tensor) -> str:

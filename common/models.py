@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import timm
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 # The sizes that are tried, in this order, to tell a user which one a model can work at.
-USUAL_SIZES = (28, 32, 48, 56, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
+USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 
+LEAST_SEEN = 0.75  # share of an image's side that a model must look at
+PATCHES_PER_SIDE = 7  # a vision transformer of fewer sees too little of where things are
 
 # What the data, other flags or the absence of a network decide.
 DECIDED_ELSEWHERE = {"num_classes", "in_chans", "img_size", "features_only", "pretrained", "pretrained_cfg"}
 DECIDED_ELSEWHERE |= {"pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable"}
+
+SYNC_BN = "sync_bn"  # among a model's arguments, but no constructor's: training converts the finished model
 
 
 class DigitCNN(nn.Module):
@@ -61,6 +66,17 @@ class DigitCNN(nn.Module):
             nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(third * (img_size // 8) ** 2, num_classes)
         )
 
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """timm's way to number a model's layers from the input on: stages end at a pooling, layers are convolutions."""
+
+        def number_of(name: str) -> float:
+            if not name.startswith("features."):
+                return float("inf")
+            up_to = self.features[: int(name.split(".")[1]) + 1]
+            return sum(isinstance(module, nn.MaxPool2d if coarse else nn.Conv2d) for module in up_to)
+
+        return number_of
+
     def get_classifier(self) -> nn.Module:
         """The last layer, by timm's name for it."""
         return self.head[-1]
@@ -88,38 +104,83 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
     steps of 64 digits, 1.27 from zero).
 
     Raises:
-        UserError: no such model, an argument it does not know, or a size it cannot work at,
-            with the smallest usual size that it can.
+        UserError: no such model, an argument it does not know, or a size it cannot work at or looks at only a part
+            of, with settings that do work.
     """
+    model_args = {argument: value for argument, value in model_args.items() if argument != SYNC_BN}
     for argument in DECIDED_ELSEWHERE & model_args.keys():
         raise UserError("--model-args", f"{argument} is decided by the data and other flags", "leave it out")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        remedy = f"did you mean {', '.join(near)}?" if near else "timm.list_models() names them all"
-        raise UserError("--model", f"timm has no model {name}", remedy)
-    model = _build(name, model_args, num_classes, channels, img_size)
-    if isinstance(model, nn.Module) and _works(model, num_classes, channels, img_size):
+    _check_name(name)
+    model = build(name, model_args, num_classes, channels, img_size)
+    works, whole = (False, False) if isinstance(model, Exception) else _look(model, num_classes, channels, img_size)
+    if works and whole:
         head = model.get_classifier()
         if isinstance(head, nn.Linear):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         return model
-    for size in (size for size in USUAL_SIZES if size > img_size):
-        candidate = _build(name, model_args, num_classes, channels, size)
-        if isinstance(candidate, nn.Module) and _works(candidate, num_classes, channels, size):
-            raise UserError(
-                "--model",
-                f"{name} needs at least {size} px, the images are {img_size}",
-                f"use --img-size {size}",
-            )
-    reason = model if isinstance(model, Exception) else "its forward pass fails at every usual size"
-    raise UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
+    remedies = []
+    for size, arguments in working_settings(name, model_args, num_classes, channels, img_size):
+        pairs = " ".join(f"{argument}={value}".replace(" ", "") for argument, value in arguments.items())
+        remedies.append(f"--img-size {size}" if size != img_size else f"--model-args {pairs}")
+    if not remedies:
+        reason = model if isinstance(model, Exception) else "its forward pass fails at every usual size"
+        raise UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
+    what = "would look at a part of each image only" if works else "cannot work with them"
+    raise UserError("--model", f"the images are {img_size} px and {name} {what}", f"use {', or '.join(remedies)}")
 
 
-def _build(
+def working_settings(
+    name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """Sizes and arguments near the asked ones with which a model works; all of them keep pretrained weights.
+
+    A smaller patch is resampled from the pretrained one, a size a little above the images' own is padding (a larger
+    one resizes), and an output stride turns the last strides into dilation. The first of each kind that works.
+    """
+    patches = [patch for patch in range(img_size // PATCHES_PER_SIDE, 1, -1) if img_size % patch == 0]
+    kinds = [
+        [(img_size, {**model_args, "patch_size": patch}) for patch in patches if "patch_size" not in model_args],
+        [(size, dict(model_args)) for size in USUAL_SIZES if size > img_size],
+        [(img_size, {**model_args, "output_stride": 8})] if "output_stride" not in model_args else [],
+    ]
+    tried = (
+        (setting for setting in kind if fits(name, setting[1], num_classes, channels, setting[0])) for kind in kinds
+    )
+    return [setting for working in tried for setting in islice(working, 1)]
+
+
+def fits(name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int) -> bool:
+    """Whether such a model gives logits for such images; on torch's meta device, which computes shapes alone."""
+    try:
+        with torch.device("meta"):
+            model = build(name, model_args, num_classes, channels, img_size)
+            if isinstance(model, Exception):
+                return False
+            return model.eval()(torch.zeros(2, channels, img_size, img_size)).shape == (2, num_classes)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, UserError):
+        return False
+
+
+def _check_name(name: str) -> None:
+    """Refuse a model that timm does not have, or weights (after the dot) that it does not have of it."""
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        names = {each.replace("_", ""): each for each in timm.list_models()}
+        bare = model.replace("_", "")
+        near = [each for key, each in names.items() if key.startswith(bare)]
+        near += [names[key] for key in difflib.get_close_matches(bare, names, n=3) if names[key] not in near]
+        remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() names them all"
+        raise UserError("--model", f"timm has no model {name}", remedy)
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise UserError("--model", f"timm has no weights {tag} of {model}", f"use one of: {', '.join(tags) or 'none'}")
+
+
+def build(
     name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int
 ) -> nn.Module | Exception:
-    """The model, or the exception with which timm refuses this size."""
+    """The model as timm makes it, unchecked, or the exception with which timm refuses this size."""
     arguments = {"num_classes": num_classes, "in_chans": channels, **model_args}
     try:
         try:
@@ -133,14 +194,27 @@ def _build(
         if unknown:
             raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its class in timm") from error
         raise
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, NotImplementedError) as error:
         return error
 
 
+def works_at(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
+    """Whether a model gives logits for images of this size too."""
+    return _look(model, num_classes, channels, img_size)[0]
+
+
 @torch.no_grad()
-def _works(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
-    model.eval()  # leaves BatchNorm's statistics alone
+def _look(model: nn.Module, num_classes: int, channels: int, img_size: int) -> tuple[bool, bool]:
+    """Whether the model gives logits for such images, and whether these depend on the lower right of an image.
+
+    A ViT with patches of 16 px takes images of 28 px without a word and looks at the first 16 x 16 alone. NaN gets
+    through everything that a pixel can get through, also through branches that start at zero.
+    """
+    images = torch.zeros(2, channels, img_size, img_size, device=next(model.parameters()).device)
+    border = int(LEAST_SEEN * img_size)
+    images[1, :, border:, border:] = torch.nan
     try:
-        return model(torch.zeros(2, channels, img_size, img_size)).shape == (2, num_classes)
+        logits = model.eval()(images)  # eval: leaves BatchNorm's statistics alone
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
-        return False
+        return False, False
+    return logits.shape == (2, num_classes), bool(logits[1].isnan().any())

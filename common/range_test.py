@@ -52,10 +52,9 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
     images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
     rows = np.flatnonzero(folds.fold != int(cfg.fold))
-    training = prepare_training(
-        cfg, accelerator, images, targets_of(folds.labels, folds.classes), rows, len(folds.classes)
-    )
-    model, optimiser = training.wrapped.train(), training.optimiser
+    training = prepare_training(cfg, accelerator, images, targets_of(folds.labels, folds.classes), rows, folds.classes)
+    training.start_epoch(0)
+    model, optimiser = training.wrapped, training.optimiser
     parts = (part for epoch in count() for part in training.batches.epoch(epoch))
     lrs, losses, gradients, mean = np.geomspace(1e-6, 10, steps).tolist(), [], [], 0.0
     for step, lr in enumerate(lrs):

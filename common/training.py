@@ -1,9 +1,9 @@
 """What training changes, as one object: built once, saved after every epoch, restored as it was."""
 
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from common.augment import AUGMENTS
+from common.augment import Augmentation, create_augmentation
 from common.averaging import Last, Members, create_selection, measure_batchnorm
 from common.checkpoint import (
     join_tensors,
@@ -31,12 +32,14 @@ from common.cli import keyword_arguments
 from common.config import Config, saved_config
 from common.data import Normalise, TrainBatches
 from common.errors import UserError, warn
-from common.hardware import memory_format
+from common.finetune import Frozen, frozen_parts, scale_learning_rates
+from common.hardware import check_compile, memory_format
 from common.losses import Loss, create_loss, with_head_for
 from common.metrics import check_metric, goodness
-from common.models import create_model
+from common.models import SYNC_BN, create_model, works_at
 from common.optim import create_optimiser
 from common.schedules import Length, create_schedule
+from common.weights import Loaded, hub_file, load_weights
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Training:
     optimiser: Optimizer
     scaler: GradScaler | None  # of fp16's loss
     ema: ModelEmaV3 | None
+    frozen: Frozen
     batches: TrainBatches
     loss: Loss
     peak_lr: float
@@ -79,6 +83,11 @@ class Training:
     def learning_rate(self, step: int) -> float:
         """The learning rate of an optimiser step, counted from the start of training."""
         return self.peak_lr * self.schedule(step, self.scores)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Training mode, except for what ``--freeze`` holds still in this epoch."""
+        self.wrapped.train()
+        self.frozen.apply(self.model, epoch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to the log, and let the selection look at its weights."""
@@ -132,12 +141,13 @@ class Training:
         self.log = metadata["log"]
 
 
-def create_augmentation(cfg: Config) -> partial:
-    """The training augmentation with its arguments; raises UserError where one is unknown."""
-    if cfg.augment not in AUGMENTS:
-        raise UserError("--augment", f"{cfg.augment} is unknown", f"use one of: {', '.join(AUGMENTS)}")
-    augment = AUGMENTS[cfg.augment]
-    return partial(augment, **keyword_arguments("augment-args", cfg.augment_args, augment))
+def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
+    """The training augmentation that ``cfg`` names; raises UserError where it does not exist or would do nothing.
+
+    ``grey``: the images have no colours, in however many channels.
+    """
+    changes = keyword_arguments("augment-args", cfg.augment_args)
+    return create_augmentation(cfg.augment, changes, grey or cfg.channels == 1)
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
@@ -153,11 +163,26 @@ def create_saved(facts: Mapping[str, Any]) -> nn.Module:
     return model if facts.get("members", 1) == 1 else Members(model, facts["members"])
 
 
-def create_model_and_optimiser(cfg: Config, num_classes: int, device: torch.device) -> tuple[nn.Module, Optimizer]:
-    """An untrained model on ``device`` and the optimiser of its parameters; raises UserError where one cannot be."""
-    model = create_untrained(cfg, num_classes).to(device)
+def create_model_and_optimiser(
+    cfg: Config, classes: Sequence[str], device: torch.device
+) -> tuple[nn.Module, Optimizer, Frozen, Loaded]:
+    """A model on ``device`` with the weights it starts from, the optimiser of its parameters, and what holds still.
+
+    Raises:
+        UserError: one of them cannot be built as ``cfg`` names it.
+    """
+    model = create_untrained(cfg, len(classes))
+    loaded = Loaded("", None)
+    if cfg.pretrained or cfg.weights:
+        path = Path(cfg.weights) if cfg.weights else hub_file(cfg.model)
+        loaded = load_weights(model, cfg.model, path, classes, cfg.channels)
+    model = model.to(device)
+    frozen = frozen_parts(cfg, model)
+    frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is no business of the optimiser's
     opt_args = keyword_arguments("opt-args", cfg.opt_args)
-    return model, create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
+    optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
+    scale_learning_rates(optimiser, model, cfg.layer_decay, cfg.backbone_lr_scale)
+    return model, optimiser, frozen, loaded
 
 
 def length_of(cfg: Config, steps: int) -> Length:
@@ -165,65 +190,106 @@ def length_of(cfg: Config, steps: int) -> Length:
     return Length(cfg.epochs * steps, round(cfg.warmup_epochs * steps), steps)
 
 
-def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int) -> None:
-    """Build once what ``cfg`` names, before a run's folder is touched.
+def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: bool) -> str:
+    """Build once what ``cfg`` names, before a run's folder is touched; what was loaded from where is returned in words.
 
     Raises:
-        UserError: a model, size, optimiser, schedule, loss, metric, selection, augmentation or argument that does not
-            exist or does not work; a micro-batch of one image for a model with BatchNorm, which then has nothing to
-            average.
+        UserError: a model, size, weights file, optimiser, schedule, loss, metric, selection, augmentation or argument
+            that does not exist or does not work; a micro-batch of one image for a model with BatchNorm, which then has
+            nothing to average.
     """
-    create_augmentation(cfg)
+    augmentation = augmentation_of(cfg, grey)
     create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, steps=100))
     create_selection(cfg, length_of(cfg, steps=100))
     create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
     check_metric(cfg.metric, classes)
-    model, _ = create_model_and_optimiser(cfg, len(classes), torch.device("cpu"))
+    if cfg.compile:
+        check_compile()
+    if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN) and (
+        int(os.environ.get("WORLD_SIZE", "1")) == 1 or not torch.cuda.is_available()
+    ):
+        what = "sync_bn=True averages over the GPUs of one training, and here is one device"
+        raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
+    model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
+    if cfg.freeze and not loaded.report:
+        warn("--freeze without --weights or --pretrained: what is frozen keeps random weights")
     if micro_batch == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         what = f"one image at a time leaves {cfg.model}'s BatchNorm nothing to average"
         raise UserError("--batch-size", what, "raise it, or lower --accumulate")
+    for size in augmentation.size.keywords["sizes"] if augmentation.size else ():
+        if not works_at(model, len(classes), cfg.channels, size):
+            what = f"{cfg.model}, built for {cfg.img_size} px, cannot work at {size} px"
+            raise UserError("--augment-args", what, "leave sizes out, or take a model that pools over any size")
+    return loaded.report
+
+
+def unused_at_first(cfg: Config) -> bool:
+    """Whether parameters that train later have no gradient at first, which DDP must be told of."""
+    return any(part.startswith("backbone=") for part in cfg.freeze)
+
+
+def create_batches(
+    cfg: Config,
+    images: Tensor,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    num_classes: int,
+    normalise: Normalise,
+    process: int = 0,
+    processes: int = 1,
+    grey: bool = False,
+) -> TrainBatches:
+    """The batches that one of ``processes`` processes trains on."""
+    return TrainBatches(
+        images=images,
+        targets=torch.from_numpy(targets).to(images.device),
+        rows=torch.from_numpy(rows).to(images.device),
+        num_classes=num_classes,
+        batch_size=cfg.batch_size,
+        micro_batches=cfg.accumulate,
+        process=process,
+        processes=processes,
+        seed=cfg.seed,
+        augment=augmentation_of(cfg, grey),
+        normalise=normalise,
+        label_smoothing=cfg.label_smoothing,
+        epochs=cfg.epochs,
+        sampling=cfg.sampling,
+    )
 
 
 def prepare_training(
-    cfg: Config, accelerator: Accelerator, images: Tensor, targets: np.ndarray, rows: np.ndarray, num_classes: int
+    cfg: Config, accelerator: Accelerator, images: Tensor, targets: np.ndarray, rows: np.ndarray, classes: Sequence[str]
 ) -> Training:
     """Build model, optimiser, average and batches for the training ``rows``.
 
     ``images`` is uint8 (n, channels, side, side) on the device, ``targets`` the class number of every row.
     The initial weights follow torch's random seed.
     """
-    rows_on_device = torch.from_numpy(rows).to(accelerator.device)
-    batches = TrainBatches(
-        images=images,
-        targets=torch.from_numpy(targets).to(accelerator.device),
-        rows=rows_on_device,
-        num_classes=num_classes,
-        batch_size=cfg.batch_size,
-        micro_batches=cfg.accumulate,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        seed=cfg.seed,
-        augment=create_augmentation(cfg),
-        normalise=Normalise.of(images[rows_on_device]),
-        label_smoothing=cfg.label_smoothing,
-        sampling=cfg.sampling,
-    )
-    length = length_of(cfg, batches.steps)
-    model, optimiser = create_model_and_optimiser(cfg, num_classes, accelerator.device)
+    model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, classes, accelerator.device)
+    normalise = loaded.normalise or Normalise.of(images[torch.from_numpy(rows).to(images.device)])
+    place = accelerator.process_index, accelerator.num_processes
+    batches = create_batches(cfg, images, targets, rows, len(classes), normalise, *place)
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     example, _ = next(batches.epoch(0))
     layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example)
     model = model.to(memory_format=getattr(torch, layout))
+    if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN):
+        model = convert_sync_batchnorm(model)  # not before the measurement, which the main process makes alone
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
     wrapped, optimiser = accelerator.prepare(model, optimiser)
+    if cfg.compile:
+        model.compile()  # in place, so that no name in the weights file changes
+    length = length_of(cfg, batches.steps)
     return Training(
         model=model,
         wrapped=wrapped,
         optimiser=optimiser,
         scaler=accelerator.scaler,
         ema=ema,
+        frozen=frozen,
         batches=batches,
-        loss=create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, batches.targets[rows_on_device], num_classes),
+        loss=create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, batches.targets[batches.rows], len(classes)),
         peak_lr=cfg.lr,
         schedule=create_schedule(cfg.schedule, cfg.schedule_args, length),
         selection=create_selection(cfg, length),

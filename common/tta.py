@@ -38,7 +38,7 @@ def moved(rotation: float = 0.0, zoom: float = 1.0, across: float = 0.0, down: f
     """A view that turns (degrees), enlarges (factor) and shifts (shares of the side) every image alike."""
 
     def look(images: "Tensor") -> "Tensor":
-        from common.augment import affine
+        from common.geometry import affine
 
         each = images.new_ones(len(images))
         return affine(images, each * rotation, each * zoom, each * across, each * down)
@@ -54,6 +54,18 @@ def mirrored(images: "Tensor") -> "Tensor":
 def upside_down(images: "Tensor") -> "Tensor":
     """Top and bottom exchanged."""
     return images.flip(-2)
+
+
+def scaled(factor: float) -> Look:
+    """A view with ``factor`` times as many pixels a side, which the model must be able to take."""
+
+    def look(images: "Tensor") -> "Tensor":
+        from torch.nn.functional import interpolate
+
+        side = round(images.shape[-1] * factor)
+        return interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+    return look
 
 
 def half_identity(looks: dict[str, Look]) -> list[View]:
@@ -192,4 +204,6 @@ TTA = {
     "turns": half_identity(TURNS),
     "zooms": half_identity(ZOOMS),
     "flips": half_identity(FLIPS),  # not for digits: a mirrored 2 looks like a 5
+    "centre": half_identity({"centre": moved(zoom=8 / 7)}),  # the usual crop of 224 of 256 px
+    "scales": half_identity({"7/8 of the size": scaled(7 / 8), "8/7 of the size": scaled(8 / 7)}),
 }

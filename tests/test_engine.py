@@ -37,7 +37,7 @@ def trained(cfg: Config, digits, clip_grad: float = 0.0, accelerator: Accelerato
     """The training after its first epoch, with the weights it started from."""
     torch.manual_seed(0)
     accelerator = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=cfg.accumulate)
-    training = prepare_training(cfg, accelerator, digits.images, digits.targets, np.arange(100), 10)
+    training = prepare_training(cfg, accelerator, digits.images, digits.targets, np.arange(100), list("0123456789"))
     nn.init.normal_(training.model.get_classifier().weight, std=0.02)  # it starts at zero, and so would gradients
     start = [weight.detach().clone() for weight in training.model.parameters()]
     train_epoch(accelerator, training, 0, clip_grad, tqdm(disable=True))

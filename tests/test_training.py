@@ -1,17 +1,17 @@
 """Schedule, batches, augmentation and precision: what a training step is made of."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from common.augment import AUGMENTS, affine, digits
+from common.augment import create_augmentation
 from common.config import Config, check_config
 from common.data import Normalise, TrainBatches, load_images
 from common.errors import UserError
+from common.geometry import affine
 from common.hardware import asked_precision, usable_precision
 from common.schedules import Length, warmup_cosine
 from common.tables import read_train_table
@@ -58,7 +58,7 @@ def batches(images: torch.Tensor, **changes) -> TrainBatches:
         "process": 0,
         "processes": 1,
         "seed": 0,
-        "augment": digits,
+        "augment": create_augmentation("digits", {}, grey=True),
         "normalise": Normalise((0.1,), (0.3,)),
         "label_smoothing": 0.1,
     }
@@ -82,7 +82,7 @@ def test_an_epoch_is_the_same_however_it_is_shared(images):
 
 def test_an_epoch_holds_no_row_twice_and_another_epoch_another_order(images):
     """Whole batches only, each row at most once, reshuffled every epoch and with every seed."""
-    own = {"augment": AUGMENTS["none"], "normalise": Normalise((0.0,), (1.0,))}
+    own = {"augment": create_augmentation("none", {}, grey=True), "normalise": Normalise((0.0,), (1.0,))}
 
     def seen(epoch: int, **changes) -> list[bytes]:
         return [
@@ -120,15 +120,6 @@ def test_affine_moves_as_it_says():
     torch.testing.assert_close(moved(down=1 / 8)[..., 1:, :], image[..., :-1, :])
     torch.testing.assert_close(moved(rotation=90), image.rot90(1, (2, 3)), atol=1e-5, rtol=0)
     assert moved(zoom=0.5).sum() < image.sum() * 0.35  # a quarter of the area
-
-
-def test_digit_augmentation_stays_in_its_ranges(images):
-    """With every range at 0 the images come back; with the defaults they differ from each other."""
-    uniform = lambda k: torch.rand(50, k, generator=torch.Generator().manual_seed(1))  # noqa: E731
-    pixels = images.float() / 255
-    still = partial(digits, rotation=0.0, shift=0.0, scale=0.0)
-    torch.testing.assert_close(still(pixels, uniform), pixels, atol=1e-5, rtol=0)
-    assert (digits(pixels, uniform) - pixels).abs().mean() > 0.02
 
 
 def test_small_sizes_are_padded_and_larger_ones_resized():

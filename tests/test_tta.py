@@ -20,7 +20,7 @@ from common.tta import TTA, choose_views, choose_weights, score_views
 # ---- the views
 
 
-@pytest.mark.parametrize("preset", TTA)
+@pytest.mark.parametrize("preset", sorted(set(TTA) - {"scales"}))
 def test_views_of_a_preset_are_weighted_to_one(preset):
     """Weights sum to 1, the identity leads, every name stands for one view, and no view changes the shape."""
     views = TTA[preset]
@@ -33,7 +33,15 @@ def test_views_of_a_preset_are_weighted_to_one(preset):
     assert all((look - images).abs().sum() > 1 for look in seen[1:])
 
 
-@pytest.mark.parametrize("preset", sorted(set(TTA) - {"flips"}))
+def test_scales_are_the_image_with_other_numbers_of_pixels():
+    """Multi-scale inference: 7/8 and 8/7 of the side, of the same brightness, half the weight on the image itself."""
+    views = TTA["scales"]
+    seen = [view.look(torch.full((1, 1, 28, 28), 0.5)) for view in views]
+    assert [look.shape[-1] for look in seen] == [28, 24, 32] and [view.weight for view in views] == [0.5, 0.25, 0.25]
+    assert all(look.mean().item() == pytest.approx(0.5) for look in seen)
+
+
+@pytest.mark.parametrize("preset", sorted(set(TTA) - {"flips", "scales"}))
 def test_views_for_digits_never_mirror(preset):
     """No view of an asymmetric image is nearer to its mirror image than to itself; flips are."""
     image = torch.zeros(1, 1, 28, 28)

@@ -1,0 +1,41 @@
+"""Where the pixels of a batch are looked up: points, and images at points.
+
+Points are as grid_sample has them: (n, side, side, 2), x and y, the image spans -1..1; each says where an output pixel
+comes from.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING = {"black": "zeros", "reflect": "reflection", "edge": "border"}  # what lies beyond an image's border
+
+
+def points_of(images: Tensor) -> Tensor:
+    """Where each pixel of the images is: the points that change nothing."""
+    steps = (torch.arange(images.shape[-1], device=images.device) * 2 + 1) / images.shape[-1] - 1
+    down, across = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.stack([across, down], dim=2).expand(len(images), -1, -1, -1)
+
+
+def moved(points: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """The points under one affine map per image.
+
+    ``rotation`` in degrees counter-clockwise, ``zoom`` as a factor (above 1 enlarges), ``across`` and ``down`` as
+    shares of the side; each has one value per image.
+    """
+    angle = torch.deg2rad(rotation)
+    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    matrix = torch.stack([cosine, sine, -sine, cosine], dim=1).view(-1, 2, 2)
+    shifted = -2 * torch.stack([across, down], dim=1)[:, None]
+    return torch.baddbmm(shifted, points.flatten(1, 2), matrix).view(points.shape)
+
+
+def sample(images: Tensor, points: Tensor, border: str = "black") -> Tensor:
+    """The images (n, channels, side, side) at the points, bilinear."""
+    return F.grid_sample(images, points, mode="bilinear", padding_mode=PADDING[border], align_corners=False)
+
+
+def affine(images: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """The images under one affine map each (see :func:`moved`), black beyond the border."""
+    return sample(images, moved(points_of(images), rotation, zoom, across, down))

@@ -1,0 +1,166 @@
+"""Weights to start from: what is loaded, adapted, replaced and left is right, and is said."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED, run_script
+from safetensors.torch import load_file, save_file
+
+from common.checkpoint import save_tensors
+from common.errors import UserError
+from common.models import create_model
+from common.weights import hub_file, load_weights
+
+LITE0 = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
+real = pytest.mark.skipif(not LITE0.exists(), reason="needs the real ImageNet weights, which are not in the repository")
+TEN = [str(number) for number in range(10)]
+THOUSAND = [str(number) for number in range(1000)]
+
+
+def digit_cnn(classes: int, channels: int = 1, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return create_model("digit_cnn", {"widths": (4, 6, 8)}, classes, channels, 8).eval()
+
+
+@pytest.fixture
+def ours(tmp_path) -> Path:
+    """A small model of ten classes as train_fold.py saves it, its last layer trained a little."""
+    model = digit_cnn(10)
+    torch.nn.init.normal_(model.get_classifier().weight)
+    facts = {"classes": TEN, "normalise": {"mean": [0.1], "std": [0.3]}}
+    save_tensors(tmp_path / "model.safetensors", model.state_dict(), facts)
+    return tmp_path / "model.safetensors"
+
+
+@real
+def test_real_imagenet_weights_load_to_the_last_tensor():
+    """With ImageNet's own classes every tensor is the file's; with ten classes all but the last layer's are."""
+    for classes in (THOUSAND, TEN):
+        model = create_model("tf_efficientnet_lite0", {}, len(classes), 3, 64)
+        loaded = load_weights(model, "tf_efficientnet_lite0", LITE0, classes, 3)
+        own = model.state_dict()
+        for name, tensor in load_file(LITE0).items():
+            if classes is THOUSAND or not name.startswith("classifier."):
+                assert torch.equal(own[name], tensor), name
+        new = "new last layer classifier.weight, classifier.bias (1000 classes in the file, 10 here)"
+        assert (new in loaded.report) == (classes is TEN)
+        assert f"{247 if classes is THOUSAND else 245} of 247 tensors loaded" in loaded.report
+        assert loaded.normalise.mean == model.pretrained_cfg["mean"]
+
+
+@real
+def test_grey_weights_see_what_colour_weights_see_in_grey():
+    """An image of three equal channels gives the colour model what its one channel gives the grey model."""
+    models = {}
+    for channels in (1, 3):
+        models[channels] = create_model("tf_efficientnet_lite0", {}, 1000, channels, 64)
+        loaded = load_weights(models[channels], "tf_efficientnet_lite0", LITE0, THOUSAND, channels)
+        assert ("conv_stem.weight summed over its 3 colour channels" in loaded.report) == (channels == 1)
+        assert len(loaded.normalise.mean) == channels
+    grey = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        models[1].eval()(grey), models[3].eval()(grey.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4
+    )
+
+
+@real
+def test_dual_pooling_keeps_the_backbone():
+    """With catavgmax the last layer is twice as wide, so it is new even for ImageNet's classes; the rest is loaded."""
+    model = create_model("tf_efficientnet_lite0", {"global_pool": "catavgmax"}, 1000, 3, 64)
+    report = load_weights(model, "tf_efficientnet_lite0", LITE0, THOUSAND, 3).report
+    assert "245 of 247 tensors loaded" in report and "classifier.bias (of another shape)" in report
+    assert model.get_classifier().weight.shape == (1000, 2560)
+
+
+def test_our_own_weights_keep_their_last_layer_for_the_same_classes_only(ours):
+    """The same class list gives the same logits; as many other classes start from a uniform guess."""
+    images = torch.rand(3, 1, 8, 8)
+    source = digit_cnn(10)
+    source.load_state_dict(load_file(ours))
+    same, other = digit_cnn(10, seed=1), digit_cnn(10, seed=1)
+    loaded = load_weights(same, "digit_cnn", ours, TEN, 1)
+    torch.testing.assert_close(same(images), source(images))
+    assert loaded.normalise.mean == (0.1,) and "new" not in loaded.report
+    report = load_weights(other, "digit_cnn", ours, [f"class {name}" for name in TEN], 1).report
+    assert "new last layer head.2.weight, head.2.bias (other classes)" in report and not other(images).any()
+    torch.testing.assert_close(other.features(images), source.features(images))
+
+
+def test_grey_weights_become_colour_by_an_equal_share(ours):
+    """A colour image of equal channels gives what the grey one gave, and its normalisation is repeated."""
+    model = digit_cnn(10, channels=3)
+    loaded = load_weights(model, "digit_cnn", ours, TEN, 3)
+    source = digit_cnn(10)
+    source.load_state_dict(load_file(ours))
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(model(images.expand(-1, 3, -1, -1)), source(images))
+    assert "features.0.weight shared out over 3 colour channels" in loaded.report and loaded.normalise.std == (0.3,) * 3
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_prefixes_are_no_obstacle(ours, prefix, tmp_path):
+    """Names as DDP or torch.compile would have saved them; a tensor too many is named as left in the file."""
+    tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(ours).items()}
+    save_file({**tensors, f"{prefix}auxiliary.weight": torch.ones(2)}, tmp_path / "wrapped.safetensors")
+    model = digit_cnn(10, seed=1)
+    report = load_weights(model, "digit_cnn", tmp_path / "wrapped.safetensors", TEN, 1).report
+    assert "left in the file: auxiliary.weight" in report
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in load_file(ours).items())
+
+
+def test_a_vits_patches_and_positions_are_resampled(tmp_path):
+    """Weights for 160 px and patches of 16 px start a model for digits with patches of 4 px; its blocks are equal."""
+    torch.manual_seed(0)
+    source = create_model("test_vit", {}, 10, 3, 160)
+    save_file(source.state_dict(), tmp_path / "vit.safetensors")
+    model = create_model("test_vit", {"patch_size": 4}, 10, 1, 28)
+    report = load_weights(model, "test_vit", tmp_path / "vit.safetensors", TEN, 1).report
+    assert model.pos_embed.shape != source.pos_embed.shape and "new" not in report
+    assert "patch_embed.proj.weight summed" in report
+    assert torch.equal(model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"conv1.weight": torch.ones(2, 3, 3, 3)}, "does not fit digit_cnn: 25 of 27 tensors are missing"),
+        ("another width", r"features.0.weight is \(8, 1, 5, 5\) in the file and \(4, 1, 5, 5\) in digit_cnn"),
+        ("unfinished", "is the state of an unfinished training; take a model.safetensors"),
+        (b"PK\x03\x04 a pickle", "cannot be read as safetensors"),
+        ("nan", "values are NaN or infinite"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(content, message, tmp_path):
+    """Another model's, another width's, a running training's, a pickle, NaN: each is named, nothing is loaded."""
+    path = tmp_path / "weights.safetensors"
+    if content == "another width":
+        save_file(create_model("digit_cnn", {"widths": (8, 12, 16)}, 10, 1, 8).state_dict(), path)
+    elif content == "unfinished":
+        save_tensors(path, {"model.a": torch.ones(2)}, {"optimiser": {}, "log": []})
+    elif content == "nan":
+        save_file({"a": torch.tensor([torch.nan])}, path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save_file(content, path)
+    with pytest.raises(UserError, match=message):
+        load_weights(digit_cnn(10), "digit_cnn", path, TEN, 1)
+
+
+def test_pretrained_offline_is_one_line(tiny, tmp_path):
+    """Without a network and a cache: exit 3, what could not be had and what to do; nothing is written."""
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path / "runs"]
+    model = ["--model", "convnext_atto.d2_in1k", "--img-size", "32", "--pretrained"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    done = run_script("train_fold.py", *places, *model, "--fold", 0, **offline)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("error: --pretrained: timm/convnext_atto.d2_in1k cannot be downloaded")
+    assert done.stderr.count("\n") == 1 and "take --weights FILE" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_without_pretrained_weights_is_named():
+    """Our own network has none on the hub."""
+    with pytest.raises(UserError, match="there are no pretrained weights of digit_cnn; leave it out"):
+        hub_file("digit_cnn")
