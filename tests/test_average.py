@@ -16,6 +16,7 @@ from common.predictions import read_predictions
 from common.runs import finished_folds
 from common.splits import match_folds, read_folds
 from common.tables import read_train_table
+from common.tta import TTA
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_an_average_is_a_run_like_any_other(runs, tiny):
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
     models = infer.read_models(finished_folds(runs / "soup"))
-    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, "none")):
+    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, TTA["none"])):
         one, two = (load_tensors(runs / run / f"fold{fold}/model.safetensors")[0] for run in ("one", "two"))
         for name in one:
             if name.endswith((".weight", ".bias")):

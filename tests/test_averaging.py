@@ -22,6 +22,7 @@ from common.runs import finished_folds
 from common.splits import match_folds, read_folds
 from common.tables import read_train_table
 from common.training import create_saved
+from common.tta import TTA
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.
 KINDS = {
@@ -81,7 +82,7 @@ def test_the_saved_model_says_what_the_oof_says(runs, tiny, kind):
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     models = infer.read_models([runs / kind / "fold0"])
-    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
+    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], TTA["none"])
     np.testing.assert_allclose(outputs[0], read_predictions(runs / kind / "fold0/oof.npz").logits, atol=1e-5)
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL
 
 from common.checkpoint import load_tensors
 from common.predictions import read_predictions
+from common.tta import TTA
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
 WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
@@ -106,7 +107,7 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     models = infer.read_models([trained["batchnorm"]["folder"]])
-    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], "none")
+    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], TTA["none"])
     np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
 
 
