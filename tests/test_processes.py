@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL
 
 from common.checkpoint import load_tensors
 from common.predictions import read_predictions
+from common.tta import TTA
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
 WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
