@@ -1,6 +1,6 @@
 """Every model family on real digits: does it take a step from 28 px, and how far does it get in the same few epochs?
 
-    python -m benchmarks.zoo --data train.csv.gz --minutes 40     # trains the families one after another, writes zoo.csv
+    python -m benchmarks.zoo --data train.csv.gz --minutes 40    # trains the families one after another, writes zoo.csv
     python -m benchmarks.zoo --steps                              # training steps of every family, also the biggest
 
 A quarter of the training rows of fold 0, two epochs, from scratch, one thread: a table of what runs and how fast, not
