@@ -103,7 +103,6 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     import infer
     from common.splits import match_folds, read_folds
     from common.tables import read_train_table
-    from common.tta import TTA
 
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
