@@ -356,6 +356,10 @@ def optimism(run: Evaluation, per_fold: pd.DataFrame) -> str:
             f"Each fold’s own best epoch scores {points(mean.best_minus_last)} points against its last, but it is "
             "chosen on the rows that it is scored on."
         )
+        if not np.isnan(mean.other_half):
+            says.append(
+                f"Chosen on one half of its rows and scored on the other: {points(mean.other_half - mean['last'])}."
+            )
         if not np.isnan(mean.others_choice):
             honest = points(mean.others_choice - mean["last"])
             says.append(f"Chosen by the mean of the other folds, the epoch scores {honest} points: that much is real.")

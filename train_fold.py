@@ -28,7 +28,7 @@ from common.config import Config, check_config, differences, training_settings
 from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import read_json, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
-from common.metrics import describe, score, show, targets_of
+from common.metrics import accuracy, describe, score, show, targets_of
 from common.predictions import Predictions, join_oof, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
@@ -283,8 +283,12 @@ def train_fold(
             share_buffers(accelerator, training.model, training.scored)
             row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
             if len(valid_rows):
-                valid = share_scores(accelerator, score(predict_valid_rows(), targets[valid_rows]))
+                logits, valid_targets = predict_valid_rows(), targets[valid_rows]
+                valid = share_scores(accelerator, score(logits, valid_targets))
                 row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
+                if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
+                    row["even_accuracy"] = accuracy(logits[::2], valid_targets[::2])
+                    row["odd_accuracy"] = accuracy(logits[1::2], valid_targets[1::2])
             row |= {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
             training.end_epoch(row)
             accelerator.log(row, step=epoch + 1)

@@ -19,6 +19,7 @@ from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_F
 from common.splits import Folds
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
+HALVES = ("even_accuracy", "odd_accuracy")  # columns of log.csv: the accuracy of every other held-out row
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
 
 
@@ -64,13 +65,11 @@ class Evaluation:
 def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
     paths = finished_folds(run_folder)
-    return Evaluation(
-        run_folder.name,
-        join_oof(run_folder, folds),
-        read_json(paths[0] / CONFIG_FILE),
-        [read_json(path / METRICS_FILE) for path in paths],
-        [read_log(path / LOG_FILE) for path in paths],
-    )
+    oof, settings = join_oof(run_folder, folds), read_json(paths[0] / CONFIG_FILE)
+    if "averaged" in settings:  # by average.py: it has no epochs of its own
+        return Evaluation(run_folder.name, oof, settings)
+    metrics, logs = [read_json(path / METRICS_FILE) for path in paths], [read_log(path / LOG_FILE) for path in paths]
+    return Evaluation(run_folder.name, oof, settings, metrics, logs)
 
 
 def read_log(path: Path) -> pd.DataFrame:
@@ -146,24 +145,29 @@ def plain(value: Any) -> str:
 def fold_scores(run: Evaluation) -> pd.DataFrame:
     """A row per fold: its errors, and what choosing an epoch does to its accuracy.
 
-    ``best`` is the fold's own best epoch: chosen on the rows it is scored on. ``others_choice`` is the accuracy at
-    the epoch that is best on the mean of the other folds: a choice that has not seen the fold (NaN for one fold alone).
+    ``best`` is the fold's own best epoch: chosen on the rows it is scored on. ``other_half`` is the accuracy of each
+    half of the fold's rows at the epoch that the other half chose; ``others_choice`` that of the whole fold at the
+    epoch that is best on the mean of the other folds (NaN for one fold alone): choices that have not seen the rows.
     """
-    accuracy = np.array([log.accuracy for log in run.logs])
+    shortest = min(map(len, run.logs))  # early stopping ends folds at different epochs
+    common = np.array([log.accuracy[:shortest] for log in run.logs])
     rows = []
-    for number, metrics in enumerate(run.metrics):
+    for number, log in enumerate(run.logs):
         own = run.oof.fold == number
         wrong, n = int((~run.right[own]).sum()), int(own.sum())
+        last, best = log.accuracy.iloc[-1], log.accuracy.max()
         row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.targets[own])]
-        row += [metrics["last"], metrics["best"], metrics["best_epoch"], metrics["best"] - metrics["last"]]
-        if len(accuracy) > 1:
-            epoch = int(np.delete(accuracy, number, axis=0).mean(axis=0).argmax())
-            row += [accuracy[number, epoch], epoch + 1]
+        row += [last, best, int(log.accuracy.argmax()) + 1, best - last]
+        halves = [log[name].to_numpy() for name in HALVES if name in log]  # absent with a single row
+        row += [np.mean([scored[chosen.argmax()] for chosen, scored in (halves, halves[::-1])]) if halves else np.nan]
+        if len(common) > 1:
+            epoch = int(np.delete(common, number, axis=0).mean(axis=0).argmax())
+            row += [common[number, epoch], epoch + 1]
         else:
             row += [np.nan, 0]
         rows.append(row)
     columns = ["fold", "n", "errors", "accuracy", "log_loss", "last", "best", "best_epoch", "best_minus_last"]
-    return pd.DataFrame(rows, columns=[*columns, "others_choice", "their_epoch"])
+    return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
 
 
 def confusion(run: Evaluation) -> np.ndarray:

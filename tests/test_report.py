@@ -160,14 +160,17 @@ def test_the_epoch_is_also_chosen_without_the_fold_that_it_is_scored_on(tmp_path
     write_run(tmp_path / "run", folds, 0)
     for k, accuracy in enumerate(([0.5, 0.9, 0.6], [0.5, 0.55, 0.6], [0.5, 0.55, 0.7])):
         path = tmp_path / "run" / f"fold{k}"
-        log = pd.read_csv(path / LOG_FILE).assign(accuracy=accuracy)
+        halves = {"even_accuracy": [0.5, 1.0, 0.6], "odd_accuracy": [0.5, 0.8, 0.9]}
+        log = pd.read_csv(path / LOG_FILE).assign(accuracy=accuracy, **halves)
+        if k == 2:  # stopped early
+            log = log.iloc[:2]
         write_file(path / LOG_FILE, log.to_csv(index=False))
-        best = {"best": max(accuracy), "last": accuracy[-1], "best_epoch": int(np.argmax(accuracy)) + 1}
-        write_json(path / METRICS_FILE, read_json(path / METRICS_FILE) | best)
     per_fold = report.fold_scores(report.read_run(tmp_path / "run", folds))
     assert per_fold.best_minus_last.tolist() == pytest.approx([0.3, 0, 0])
-    assert per_fold.their_epoch.tolist() == [3, 2, 2]
-    assert per_fold.others_choice.tolist() == [0.6, 0.55, 0.55]
+    assert per_fold.their_epoch.tolist() == [2, 2, 2]
+    assert per_fold.others_choice.tolist() == [0.9, 0.55, 0.55]
+    # Even rows choose epoch 2, where odd ones score 0.8; these choose epoch 3 (or 2), where even ones score 0.6 (or 1).
+    assert per_fold.other_half.tolist() == pytest.approx([0.7, 0.7, 0.9])
 
 
 def test_the_same_runs_give_the_same_page(reported, tiny, tmp_path):
