@@ -233,7 +233,14 @@ def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     command = [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)]
 
     def start() -> subprocess.Popen:
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )
 
     folder = runs_dir / "it_sweep"
     interrupted = start()
