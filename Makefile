@@ -29,7 +29,7 @@ run: .venv/installed
 test: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 bounds: .venv-bounds/installed
 	rm -rf work/bounds
