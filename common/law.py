@@ -198,9 +198,7 @@ class Law:
             if not self.one_width:
                 fitted = Regression(columns, groups, y, 1, seed).fitted
                 told = member.T @ np.square(_within(groups, fitted[:, None])[:, 0])
-                others = np.delete(
-                    member, told.argmax(), axis=1
-                )  # of the curvature told best; theirs are relative to it
+                others = np.delete(member, told.argmax(), axis=1)  # relative to the curvature that is told best
                 columns = np.column_stack([columns, others * fitted[:, None]])
             return Regression(columns, groups, y, draws, seed)
 
