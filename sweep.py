@@ -40,7 +40,8 @@ from common.config import Config, check_config
 from common.errors import UserError, run_script, warn
 from common.files import read_json, write_json
 from common.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
-from common.law import WORST, Estimate, Law
+from common.law import WORST, Law
+from common.regression import Estimate
 from common.splits import match_folds, read_folds
 from common.system import cpu_count
 from common.tables import read_train_table

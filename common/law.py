@@ -16,14 +16,13 @@ Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import fdtrc
 
 from common.errors import UserError
+from common.regression import Estimate, Regression, f_test, p_of_f, squares_left, within
 
 MIN_STEPS = 60  # a run of fewer optimiser steps is hardly more than its warm-up
 WORST = 2.5  # a loss above this many times its batch size's best lies outside any parabola
@@ -31,7 +30,6 @@ LAWS = {"no relation": 0.0, "square root": 0.5, "linear": 1.0}
 HALF_WIDTH = 0.24  # an interval of this half-width cannot hold two of the laws
 CLEAR = 2.0  # a smaller difference of AIC is no evidence (Burnham & Anderson 2002)
 ONE_WIDTH = 0.01  # p below which one curvature for all batch sizes is refuted
-BOUND = 10.0  # no slope and no doubling beyond this is believed, so an interval that knows nothing ends here
 DRAWS = 2000
 FITTED = "fitted"
 
@@ -53,90 +51,6 @@ def fates(cells: pd.DataFrame) -> np.ndarray:
         if len(np.unique(lr[own])) < 3:
             fate[own] = "alone with its batch size"
     return fate
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval's length."""
-        return (self.high - self.low) / 2
-
-    @property
-    def doublings(self) -> float:
-        """Half the interval's length in doublings, of a number above 0."""
-        return math.log2(self.high / self.low) / 2
-
-    def power(self, shift: float) -> "Estimate":
-        """2 ** (shift + number) of each of the three."""
-        return Estimate(*(2 ** (shift + number) for number in (self.value, self.low, self.high)))
-
-
-class Regression:
-    """Least squares of ``y`` (n) on ``columns`` (n, p) with a free level per group; quotients of coefficients.
-
-    ``groups`` (n) numbers the groups from 0. The residuals, divided by sqrt(1 - leverage) since a fit shrinks them,
-    are drawn again ``draws`` times.
-    """
-
-    def __init__(self, columns: np.ndarray, groups: np.ndarray, y: np.ndarray, draws: int, seed: int):
-        member = np.equal.outer(groups, np.arange(groups.max() + 1)).astype(float)
-        sizes = member.sum(0)
-        x = columns - member @ (member.T @ columns / sizes[:, None])
-        self.covariance = np.linalg.inv(x.T @ x)  # of the coefficients, in units of noise^2
-        self.coefficients = self.covariance @ (x.T @ y)
-        self.fitted = columns @ self.coefficients  # (n), without the levels
-        residuals = y - member @ (member.T @ y / sizes) - x @ self.coefficients
-        self.squares = float(residuals @ residuals)
-        self.freedom = len(y) - len(sizes) - columns.shape[1]
-        self.noise = math.sqrt(self.squares / max(self.freedom, 1))
-
-        leverage = 1 / sizes[groups] + np.einsum("ij,jk,ik->i", x, self.covariance, x)
-        spread = residuals / np.sqrt(np.maximum(1 - leverage, 1e-9))
-        drawn = np.random.default_rng(seed).choice(spread - spread.mean(), size=(draws, len(y)))
-        products = drawn @ x
-        self._drawn_errors = products @ self.covariance
-        squares = (drawn**2).sum(1) - (drawn @ member) ** 2 @ (1 / sizes) - (products * self._drawn_errors).sum(1)
-        self._drawn_noise = np.sqrt(np.maximum(squares, 1e-300) / max(self.freedom, 1))
-
-    def quotient(self, linear: np.ndarray, square: np.ndarray) -> Estimate:
-        """-(linear . coefficients) / (2 square . coefficients): where a parabola has its lowest point.
-
-        ``linear`` and ``square`` (p) pick the coefficients of its linear and its squared term.
-        """
-        curvature, slope = square @ self.coefficients, linear @ self.coefficients
-        if curvature <= 0:
-            return Estimate(0.0, -BOUND, BOUND)
-        value = float(np.clip(-slope / (2 * curvature), -BOUND, BOUND))
-        limit = (np.quantile(self._drawn_tests(linear + 2 * value * square), 0.95) * self.noise) ** 2
-        # The test accepts r where ((linear + 2 r square) . coefficients)^2 <= limit * variance: a quadratic in r.
-        a = 4 * (curvature**2 - limit * square @ self.covariance @ square)
-        b = 4 * (slope * curvature - limit * linear @ self.covariance @ square)
-        c = slope**2 - limit * linear @ self.covariance @ linear
-        if a <= 0:
-            return Estimate(value, -BOUND, BOUND)
-        root = math.sqrt(max(b**2 - 4 * a * c, 0.0))
-        return Estimate(value, max((-b - root) / (2 * a), -BOUND), min((-b + root) / (2 * a), BOUND))
-
-    def p_value(self, value: float, linear: np.ndarray, square: np.ndarray) -> float:
-        """Two-sided bootstrap p of "the quotient is ``value``"."""
-        seen = abs((linear + 2 * value * square) @ self.coefficients) / self.error(linear + 2 * value * square)
-        drawn = self._drawn_tests(linear + 2 * self.quotient(linear, square).value * square)
-        return (1 + int((drawn >= seen).sum())) / (1 + len(drawn))
-
-    def error(self, weights: np.ndarray) -> float:
-        """The standard error of the coefficients' sum with ``weights`` (p)."""
-        return self.noise * math.sqrt(weights @ self.covariance @ weights)
-
-    def _drawn_tests(self, weights: np.ndarray) -> np.ndarray:
-        scale = math.sqrt(weights @ self.covariance @ weights)
-        return np.abs(self._drawn_errors @ weights) / (self._drawn_noise * scale)
 
 
 def surge(u: np.ndarray | float, peak: float) -> np.ndarray:
@@ -179,7 +93,7 @@ class Law:
         # Each batch size for itself, the others lend it nothing but the curvature, if that.
         linear, square = member * x[:, None], member * (x * x)[:, None]
         shared, own = np.column_stack([linear, x * x]), np.column_stack([linear, square])
-        self.one_width = _f_test(shared, own, groups, y) >= ONE_WIDTH
+        self.one_width = f_test(shared, own, groups, y) >= ONE_WIDTH
         self._free = Regression(shared if self.one_width else own, groups, y, draws, seed)
         picks = np.eye(len(self._free.coefficients))
         squares = [picks[count]] * count if self.one_width else picks[count:]
@@ -197,7 +111,7 @@ class Law:
             columns = np.stack(columns, axis=1) * scale[:, None]
             if not self.one_width:
                 fitted = Regression(columns, groups, y, 1, seed).fitted
-                told = member.T @ np.square(_within(groups, fitted[:, None])[:, 0])
+                told = member.T @ np.square(within(groups, fitted[:, None])[:, 0])
                 others = np.delete(member, told.argmax(), axis=1)  # relative to the curvature that is told best
                 columns = np.column_stack([columns, others * fitted[:, None]])
             return Regression(columns, groups, y, draws, seed)
@@ -210,7 +124,7 @@ class Law:
         self._peak, squares = _best_peak(x, u, scale, groups, y)
         z = x - surge(u, self._peak)
         self._surge = fit(z * z, z, z * surge_slope(u, self._peak))
-        on_line = _squares(np.stack([x * x, x, u * x], axis=1) * scale[:, None], groups, y)
+        on_line = squares_left(np.stack([x * x, x, u * x], axis=1) * scale[:, None], groups, y)
         self.surge_gain = len(y) * math.log(on_line / squares)  # AIC; both have the same parameters
 
     def _picks(self, *weights: float) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +149,7 @@ class Law:
         more = self._line.freedom - self._free.freedom
         if not more:
             return 1.0
-        return _p_of_f(self._line.squares, self._free.squares, more, self._free.freedom)
+        return p_of_f(self._line.squares, self._free.squares, more, self._free.freedom)
 
     @property
     def fitting(self) -> list[str]:
@@ -374,31 +288,6 @@ class Law:
         }
 
 
-def _within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values`` (n, p) less the mean of their group."""
-    member = np.equal.outer(groups, np.arange(groups.max() + 1)) / np.sqrt(np.bincount(groups))
-    return values - member @ (member.T @ values)
-
-
-def _squares(columns: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
-    """The sum of squares that the columns (n, p) and a level per group leave of ``y``."""
-    x, y = _within(groups, columns), _within(groups, y[:, None])[:, 0]
-    return float(np.square(y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).sum())
-
-
-def _f_test(few: np.ndarray, many: np.ndarray, groups: np.ndarray, y: np.ndarray) -> float:
-    """p of "the further columns of ``many`` (n, p) are of no use"."""
-    more, freedom = many.shape[1] - few.shape[1], len(y) - groups.max() - 1 - many.shape[1]
-    return _p_of_f(_squares(few, groups, y), _squares(many, groups, y), more, freedom)
-
-
-def _p_of_f(squares: float, less: float, more: int, freedom: int) -> float:
-    """p of the F test that ``more`` further parameters, which leave ``freedom``, took squares down by chance."""
-    if freedom < 1 or not less > 0:
-        return 1.0
-    return float(fdtrc(more, freedom, max(squares - less, 0.0) / more / (less / freedom)))
-
-
 def _best_peak(
     x: np.ndarray, u: np.ndarray, scale: np.ndarray, groups: np.ndarray, y: np.ndarray
 ) -> tuple[float, float]:
@@ -410,8 +299,8 @@ def _best_peak(
     """
     peaks = np.arange(u.min() - 3, u.max() + 3, 0.05)
     z = x[:, None] - surge(u[:, None], peaks)
-    y = _within(groups, y[:, None])[:, 0]
-    z, squared = (_within(groups, scale[:, None] * each) for each in (z, z * z))
+    y = within(groups, y[:, None])[:, 0]
+    z, squared = (within(groups, scale[:, None] * each) for each in (z, z * z))
     a, b, c = (squared**2).sum(0), (squared * z).sum(0), (z**2).sum(0)
     p, q = y @ squared, y @ z
     curvature, linear = (c * p - b * q) / (a * c - b * b), (a * q - b * p) / (a * c - b * b)

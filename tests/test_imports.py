@@ -10,8 +10,8 @@ from conftest import ROOT
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
-WITHOUT_TORCH += ["predictions", "runs", "schedules", "search", "splits", "submission", "system", "tables"]
-WITHOUT_TORCH += ["blending", "comparison", "nesting", "tta"]
+WITHOUT_TORCH += ["predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
+WITHOUT_TORCH += ["blending", "comparison", "nesting", "tables", "tta"]
 WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "reliability", "significance"]
 
 

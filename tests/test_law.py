@@ -10,8 +10,9 @@ from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced
 from common.calibration import cross_fitted_temperature_nll, temperature
 from common.errors import UserError
 from common.grid import Grid
-from common.law import BOUND, LAWS, Law, fates
+from common.law import LAWS, Law, fates
 from common.metrics import nll
+from common.regression import BOUND
 
 
 def whole_grid(truth: Truth, seed: int = 0) -> pd.DataFrame:
