@@ -2,7 +2,6 @@
 
     python ensemble.py                                              # every finished run below runs/
     python ensemble.py --runs tf_efficientnet_b0 convnext_atto --weights 0.7 0.3
-    python ensemble.py --noise 10                                   # control: members that know nothing gain nothing
 
 Writes runs/ensemble/: weights.json, oof.npz and, where every run has its test.npz, test.npz and submission.csv.
 """
@@ -56,7 +55,7 @@ class Options:
     run: str = "ensemble"  # name of the blend: its folder below runs_dir
     method: str = "auto"  # whose blend is written (auto: the mean, unless another beats it in the nested comparison)
     weights: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
-    noise: int = 0  # control: add this many members with shuffled rows and say what they change (0: none)
+    noise: int = 10  # control: blend with so many more members, which know nothing, and say what they change (0: don't)
     sample: str = ""  # the competition's sample submission (csv)
 
 

@@ -27,7 +27,6 @@ from common.evaluation import (
     changed_settings,
     class_scores,
     confident_errors,
-    confusion,
     confusions,
     flips,
     fold_scores,
@@ -40,7 +39,7 @@ from common.evaluation import (
 from common.figures import drawn, error_curves, intervals, loss_curves, rate_curve, reliability_curves, sweep_panels
 from common.files import read_json, write_file
 from common.law import Law
-from common.metrics import describe
+from common.metrics import check_metric, confusion, describe
 from common.page import (
     Html,
     Section,
@@ -75,6 +74,7 @@ class Options:
     data: str = "digits"  # train table whose images are shown
     folds: str = "folds.csv"  # the folds file that the runs were trained with
     runs_dir: str = "runs"  # folder that holds every run
+    metric: str = "accuracy"  # what the table of runs is sorted by
     out: str = "report.html"  # the page
     csv: bool = False  # write the page's tables as csv too
 
@@ -89,10 +89,11 @@ class Evidence:
     blends: list[Evaluation]
     sweeps: list[Path]
     runs_dir: Path
+    metric: str
 
     @cached_property
     def entrants(self) -> list[Evaluation]:
-        """Runs and blends, the best first."""
+        """Runs and blends, that with the fewest errors first."""
         by_name = {each.name: each for each in self.runs + self.blends}
         return [by_name[name] for name in scores(list(by_name.values())).run]
 
@@ -159,7 +160,8 @@ def gather(options: Options) -> Evidence:
         UserError: a name without a finished run, blend or sweep; runs of other folds; data that is not the folds'.
     """
     folds, runs_dir = read_folds(Path(options.folds)), Path(options.runs_dir)
-    found = Evidence(folds, read_train_table(options.data), [], [], [], runs_dir)
+    check_metric(options.metric, folds.classes)
+    found = Evidence(folds, read_train_table(options.data), [], [], [], runs_dir, options.metric)
     match_folds(folds, found.images)
     for name in dict.fromkeys(options.runs or sorted(path.name for path in runs_dir.glob("[!.]*/"))):
         folder = runs_dir / name
@@ -198,11 +200,10 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
     entrants = evidence.entrants
     if not entrants:
         return []
-    ranking = scores(entrants)
-    best = ranking.iloc[0]
-    says = [
-        f"{'Best is ' if len(entrants) > 1 else ''}{best.run}: {describe(dict(best) | {'n': len(evidence.units)})}."
-    ]
+    ranking = scores(entrants, evidence.metric)
+    best = dict(ranking.iloc[0])
+    best |= {"n": len(evidence.units), "nll": best["log_loss"]}
+    says = [f"{'Best is ' if len(entrants) > 1 else ''}{best['run']}: {describe(best, evidence.metric)}."]
     if len(entrants) == 1:
         return [Section("Score", table(ranking), says, {"runs": ranking})]
     pairs, differing = pairs_table(evidence), settings_between(evidence.runs)
@@ -215,7 +216,7 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
     by_how_much = behind[["fewer_errors", "from", "to"]].to_numpy()
     accuracies = 100 * ranking[["accuracy", "low", "high"]].to_numpy()
     size = (4.6, 0.3 * len(entrants) + 0.5)
-    more = f"More errors than {best.run}" + (" (band: what a seed alone does)" if evidence.floor else "")
+    more = f"More errors than {entrants[0].name}" + (" (band: what a seed alone does)" if evidence.floor else "")
     body = [
         table(ranking),
         figures(
@@ -375,7 +376,7 @@ def confusions_shown(run: Evaluation, mistaken: pd.DataFrame) -> list[Html]:
     if len(run.oof.classes) > WIDEST_MATRIX:
         return [table(mistaken.head(PICTURES))]
     about_it = note("Rows are labels, columns predictions; the darker, the more often mistaken.")
-    return [about_it, matrix(confusion(run), run.oof.classes)]
+    return [about_it, matrix(confusion(run.oof.logits, run.targets), run.oof.classes)]
 
 
 def most_missed(classes: pd.DataFrame) -> pd.DataFrame:

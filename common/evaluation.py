@@ -12,7 +12,7 @@ from common.calibration import PARTS, cross_fitted, temperature
 from common.config import Config, training_settings
 from common.errors import UserError
 from common.files import read_json
-from common.metrics import interval, nll, softmax
+from common.metrics import METRICS, confusion, goodness, interval, nll, softmax
 from common.predictions import Predictions, join_oof, read_predictions, rows_in_order
 from common.reliability import calibration_error
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
@@ -102,17 +102,22 @@ def seed_twins(runs: list[Evaluation]) -> list[list[Evaluation]]:
 # ---- tables
 
 
-def scores(runs: list[Evaluation]) -> pd.DataFrame:
-    """A row per run, the best first."""
+def scores(runs: list[Evaluation], metric: str = "accuracy") -> pd.DataFrame:
+    """A row per run, the best by ``metric`` first; a metric that is no column already gets one."""
+    column = {"nll": "log_loss"}.get(metric, metric)
     rows = []
     for run in runs:
         n = len(run.targets)
         low, high = interval(run.errors, n)
-        raw, calibrated = nll(run.oof.logits, run.targets), nll(run.calibrated, run.targets)
-        minutes = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
-        rows.append((run.name, run.errors, 1 - run.errors / n, low, high, raw, calibrated, minutes))
-    columns = ["run", "errors", "accuracy", "low", "high", "log_loss", "calibrated_log_loss", "minutes"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["errors", "calibrated_log_loss"], ignore_index=True)
+        row = {"run": run.name, "errors": run.errors, "accuracy": 1 - run.errors / n, "low": low, "high": high}
+        if column not in (*row, "log_loss"):
+            row[column] = METRICS[metric](run.oof.logits, run.targets)
+        row |= {"log_loss": nll(run.oof.logits, run.targets), "calibrated_log_loss": nll(run.calibrated, run.targets)}
+        row["minutes"] = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    best_first = np.lexsort((table.calibrated_log_loss, -goodness(metric, table[column])))
+    return table.iloc[best_first].reset_index(drop=True)
 
 
 def changed_settings(run: Evaluation) -> pd.DataFrame:
@@ -170,16 +175,9 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
 
 
-def confusion(run: Evaluation) -> np.ndarray:
-    """Counts of (label, prediction), int (classes, classes)."""
-    width = len(run.oof.classes)
-    cells = run.targets * width + run.oof.logits.argmax(axis=1)
-    return np.bincount(cells, minlength=width * width).reshape(width, width)
-
-
 def class_scores(run: Evaluation) -> pd.DataFrame:
     """A row per class: n, missed (its rows predicted as others), false alarms (others' rows predicted as it)."""
-    counts = confusion(run)
+    counts = confusion(run.oof.logits, run.targets)
     hits, of_label, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     with np.errstate(invalid="ignore"):  # a class that is never predicted has no precision
         precision, recall = hits / predicted, hits / of_label
@@ -197,7 +195,7 @@ def class_scores(run: Evaluation) -> pd.DataFrame:
 
 def confusions(run: Evaluation) -> pd.DataFrame:
     """Which label is taken for which class, the most frequent first."""
-    counts = confusion(run)
+    counts = confusion(run.oof.logits, run.targets)
     np.fill_diagonal(counts, 0)
     order = [at for at in np.argsort(-counts, axis=None, kind="stable") if counts.flat[at]]
     labels, predicted = np.unravel_index(np.array(order, dtype=int), counts.shape)

@@ -238,6 +238,10 @@ HEADINGS = {  # of the columns; a setting's or a run's own name stays as it is
 }
 FORMATS: dict[str, Callable[[Any], str]] = {
     "accuracy": percent,
+    "balanced_accuracy": percent,
+    "macro_f1": percent,
+    "top5": percent,
+    "quadratic_kappa": "{:.5f}".format,
     "low": percent,
     "high": percent,
     "recall": percent,

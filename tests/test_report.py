@@ -117,6 +117,20 @@ def test_its_scores_are_those_of_the_runs(reported, tiny):
         assert any(row[:2] == [run, str(wrong)] for row in page.rows)
 
 
+def test_the_runs_are_sorted_by_the_metric_asked_for(reported, tiny, tmp_path):
+    """--metric nll puts a confident run with more errors behind, and the first sentence says its log loss."""
+    shutil.copytree(reported / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs" / "one").glob("fold*"):
+        oof = read_predictions(path / OOF_FILE)
+        write_predictions(path / OOF_FILE, dataclasses.replace(oof, logits=1000 * oof.logits))  # the same errors, surer
+    page = make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "nll")
+    rows = pd.read_csv(tmp_path / "report_tables" / "runs.csv")
+    assert rows.log_loss.is_monotonic_increasing and rows.run.iloc[-1] == "one"
+    assert not rows.errors.is_monotonic_increasing and f"nll {rows.log_loss[0]:.4f}" in page
+    make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "macro_f1")
+    assert pd.read_csv(tmp_path / "report_tables" / "runs.csv").macro_f1.is_monotonic_decreasing
+
+
 def test_every_table_of_the_page_is_also_a_csv(reported):
     """--csv writes tables that hold what the page shows: per class, the false alarms and the misses add up alike."""
     tables = {path.stem: pd.read_csv(path) for path in (reported / "report_tables").glob("*.csv")}
@@ -205,6 +219,7 @@ def test_a_sweep_says_its_law(synthetic, tiny, capsys):  # noqa: F811
         (["--data", "digits"], "digits: differs from the folds file"),
         (["--out", "report.pdf"], "report.pdf is no html file"),
         (["--folds", "missing.csv"], "missing.csv: does not exist"),
+        (["--metric", "accurracy"], "there is no metric accurracy"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(arguments, what, reported, tiny, tmp_path):
