@@ -14,7 +14,8 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import sha256, write_file
-from common.tables import Table, read_cells, row_of, text_array
+from common.tables import Table
+from common.text import read_cells, row_of, text_array
 
 Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
 ALWAYS_TRAINING = -1

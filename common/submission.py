@@ -15,7 +15,7 @@ from common.files import write_file
 from common.metrics import softmax
 from common.predictions import Predictions, check_predictions, rows_in_order
 from common.splits import rows_named
-from common.tables import read_cells, row_of
+from common.text import read_cells, row_of
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from common.runs import (
     model_sha256,
 )
 from common.splits import Folds, write_folds
-from common.tables import text_array
+from common.text import text_array
 from ensemble import main
 
 CLASSES = ["a", "b", "c"]

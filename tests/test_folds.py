@@ -9,7 +9,8 @@ import pytest
 
 from common.errors import UserError
 from common.splits import Folds, leaks, make_folds, match_folds, read_folds, write_folds
-from common.tables import Table, read_train_table, text_array
+from common.tables import Table, read_train_table
+from common.text import text_array
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -16,7 +16,7 @@ from common.files import write_json
 from common.predictions import Predictions, join_oof, read_predictions, rows_in_order, write_predictions
 from common.runs import METRICS_FILE, OOF_FILE, finished_runs, fold_folder
 from common.splits import Folds
-from common.tables import text_array
+from common.text import text_array
 
 IDS = text_array(["001", "1e5", "猫", "NA", "x y", "7"])
 FOLDS = Folds(

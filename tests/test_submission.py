@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.metrics import softmax
 from common.predictions import Predictions
 from common.submission import Form, check_submission, read_form, share_differences, write_submission
-from common.tables import text_array
+from common.text import text_array
 
 REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
 TEST = Predictions(

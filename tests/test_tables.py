@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.tables import read_cells, read_test_table, read_train_table
+from common.tables import read_test_table, read_train_table
+from common.text import read_cells
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "label,pixel0,pixel1,pixel2,pixel3"
