@@ -10,13 +10,13 @@ from common.metrics import nll
 PARTS = 5  # a temperature is fitted on four fifths of the rows and scored on the fifth
 
 
-def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+def temperature(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> float:
     """The number from 1/8 to 8 that minimises the log loss of ``logits`` divided by it.
 
     Late in training a net's errors fall while its log loss rises, only because it grows too sure of itself; label
     smoothing does the opposite, and so does averaging. One number takes all of it out and leaves every answer as it
     is (Guo 2017, arXiv 1706.04599). Fit it on what is used: after averaging, not on each net before (Rahaman and
-    Thiery 2021, arXiv 2007.08792).
+    Thiery 2021, arXiv 2007.08792). The last column stands for ``others`` classes.
     """
     by_class = np.ascontiguousarray(np.asarray(logits, dtype=np.float64).T)  # numpy sums long rows much faster
     above = by_class - by_class[targets, np.arange(len(targets))]  # of each class over the right one
@@ -25,26 +25,28 @@ def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     def loss(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
-        return float((np.log(np.exp(below * scale).sum(axis=0)) + highest * scale).mean())
+        powers = np.exp(below * scale)
+        return float((np.log(powers.sum(axis=0) + (others - 1) * powers[-1]) + highest * scale).mean())
 
     found = minimize_scalar(loss, bounds=(-math.log(8), math.log(8)), method="bounded")
     return math.exp(found.x)
 
 
-def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> np.ndarray:
+def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray, others: int = 1) -> np.ndarray:
     """``logits`` (n, classes), each row divided by a temperature fitted without its part; ``part`` (n) numbers two or
-    more parts."""
+    more parts, the last column stands for ``others`` classes."""
     tempered = np.empty(np.shape(logits))
     for number in np.unique(part):
         rows = part == number
-        tempered[rows] = logits[rows] / temperature(logits[~rows], targets[~rows])
+        tempered[rows] = logits[rows] / temperature(logits[~rows], targets[~rows], others)
     return tempered
 
 
-def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray, seed: int = 0) -> float:
+def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray, seed: int = 0, others: int = 1) -> float:
     """Mean log loss (nats per row), each row after a temperature that was fitted without it.
 
-    ``logits`` is (n, classes), ``targets`` (n) numbers the classes; ``seed`` deals the rows into five parts.
+    ``logits`` is (n, classes), ``targets`` (n) numbers the classes; ``seed`` deals the rows into five parts;
+    the last column stands for ``others`` classes.
     """
     part = np.random.default_rng(seed).permutation(len(targets)) % PARTS
-    return nll(cross_fitted(logits, targets, part), targets)
+    return nll(cross_fitted(logits, targets, part, others), targets, others)

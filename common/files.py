@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import ENVIRONMENT, UserError
 from common.system import sync_folder
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content`` in one step.
+def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
+    """Replace ``path`` by ``content``, or by what ``content`` writes into the open file, in one step.
 
     The temporary file lies beside the target (a rename across devices is a copy), both are synced
     to disk, and the mode is what the umask says.
@@ -27,7 +28,10 @@ def write_file(path: Path, content: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-                file.write(content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

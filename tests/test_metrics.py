@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.metrics import (
     LOWER_IS_BETTER,
     METRICS,
+    answers_of,
     check_metric,
     describe,
     errors,
@@ -54,9 +55,9 @@ GRADES = RANDOM.choice([0, 1, 3, 4, 5], 300)  # class 2 is predicted, and never 
 )
 def test_metrics_equal_scikit_learns(name, theirs):
     """With a class that never occurs, and one that is never predicted."""
-    assert METRICS[name](SIX, GRADES) == pytest.approx(theirs(SIX), rel=1e-12)
+    assert METRICS[name](answers_of(SIX, GRADES)) == pytest.approx(theirs(SIX), rel=1e-12)
     never_five = np.where(np.arange(6) == 5, -9.0, SIX)
-    assert METRICS[name](never_five, GRADES) == pytest.approx(theirs(never_five), rel=1e-12)
+    assert METRICS[name](answers_of(never_five, GRADES)) == pytest.approx(theirs(never_five), rel=1e-12)
 
 
 def recall_of_those_that_occur(predicted: np.ndarray) -> float:
@@ -67,9 +68,9 @@ def recall_of_those_that_occur(predicted: np.ndarray) -> float:
 def test_a_right_answer_is_better_than_a_wrong_one(name):
     """Whatever the metric's direction: what is better is larger once its sign is turned."""
     sure = 9.0 * np.eye(6)[GRADES]
-    right, wrong = (goodness(name, METRICS[name](logits, GRADES)) for logits in (sure, -sure))
+    right, wrong = (goodness(name, METRICS[name](answers_of(logits, GRADES))) for logits in (sure, -sure))
     assert right > wrong and set(LOWER_IS_BETTER) < set(METRICS)
-    assert METRICS[name](sure, GRADES) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
+    assert METRICS[name](answers_of(sure, GRADES)) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
 
 
 def test_a_metric_that_says_nothing_is_refused():
@@ -88,7 +89,8 @@ def test_metrics_do_not_depend_on_row_order_or_logit_offset(name):
     """Shuffled rows and a constant added to a row's logits change no score."""
     order = RANDOM.permutation(200)
     moved = LOGITS[order] + RANDOM.normal(size=(200, 1))
-    assert METRICS[name](moved, TARGETS[order]) == pytest.approx(METRICS[name](LOGITS, TARGETS), rel=1e-6)
+    before, after = METRICS[name](answers_of(LOGITS, TARGETS)), METRICS[name](answers_of(moved, TARGETS[order]))
+    assert after == pytest.approx(before, rel=1e-6)
 
 
 def test_mean_of_probabilities_not_of_logits():
