@@ -19,8 +19,8 @@ import numpy as np
 from common.cli import parse
 from common.errors import UserError, run_script
 from common.files import write_json
-from common.metrics import describe, score, targets_of
-from common.predictions import Predictions, join_oof, write_predictions
+from common.metrics import describe, score
+from common.predictions import Predictions, check_store, join_oof, write_predictions
 from common.runs import CONFIG_FILE, METRICS_FILE, MODEL_FILE, OOF_FILE, finished_folds, fold_folder
 from common.splits import Folds, match_folds, read_folds
 from common.system import cpu_count, keep_freed_memory, locked
@@ -42,12 +42,14 @@ class Options:
     runs_dir: str = "runs"  # folder that holds every run
     data: str = "digits"  # the train table that they were trained on
     folds: str = "folds.csv"  # and its folds
+    store: str = "float32"  # form of oof.npz: float32, float16, top64 (64 likeliest classes of a row)
     threads: int = 0  # CPU threads (0: all cores)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
     runs_dir = Path(options.runs_dir)
+    check_store(options.store)
     if len(options.runs) < 2:
         raise UserError("--runs", f"{len(options.runs)} runs have no average", "name two or more")
     if (runs_dir / options.run).exists():
@@ -70,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for tensors, facts in averages:
         folder = fold_folder(runs_dir / options.run, facts["fold"])
         with locked(folder):
-            metrics = save_average(folder, accelerator, images, tensors, facts, folds)
+            metrics = save_average(folder, accelerator, images, tensors, facts, folds, options.store)
         print(f"fold {facts['fold']}: {describe(metrics)}")
     for run in (*options.runs, options.run):
         oof = join_oof(runs_dir / run, folds)
-        print(f"local CV of {run}: {describe(score(oof.logits, targets_of(oof.labels, oof.classes)))}")
+        print(f"local CV of {run}: {describe(oof.score())}")
 
 
 def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict, dict[str, Any]]:
@@ -110,7 +112,7 @@ def shared_of(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_average(
-    folder: Path, accelerator, images, tensors: dict, facts: dict[str, Any], folds: Folds
+    folder: Path, accelerator, images, tensors: dict, facts: dict[str, Any], folds: Folds, store: str
 ) -> dict[str, Any]:
     """Measure BatchNorm, predict the held-out rows, and write the fold's files; returns its metrics."""
     import torch
@@ -139,7 +141,7 @@ def save_average(
     described = settings | {"folds_fingerprint": folds.fingerprint, "averaged": facts["averaged"]}
     write_json(folder / CONFIG_FILE, described)
     save_tensors(folder / MODEL_FILE, model.state_dict(), facts)
-    write_predictions(folder / OOF_FILE, oof)
+    write_predictions(folder / OOF_FILE, oof, store)
     write_json(folder / METRICS_FILE, metrics)
     return metrics
 

@@ -7,7 +7,7 @@ Writes runs/ensemble/: weights.json, oof.npz and, where every run has its test.n
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from common.cli import parse
 from common.comparison import compare, noise_control, noise_text, table_text, weights_text, worth, worth_text
 from common.errors import UserError, run_script, warn
 from common.files import read_json, write_json
-from common.metrics import describe, losses, score
+from common.metrics import describe, losses, names_in_short, score
 from common.nesting import Choice, choose_nested, smallest_set, try_method
 from common.predictions import (
     Predictions,
     check_test_source,
     join_oof_like_test,
+    kept_classes,
     read_predictions,
     rows_in_order,
+    short_form,
+    side_by_side,
     write_predictions,
 )
 from common.runs import (
@@ -67,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_weights(cfg, runs)
     members = Members(groups_of(cfg, runs), np.array(cfg.weights))
     names = usable_methods(cfg, members, folds)
-    tests = read_tests(cfg, runs, folds)
-    oofs = [join_oof_like_test(Path(cfg.runs_dir) / run, folds, test) for run, test in tests.items()]
-    tests = tests_in_one_order(cfg, tests)
-    logits = np.stack([oof.logits for oof in oofs])
-    targets, fold = oofs[0].targets, oofs[0].fold
+    tests, oofs = read_runs(cfg, runs, folds)
+    columns, oof = side_by_side(oofs)
+    logits = np.stack(columns)
+    targets, fold, others = oof.places, oof.fold, oof.others
+    if oof.is_short:
+        members, kept = replace(members, others=others), oof.columns.shape[1]
+        names = usable_methods(cfg, members, folds)
+        print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
 
     # Compare: each method fitted on all rows, and on some folds to be scored on another
     blends = {name: BLENDS[name](logits, targets, members) for name in names}
@@ -83,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         tried, choice = {}, Choice("mean", [], in_sample["mean"], in_sample["mean"])
     chosen = choice.name if cfg.method == "auto" else cfg.method
-    table = compare(runs, logits, in_sample, tried, choice, targets, fold)
+    table = compare(runs, logits, in_sample, tried, choice, targets, fold, others)
     print(f"{table_text(table, len(targets))}\n\n{weights_text(runs, blends)}\n")
 
     # What each run is worth to the chosen blend
@@ -91,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if tried:
         reported = choice if cfg.method == "auto" else tried[chosen]
         facts["runs"] = worth(chosen, runs, inference_seconds(cfg, runs), logits, targets, members, fold)
-        smallest = [runs[member] for member in smallest_set(logits, targets, fold, losses(reported.tempered, targets))]
+        blend_losses = losses(reported.tempered, targets, others)
+        smallest = [runs[member] for member in smallest_set(logits, targets, fold, blend_losses, others)]
         facts["smallest_set"] = smallest
         print(worth_text(facts["runs"], chosen))
         if smallest:
@@ -105,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(noise_text(facts["noise"]))
         oof_logits, scale = reported.tempered, tried[chosen].temperature
         how = f"chosen in the folds: {choice.summary}; " if cfg.method == "auto" else ""
-        print(f"\n{cfg.method} ({how}written: {chosen}), nested: {describe(score(reported.logits, targets))}")
+        print(f"\n{cfg.method} ({how}written: {chosen}), nested: {describe(score(reported.logits, targets, others))}")
     else:
-        scale = temperature(in_sample[chosen], targets)
+        scale = temperature(in_sample[chosen], targets, others)
         oof_logits = in_sample[chosen] / scale
 
     # Write the blend
@@ -116,12 +123,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         # An earlier blend's files would otherwise lie beside weights they were not made with.
         for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE):
             (folder / name).unlink(missing_ok=True)
-        oof = Predictions(oofs[0].ids, oof_logits, folds.classes, oofs[0].labels, fold)
+        oof = replace(oof, logits=oof_logits, source={})
         write_predictions(folder / OOF_FILE, oof)
         if tests:
-            blended = blends[chosen](np.stack([test.logits for test in tests])) / scale
-            names = {"id_name": tests[0].id_name, "label_name": tests[0].label_name}
-            test = Predictions(tests[0].ids, blended, folds.classes, tests[0].labels, **names)
+            columns, test = side_by_side(tests)
+            test = replace(test, logits=blends[chosen](np.stack(columns)) / scale, source={})
             write_predictions(folder / TEST_FILE, test)
             write_submission(folder / SUBMISSION_FILE, test, cfg.sample, oof.predicted)
         summary = {
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"temperature {scale:.3f}, fitted on OOF rows that one net predicts; a test row is the mean of a run's nets,")
     print("which is less sure of itself, so its probabilities come out a little too cautious; no label changes")
     if tests and len(test.labels):
-        print(f"test accuracy of {chosen}: {describe(score(test.logits, test.targets))}")
+        print(f"test accuracy of {chosen}: {describe(test.score())}")
     written = [OOF_FILE, WEIGHTS_FILE] + [TEST_FILE, SUBMISSION_FILE] * bool(tests)
     print(f"wrote {', '.join(str(folder / name) for name in written)}")
 
@@ -194,8 +200,29 @@ def usable_methods(cfg: Options, members: Members, folds: Folds) -> list[str]:
     return [name for name in BLENDS if name not in reasons]
 
 
-def read_tests(cfg: Options, runs: Sequence[str], folds: Folds) -> dict[str, Predictions | None]:
-    """Each run's test predictions, None where it has none; raises UserError where they are not of its models."""
+def read_runs(cfg: Options, runs: Sequence[str], folds: Folds) -> tuple[list[Predictions], list[Predictions]]:
+    """Test predictions in one row order (none where a run has none) and OOF predictions of each run, checked.
+
+    All are brought to one short form where one of them is in it, or where together they would not fit into memory.
+    """
+    rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
+    kept = kept_classes(rows, classes, len(runs))
+    tests = read_tests(cfg, runs, folds, kept)
+    oofs = [join_oof_like_test(Path(cfg.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
+    tests = tests_in_one_order(cfg, tests)
+    forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
+    if forms and cfg.noise:
+        remedy = "leave it out, or blend runs whose predictions hold every class"
+        raise UserError("--noise", "shuffles whole rows, of which only the likeliest classes are at hand", remedy)
+    tests, oofs = ([short_form(each, min(forms, default=classes)) for each in found] for found in (tests, oofs))
+    return tests, oofs
+
+
+def read_tests(cfg: Options, runs: Sequence[str], folds: Folds, kept: int) -> dict[str, Predictions | None]:
+    """Each run's test predictions, None where it has none; raises UserError where they are not of its models.
+
+    With ``kept`` they are in the short form of so many classes.
+    """
     tests: dict[str, Predictions | None] = {}
     for run in runs:
         path = Path(cfg.runs_dir) / run / TEST_FILE
@@ -204,8 +231,11 @@ def read_tests(cfg: Options, runs: Sequence[str], folds: Folds) -> dict[str, Pre
             continue
         check_test_source(path.parent, path, tests[run])
         if tests[run].classes != folds.classes:
-            what = f"has the classes {', '.join(tests[run].classes)}, the folds {', '.join(folds.classes)}"
-            raise UserError(str(path), what, "run infer.py again for this run")
+            theirs, ours = names_in_short(tests[run].classes), names_in_short(folds.classes)
+            remedy = "run infer.py again for this run"
+            raise UserError(str(path), f"has the classes {theirs}, the folds {ours}", remedy)
+        if kept:
+            tests[run] = short_form(tests[run], kept)
     return tests
 
 

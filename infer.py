@@ -10,7 +10,7 @@ same views, oof_tta.npz, so that a blend learns from what it will be applied to.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,8 @@ from common.cli import parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
 from common.files import write_json
-from common.metrics import describe, log_mean_probability, score, targets_of
-from common.predictions import Predictions, read_predictions, write_predictions
+from common.metrics import blocks, describe, log_mean_probability, targets_of
+from common.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs import (
     INFERENCE_FILE,
     MODEL_FILE,
@@ -42,6 +42,7 @@ from common.tables import Table, read_test_table, read_train_table
 from common.tta import TTA, View, choose_views, gain_text, score_views, view_table
 
 Models = list[tuple[dict, dict[str, Any]]]  # weights and facts of each
+AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Options:
     tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
     views: tuple[str, ...] = ("digits",)  # presets whose views --tta auto and --score-tta try; flips are not for digits
     score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
+    store: str = "float32"  # form of test.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
     data: str = "digits"  # train table, for --tta and --score-tta
     folds: str = "folds.csv"  # folds file, for --tta and --score-tta
     threads: int = 0  # CPU threads (0: all cores)
@@ -90,13 +92,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / run))
             views, scores, oof = score_out_of_fold(run, fold_models, train, folds, options)
             if not options.score_tta:  # before test.npz: a blend refuses the two where their views differ
-                write_predictions(out_folder / TTA_OOF_FILE, oof)
+                write_predictions(out_folder / TTA_OOF_FILE, oof, options.store)
         if not options.score_tta:
             predict_test(runs_dir / run, out_folder, models, test, views, scores, options)
 
 
 def check_options(options: Options) -> None:
     """Raise UserError where a preset does not exist or options do not go together."""
+    check_store(options.store)
     if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
         what = "predicts the training rows that each fold model has not seen"
         raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
@@ -139,10 +142,9 @@ def read_models(fold_folders: Sequence[Path]) -> Models:
 # ---- predicting
 
 
-def predict_with_each(
-    models: Models, table: Table, rows_of_model: Sequence[np.ndarray], views: Sequence[View]
-) -> list[np.ndarray]:
-    """Logits of each model for its rows of the table: arrays (views, rows, classes), float32."""
+def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A function that predicts rows of the table: (number of a model, row numbers) -> logits float32 (views, rows,
+    classes)."""
     import torch
     from accelerate import Accelerator
 
@@ -166,13 +168,30 @@ def predict_with_each(
         if side != settings["img_size"] and not works_at(model, len(facts["classes"]), settings["channels"], side):
             what = f"{settings['model']}, built for {settings['img_size']} px, cannot work at {side} px"
             raise UserError("--tta", what, "leave out the views of other sizes")
-    outputs = []
-    for (tensors, facts), rows in zip(models, rows_of_model, strict=True):
+
+    def predict_rows(number: int, rows: np.ndarray) -> np.ndarray:
+        tensors, facts = models[number]
         model.load_state_dict(tensors)
         normalise = Normalise(**facts["normalise"])
         rows = torch.from_numpy(rows).to(accelerator.device)
-        outputs.append(predict(accelerator, model, images, rows, normalise, views, precision, at_once))
-    return outputs
+        return predict(accelerator, model, images, rows, normalise, views, precision, at_once)
+
+    return predict_rows
+
+
+def average_of_all(models: Models, table: Table, views: Sequence[View]) -> np.ndarray:
+    """The log of the mean probability of models and views, float32 (rows, classes).
+
+    Some rows at a time by all models, so that what one model says of all rows is never kept.
+    """
+    predict_rows, rows, classes = predictor(models, table, views), len(table.ids), len(models[0][1]["classes"])
+    weights = [view.weight for view in views] * len(models)
+    averaged = np.empty((rows, classes), dtype=np.float32)
+    for some in blocks(rows, classes * len(weights), AT_ONCE):
+        numbers = np.arange(rows)[some]
+        outputs = np.concatenate([predict_rows(number, numbers) for number in range(len(models))])
+        averaged[some] = log_mean_probability(outputs, weights)
+    return averaged
 
 
 def predict_test(
@@ -191,11 +210,9 @@ def predict_test(
     if unknown := sorted(set(labels) - set(classes)):
         warn(f"{table.source}: its label column is not scored, {unknown[0]} is no class of the models")
         labels = labels[:0]
-    everything = np.arange(len(table.ids))
-    outputs = predict_with_each(models, table, [everything] * len(models), views)
     test = Predictions(
         ids=table.ids,
-        logits=log_mean_probability(np.concatenate(outputs), [view.weight for view in views] * len(models)),
+        logits=average_of_all(models, table, views),
         classes=classes,
         labels=labels,
         id_name=table.id_name,
@@ -203,7 +220,7 @@ def predict_test(
         source=source_of(models, views, options),
     )
     seconds = time.perf_counter() - started
-    write_predictions(out_folder / TEST_FILE, test)
+    write_predictions(out_folder / TEST_FILE, test, options.store)
     write_submission(out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted(run_folder, len(models)))
     facts = {"rows": len(table.ids), "models": len(models), "tta": options.tta, "views": scores}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / len(table.ids)}
@@ -213,7 +230,7 @@ def predict_test(
         f"{seconds:.1f} s, {len(table.ids) / seconds:,.0f} rows/s"
     )
     if len(test.labels):
-        print(f"test {describe(score(test.logits, test.targets))}")
+        print(f"test {describe(test.score())}")
     print(f"submission: {out_folder / SUBMISSION_FILE}")
 
 
@@ -254,7 +271,11 @@ def score_out_of_fold(
     views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
     rows_of_model = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_model)
-    logits = np.concatenate(predict_with_each(models, table, rows_of_model, views), axis=1)
+    if len(rows) * len(folds.classes) * len(views) > AT_ONCE:
+        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes"
+        raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
+    predict_rows = predictor(models, table, views)
+    logits = np.concatenate([predict_rows(*each) for each in enumerate(rows_of_model)], axis=1)
     targets = targets_of(folds.labels[rows], folds.classes)
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
     part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS

@@ -8,7 +8,7 @@ deserve a second look; with --csv also every other table of the page, into repor
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -27,6 +27,7 @@ from common.evaluation import (
     changed_settings,
     class_scores,
     confident_errors,
+    confusion,
     confusions,
     flips,
     fold_scores,
@@ -39,7 +40,7 @@ from common.evaluation import (
 from common.figures import drawn, error_curves, intervals, loss_curves, rate_curve, reliability_curves, sweep_panels
 from common.files import read_json, write_file
 from common.law import Law
-from common.metrics import check_metric, confusion, describe
+from common.metrics import check_metric, describe
 from common.page import (
     Html,
     Section,
@@ -56,6 +57,7 @@ from common.page import (
     table,
     text_table,
 )
+from common.predictions import side_by_side
 from common.runs import WEIGHTS_FILE
 from common.significance import LEVEL, Comparison, compare, holm, noise_floor, verdict
 from common.splits import Folds, match_folds, read_folds
@@ -376,7 +378,7 @@ def confusions_shown(run: Evaluation, mistaken: pd.DataFrame) -> list[Html]:
     if len(run.oof.classes) > WIDEST_MATRIX:
         return [table(mistaken.head(PICTURES))]
     about_it = note("Rows are labels, columns predictions; the darker, the more often mistaken.")
-    return [about_it, matrix(confusion(run.oof.logits, run.targets), run.oof.classes)]
+    return [about_it, matrix(confusion(run), run.oof.classes)]
 
 
 def most_missed(classes: pd.DataFrame) -> pd.DataFrame:
@@ -391,7 +393,8 @@ def label_sections(evidence: Evidence) -> list[Section]:
     if not evidence.runs:
         return []
     count, first = len(evidence.runs), evidence.runs[0].oof
-    audit = label_audit(first.ids, [run.calibrated for run in evidence.runs], first.targets, first.classes)
+    logits, shared = side_by_side([replace(run.oof, logits=run.calibrated) for run in evidence.runs])
+    audit = label_audit(shared, logits)
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
     measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"

@@ -29,7 +29,7 @@ from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import read_json, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import accuracy, describe, score, show, targets_of
-from common.predictions import Predictions, join_oof, write_predictions
+from common.predictions import Predictions, check_store, join_oof, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -55,6 +55,7 @@ class Train(Config):
 
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that follow the epochs: tensorboard, wandb, mlflow ...
+    store: str = "float32"  # form of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = parse(Train, arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     check_config(cfg, processes)
+    check_store(cfg.store)
     table = read_train_table(cfg.data)
     folds = match_folds(read_folds(Path(cfg.folds)), table)
     wanted = wanted_folds(cfg.fold, folds)
@@ -132,8 +134,7 @@ def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
     for fold in range(folds.count):
         print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
     oof = join_oof(run_folder, folds)
-    found = score(oof.logits, targets_of(oof.labels, oof.classes))
-    print(f"local CV of {run_folder.name}: {describe(found, metric)}")
+    print(f"local CV of {run_folder.name}: {describe(oof.score(), metric)}")
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
@@ -228,7 +229,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
 
 
 def train_fold(
-    cfg: Config, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], folds_after: int
+    cfg: Train, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], folds_after: int
 ) -> None:
     """Train one fold to its end, from scratch or from its last finished epoch, and predict its rows."""
     import torch
@@ -304,7 +305,7 @@ def train_fold(
         share_buffers(accelerator, training.scored)
         logits = predict_valid_rows() if len(valid_rows) else None
         if accelerator.is_main_process:
-            save_fold(folder, training, facts, folds, valid_rows, logits)
+            save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
 
 
 def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
@@ -326,9 +327,9 @@ def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarra
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
     if cfg.train_fraction < 1:
-        kept = []
-        for name in folds.classes:
-            rows = random.permutation(train[folds.labels[train] == name])
+        kept, targets = [], targets_of(folds.labels[train], folds.classes)
+        of_each_class = np.split(train[np.argsort(targets, kind="stable")], np.cumsum(np.bincount(targets))[:-1])
+        for rows in map(random.permutation, of_each_class):
             kept.append(rows[: max(1, round(cfg.train_fraction * len(rows)))])
         train = np.sort(np.concatenate(kept))
     if cfg.limit:
@@ -358,7 +359,13 @@ def run_facts(cfg: Config, processes: int, folds: Folds, table: Table) -> dict[s
 
 
 def save_fold(
-    folder: Path, training, facts: dict[str, Any], folds: Folds, valid_rows: np.ndarray, logits: np.ndarray | None
+    folder: Path,
+    training,
+    facts: dict[str, Any],
+    folds: Folds,
+    valid_rows: np.ndarray,
+    logits: np.ndarray | None,
+    store: str,
 ) -> None:
     """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
     from common.averaging import best_epoch
@@ -378,7 +385,7 @@ def save_fold(
         oof = Predictions(
             folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
         )
-        write_predictions(folder / OOF_FILE, oof)
+        write_predictions(folder / OOF_FILE, oof, store)
         best = best_epoch(training.scores)
         metrics |= score(oof.logits, oof.targets)
         metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}

@@ -127,7 +127,7 @@ def flipped_run(options: Options) -> tuple[np.ndarray, Folds, Evaluation]:
 def audit_figures(flipped: np.ndarray, run: Evaluation) -> pd.DataFrame:
     """How many of the flipped labels stand in the first 1 % of three rankings, and what "likely wrong" is worth."""
     rows, first = np.arange(len(run.targets)), len(flipped)
-    audit = label_audit(run.oof.ids, [run.calibrated], run.targets, run.oof.classes)
+    audit = label_audit(run.oof, [run.calibrated])
     of_label = log_softmax(run.calibrated)[rows, run.targets]
     rankings = {
         "margin against the label (the report's)": audit.id.head(first),

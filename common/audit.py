@@ -1,16 +1,18 @@
 """Rows whose label deserves a second look, by what models that have not seen the row say of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from common.metrics import log_softmax
+from common.predictions import Predictions
 
 CONFIDENT = 0.9  # of the mean probability of another label
 
 
-def label_audit(ids: np.ndarray, logits: Sequence[np.ndarray], targets: np.ndarray, classes: list[str]) -> pd.DataFrame:
+def label_audit(rows: Predictions, logits: Sequence[np.ndarray]) -> pd.DataFrame:
     """Every row that the runs together contradict, the likeliest label error first.
 
     Rows are ranked by the runs' mean margin against the label: log p(best other class) - log p(label). A wrong label
@@ -18,34 +20,31 @@ def label_audit(ids: np.ndarray, logits: Sequence[np.ndarray], targets: np.ndarr
     by their margin is Northcutt 2021's (arXiv 1911.00068, "prune by noise rate").
 
     Args:
-        ids: (n) text.
-        logits: calibrated, out of fold, (n, classes) of each run.
-        targets: class number of each row's label, (n).
-        classes: names.
+        rows: ids, labels and columns of the n rows.
+        logits: calibrated, out of fold, (n, columns) of each run.
 
     Returns:
         id, label, suggested, probability (of the suggested label, mean over the runs), label_probability,
         runs_against (how many of the runs predict another label), runs, margin.
     """
-    rows, names = np.arange(len(targets)), np.asarray(classes, dtype=object)
-    probabilities, margin, against = np.zeros((len(targets), len(classes))), np.zeros(len(targets)), np.zeros_like(rows)
+    each, places = np.arange(len(rows.ids)), rows.places
+    probabilities, margin, against = np.zeros(logits[0].shape), np.zeros(len(each)), np.zeros_like(each)
     for run in logits:
-        log_probabilities = log_softmax(run)
-        of_label = log_probabilities[rows, targets]
+        log_probabilities = log_softmax(run, rows.others)
+        of_label = log_probabilities[each, places]
         probabilities += np.exp(log_probabilities) / len(logits)
-        log_probabilities[rows, targets] = -np.inf
+        log_probabilities[each, places] = -np.inf
         of_other = log_probabilities.max(axis=1)
         margin += (of_other - of_label) / len(logits)
         against += of_other > of_label
-    of_label = probabilities[rows, targets]
-    probabilities[rows, targets] = -1
-    suggested = probabilities.argmax(axis=1)
+    of_label = probabilities[each, places]
+    probabilities[each, places] = -1
     table = pd.DataFrame(
         {
-            "id": ids,
-            "label": names[targets],
-            "suggested": names[suggested],
-            "probability": probabilities[rows, suggested],
+            "id": rows.ids,
+            "label": rows.labels,
+            "suggested": replace(rows, logits=probabilities).predicted,
+            "probability": probabilities.max(axis=1),
             "label_probability": of_label,
             "runs_against": against,
             "runs": len(logits),

@@ -6,12 +6,12 @@ Weights are fitted on log loss: by accuracy even the choice between two blends l
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from common.metrics import errors, log_mean_probability, log_softmax, nll
+from common.metrics import errors, log_mean_probability, log_softmax, losses, nll
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,12 @@ class Members:
 
     groups: np.ndarray  # (m): runs with the same number are one model trained several times
     by_hand: np.ndarray  # (m): weights that the user gave; empty: none
+    others: int = 1  # classes that the logits' last column stands for; above 1 the columns differ from row to row
 
     def only(self, kept: np.ndarray) -> "Members":
         """Some of them; ``kept`` indexes the m runs."""
-        return Members(self.groups[kept], self.by_hand[kept] if len(self.by_hand) else self.by_hand)
+        by_hand = self.by_hand[kept] if len(self.by_hand) else self.by_hand
+        return replace(self, groups=self.groups[kept], by_hand=by_hand)
 
 
 Method = Callable[[np.ndarray, np.ndarray, Members], Blend]
@@ -54,7 +56,9 @@ def unusable(members: Members, rows: int, classes: int) -> dict[str, tuple[str, 
         reasons["hand"] = ("there are no weights", "add --weights, one for each run")
     if len(set(members.groups)) in (1, count):
         reasons["group-vote"] = ("no model stands against another that was trained more than once", "use vote or mean")
-    if coefficients > rows:
+    if members.others > 1:
+        reasons["stack"] = ("learns from every class, of which each row has but its likeliest", "use another")
+    elif coefficients > rows:
         reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
     return reasons
 
@@ -67,14 +71,15 @@ class Mixture:
     """The log of the weighted mean probability; the weights (m) sum to 1."""
 
     weights: np.ndarray
+    others: int
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        return log_mean_probability(logits, self.weights)
+        return log_mean_probability(logits, self.weights, self.others)
 
 
 def mean(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
     """The same weight for every run."""
-    return Mixture(np.full(len(logits), 1 / len(logits)))
+    return Mixture(np.full(len(logits), 1 / len(logits)), members.others)
 
 
 @dataclass(frozen=True)
@@ -82,20 +87,22 @@ class GeometricMean:
     """The weighted mean of the log probabilities, scaled to sum to 1: one run that is sure of a no has a veto."""
 
     weights: np.ndarray
+    others: int
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        total = sum(weight * log_softmax(member) for weight, member in zip(self.weights, logits, strict=True))
-        return log_softmax(total).astype(np.float32)
+        members = zip(self.weights, logits, strict=True)
+        total = sum(weight * log_softmax(member, self.others) for weight, member in members)
+        return log_softmax(total, self.others).astype(np.float32)
 
 
 def geometric_mean(logits: np.ndarray, targets: np.ndarray, members: Members) -> GeometricMean:
     """The same weight for every run, on log probabilities."""
-    return GeometricMean(np.full(len(logits), 1 / len(logits)))
+    return GeometricMean(np.full(len(logits), 1 / len(logits)), members.others)
 
 
 def by_hand(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
     """The user's own weights, scaled to sum to 1."""
-    return Mixture(members.by_hand / members.by_hand.sum())
+    return Mixture(members.by_hand / members.by_hand.sum(), members.others)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class Vote:
     """
 
     groups: np.ndarray  # (m)
+    others: int
 
     @property
     def weights(self) -> np.ndarray:
@@ -113,21 +121,23 @@ class Vote:
         return 1 / (sizes * len(set(self.groups)))
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        averages = np.stack([log_mean_probability(logits[self.groups == group]) for group in np.unique(self.groups)])
-        votes = np.eye(logits.shape[-1])[averages.argmax(axis=-1)].sum(axis=0)
-        mean_probability = np.exp(log_mean_probability(averages).astype(np.float64))
+        groups = [logits[self.groups == group] for group in np.unique(self.groups)]
+        averages = np.stack([log_mean_probability(group, others=self.others) for group in groups])
+        shares = np.exp(log_mean_probability(averages, others=self.others).astype(np.float64))
+        for votes in averages.argmax(axis=-1):
+            shares[np.arange(len(shares)), votes] += 1
         floor = np.finfo(np.float32).tiny
-        return np.log(np.maximum((votes + mean_probability) / (len(averages) + 1), floor)).astype(np.float32)
+        return np.log(np.maximum(shares / (len(averages) + 1), floor)).astype(np.float32)
 
 
 def vote(logits: np.ndarray, targets: np.ndarray, members: Members) -> Vote:
     """One vote for each run's most probable class."""
-    return Vote(np.arange(len(logits)))
+    return Vote(np.arange(len(logits)), members.others)
 
 
 def group_vote(logits: np.ndarray, targets: np.ndarray, members: Members) -> Vote:
     """Several trainings of one model are averaged, then each model has one vote."""
-    return Vote(members.groups)
+    return Vote(members.groups, members.others)
 
 
 # ---- learned
@@ -135,18 +145,17 @@ def group_vote(logits: np.ndarray, targets: np.ndarray, members: Members) -> Vot
 
 def best(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
     """The run with the fewest errors, at a tie with the lower log loss."""
-    order = [(errors(member, targets), nll(member, targets)) for member in logits]
-    return Mixture(np.eye(len(logits))[order.index(min(order))])
+    order = [(errors(member, targets), nll(member, targets, members.others)) for member in logits]
+    return Mixture(np.eye(len(logits))[order.index(min(order))], members.others)
 
 
-def target_probabilities(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def target_probabilities(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
     """What each run says of the right class, (n, m), divided by the row's largest.
 
     All that the log loss of a mixture depends on, but for a constant; the division keeps rows of which every run
-    is sure and wrong above 0.
+    is sure and wrong above 0. The last column stands for ``others`` classes.
     """
-    rows = np.arange(len(targets))
-    logs = np.stack([log_softmax(member)[rows, targets] for member in logits], axis=1)
+    logs = np.stack([-losses(member, targets, others) for member in logits], axis=1)
     return np.maximum(np.exp(logs - logs.max(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
 
 
@@ -175,7 +184,7 @@ def softmax_weights(logits: np.ndarray, targets: np.ndarray, members: Members) -
     """
     import torch
 
-    probabilities = torch.from_numpy(target_probabilities(logits, targets))
+    probabilities = torch.from_numpy(target_probabilities(logits, targets, members.others))
     model = ensemble_model(len(logits))
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=1000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
@@ -188,7 +197,7 @@ def softmax_weights(logits: np.ndarray, targets: np.ndarray, members: Members) -
         return value
 
     optimizer.step(loss)
-    return Mixture(torch.softmax(model.weights.detach(), dim=-1).numpy())
+    return Mixture(torch.softmax(model.weights.detach(), dim=-1).numpy(), members.others)
 
 
 def convex_weights(probabilities: np.ndarray) -> np.ndarray:
@@ -224,7 +233,7 @@ def greedy(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture
     Ensemble selection with replacement from a sorted start (Caruana 2004, "Ensemble selection from libraries of
     models"); the picks up to the lowest log loss count.
     """
-    probabilities = target_probabilities(logits, targets)
+    probabilities = target_probabilities(logits, targets, members.others)
     picks, total, lowest = [], np.zeros(len(targets)), []
     for picked in range(1, GREEDY_ROUNDS + 1):
         found = -np.log((total[:, None] + probabilities) / picked).mean(axis=0)
@@ -232,7 +241,7 @@ def greedy(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture
         lowest.append(found.min())
         total += probabilities[:, picks[-1]]
     counts = np.bincount(picks[: int(np.argmin(lowest)) + 1], minlength=len(logits))
-    return Mixture(counts / counts.sum())
+    return Mixture(counts / counts.sum(), members.others)
 
 
 @dataclass(frozen=True)

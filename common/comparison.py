@@ -21,37 +21,42 @@ def compare(
     choice: Choice,
     targets: np.ndarray,
     fold: np.ndarray,
+    others: int = 1,
 ) -> list[dict[str, Any]]:
     """One row for each blend, for the choice between them (auto), and for each run by itself.
 
-    ``in_sample`` is fitted and scored on all rows; without ``tried`` (one fold) there is nothing nested.
+    ``in_sample`` is fitted and scored on all rows; without ``tried`` (one fold) there is nothing nested. The logits'
+    last column stands for ``others`` classes.
     """
     sources = {name: (in_sample[name], found.logits, found.tempered) for name, found in tried.items()}
     if tried:
         sources["auto"] = (in_sample[choice.name], choice.logits, choice.tempered)
         # Nothing is fitted on a run by itself but its temperature.
         sources |= {
-            f"run {run}": (own, own, cross_fitted(own, targets, fold)) for run, own in zip(runs, logits, strict=True)
+            f"run {run}": (own, own, cross_fitted(own, targets, fold, others))
+            for run, own in zip(runs, logits, strict=True)
         }
     else:
         alone = {f"run {run}": own for run, own in zip(runs, logits, strict=True)}
         sources = {name: (found, None, None) for name, found in (dict(in_sample) | alone).items()}
     rows = []
     for name, (fitted, held_out, tempered) in sources.items():
-        row = {"name": name, "in_sample": _scored(fitted, fitted / temperature(fitted, targets), targets)}
+        scale = temperature(fitted, targets, others)
+        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, targets, others)}
         if held_out is not None:
-            row["nested"] = _scored(held_out, tempered, targets)
+            row["nested"] = _scored(held_out, tempered, targets, others)
             row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
-            against = paired_difference(losses(tempered, targets), tried["mean"].losses(targets))
+            against = paired_difference(losses(tempered, targets, others), tried["mean"].losses)
             row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
         rows.append(row)
     return rows
 
 
-def _scored(logits: np.ndarray, tempered: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+def _scored(logits: np.ndarray, tempered: np.ndarray, targets: np.ndarray, others: int) -> dict[str, Any]:
     """The score with the accuracy's 95 % interval and the log loss after the temperature."""
-    found = score(logits, targets)
-    return found | {"interval": list(interval(found["errors"], found["n"])), "tempered_nll": nll(tempered, targets)}
+    found = score(logits, targets, others)
+    found["interval"] = list(interval(found["errors"], found["n"]))
+    return found | {"tempered_nll": nll(tempered, targets, others)}
 
 
 def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:

@@ -65,7 +65,8 @@ class Config:
 
 
 # Where things lie and how many threads work on them does not change what is trained.
-_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads", "show_batch", "log_with"}
+_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+_PLACES |= {"show_batch", "log_with", "store"}
 
 
 def check_config(cfg: Config, processes: int) -> None:

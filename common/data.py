@@ -180,7 +180,8 @@ class TrainBatches:
         if self.sampling == "uniform":
             return shuffled(self.rows)
         targets = self.targets[self.rows]
-        classes = [self.rows[targets == number] for number in targets.unique().tolist()]
+        by_class = self.rows[targets.argsort(stable=True)]
+        classes = by_class.split(targets.unique(return_counts=True)[1].tolist())
         share = -(-len(self.rows) // len(classes))
         deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
         return shuffled(torch.cat(deals))[: len(self.rows)]

@@ -12,8 +12,8 @@ from common.calibration import PARTS, cross_fitted, temperature
 from common.config import Config, training_settings
 from common.errors import UserError
 from common.files import read_json
-from common.metrics import METRICS, confusion, goodness, interval, nll, softmax
-from common.predictions import Predictions, join_oof, read_predictions, rows_in_order
+from common.metrics import METRICS, goodness, interval, nll, softmax
+from common.predictions import Predictions, join_oof, kept_classes, read_predictions, rows_in_order, short_form
 from common.reliability import calibration_error
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.splits import Folds
@@ -39,9 +39,19 @@ class Evaluation:
         return self.oof.targets
 
     @cached_property
+    def predicted(self) -> np.ndarray:
+        """Class number of each prediction, (n)."""
+        return self.oof.predicted_numbers
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Which column of the logits each label stands in, (n)."""
+        return self.oof.places
+
+    @property
     def right(self) -> np.ndarray:
         """Whether each row is predicted right, bool (n)."""
-        return self.oof.logits.argmax(axis=1) == self.targets
+        return self.predicted == self.targets
 
     @property
     def errors(self) -> int:
@@ -50,22 +60,26 @@ class Evaluation:
 
     @cached_property
     def calibrated(self) -> np.ndarray:
-        """Logits (n, classes), each fold's divided by the temperature that fits the other folds best."""
+        """Logits (n, columns), each fold's divided by the temperature that fits the other folds best."""
         part = self.oof.fold
         if len(set(part.tolist())) < 2:  # a holdout
             part = np.random.default_rng(0).permutation(len(self.targets)) % PARTS
-        return cross_fitted(self.oof.logits, self.targets, part)
+        return cross_fitted(self.oof.logits, self.places, part, self.oof.others)
 
-    def predictions(self, calibrated: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted class number and its probability, (n) each."""
-        probabilities = softmax(self.calibrated if calibrated else self.oof.logits)
-        return probabilities.argmax(axis=1), probabilities.max(axis=1)
+    def confidence(self, calibrated: bool = True) -> np.ndarray:
+        """Probability of each prediction, (n)."""
+        return softmax(self.calibrated if calibrated else self.oof.logits, self.oof.others).max(axis=1)
+
+    def log_loss(self, calibrated: bool = False) -> float:
+        """Mean negative log likelihood, nats per row."""
+        return nll(self.calibrated if calibrated else self.oof.logits, self.places, self.oof.others)
 
 
 def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
     paths = finished_folds(run_folder)
-    oof, settings = join_oof(run_folder, folds), read_json(paths[0] / CONFIG_FILE)
+    oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.classes), 1))
+    settings = read_json(paths[0] / CONFIG_FILE)
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)
     metrics, logs = [read_json(path / METRICS_FILE) for path in paths], [read_log(path / LOG_FILE) for path in paths]
@@ -87,7 +101,8 @@ def read_blend(folder: Path, folds: Folds) -> Evaluation:
         raise UserError(str(folder), "was made with other folds", remedy)
     path = folder / OOF_FILE
     oof = rows_in_order(read_predictions(path), folds.ids[folds.fold >= 0], str(path))
-    return Evaluation(folder.name, oof)
+    kept = kept_classes(len(folds.ids), len(folds.classes), 1)
+    return Evaluation(folder.name, short_form(oof, kept) if kept else oof)
 
 
 def seed_twins(runs: list[Evaluation]) -> list[list[Evaluation]]:
@@ -111,8 +126,8 @@ def scores(runs: list[Evaluation], metric: str = "accuracy") -> pd.DataFrame:
         low, high = interval(run.errors, n)
         row = {"run": run.name, "errors": run.errors, "accuracy": 1 - run.errors / n, "low": low, "high": high}
         if column not in (*row, "log_loss"):
-            row[column] = METRICS[metric](run.oof.logits, run.targets)
-        row |= {"log_loss": nll(run.oof.logits, run.targets), "calibrated_log_loss": nll(run.calibrated, run.targets)}
+            row[column] = METRICS[metric](run.oof.answers())
+        row |= {"log_loss": run.log_loss(), "calibrated_log_loss": run.log_loss(calibrated=True)}
         row["minutes"] = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
         rows.append(row)
     table = pd.DataFrame(rows)
@@ -161,7 +176,7 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
         own = run.oof.fold == number
         wrong, n = int((~run.right[own]).sum()), int(own.sum())
         last, best = log.accuracy.iloc[-1], log.accuracy.max()
-        row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.targets[own])]
+        row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.places[own], run.oof.others)]
         row += [last, best, int(log.accuracy.argmax()) + 1, best - last]
         halves = [log[name].to_numpy() for name in HALVES if name in log]  # absent with a single row
         row += [np.mean([scored[chosen.argmax()] for chosen, scored in (halves, halves[::-1])]) if halves else np.nan]
@@ -175,10 +190,16 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
 
 
+def confusion(run: Evaluation) -> np.ndarray:
+    """Counts of (label, prediction), int (classes, classes): for a matrix that a person can read."""
+    width = len(run.oof.classes)
+    return np.bincount(run.targets * width + run.predicted, minlength=width * width).reshape(width, width)
+
+
 def class_scores(run: Evaluation) -> pd.DataFrame:
     """A row per class: n, missed (its rows predicted as others), false alarms (others' rows predicted as it)."""
-    counts = confusion(run.oof.logits, run.targets)
-    hits, of_label, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    of_each = (run.targets[run.right], run.targets, run.predicted)
+    hits, of_label, predicted = (np.bincount(numbers, minlength=len(run.oof.classes)) for numbers in of_each)
     with np.errstate(invalid="ignore"):  # a class that is never predicted has no precision
         precision, recall = hits / predicted, hits / of_label
     return pd.DataFrame(
@@ -195,29 +216,29 @@ def class_scores(run: Evaluation) -> pd.DataFrame:
 
 def confusions(run: Evaluation) -> pd.DataFrame:
     """Which label is taken for which class, the most frequent first."""
-    counts = confusion(run.oof.logits, run.targets)
-    np.fill_diagonal(counts, 0)
-    order = [at for at in np.argsort(-counts, axis=None, kind="stable") if counts.flat[at]]
-    labels, predicted = np.unravel_index(np.array(order, dtype=int), counts.shape)
+    wrong, width = ~run.right, len(run.oof.classes)
+    cells, counts = np.unique(run.targets[wrong] * width + run.predicted[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    labels, predicted = np.divmod(cells[order], width)
     names = np.asarray(run.oof.classes, dtype=object)
-    return pd.DataFrame({"label": names[labels], "predicted": names[predicted], "rows": counts.flat[order]})
+    return pd.DataFrame({"label": names[labels], "predicted": names[predicted], "rows": counts[order]})
 
 
 def calibration(run: Evaluation) -> pd.DataFrame:
     """Log loss and expected calibration error before and after a cross-fitted temperature."""
     rows = []
-    fitted = temperature(run.oof.logits, run.targets)
-    for name, scale, logits in (("as trained", 1.0, run.oof.logits), ("after temperature", fitted, run.calibrated)):
-        confidence = softmax(logits).max(axis=1)
+    fitted = temperature(run.oof.logits, run.places, run.oof.others)
+    for name, scale, calibrated in (("as trained", 1.0, False), ("after temperature", fitted, True)):
+        confidence = run.confidence(calibrated)
         gap = calibration_error(confidence, run.right)
-        rows.append((name, scale, nll(logits, run.targets), confidence.mean(), run.right.mean(), gap))
+        rows.append((name, scale, run.log_loss(calibrated), confidence.mean(), run.right.mean(), gap))
     columns = ["probabilities", "temperature", "log_loss", "mean_confidence", "accuracy", "calibration_error"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def confident_errors(run: Evaluation) -> pd.DataFrame:
     """Every wrong prediction, that of the highest calibrated probability first."""
-    predicted, probability = run.predictions()
+    probability = run.confidence()
     rows = np.flatnonzero(~run.right)
     rows = rows[np.argsort(-probability[rows], kind="stable")]
     return pd.DataFrame(
@@ -235,7 +256,7 @@ def flips(twins: list[Evaluation]) -> pd.DataFrame:
     """Rows that some seeds of one setting have right and others wrong, the most confidently wrong first."""
     right = np.array([run.right for run in twins])
     rows = np.flatnonzero(right.any(axis=0) & ~right.all(axis=0))
-    wrong_confidence = np.max([run.predictions()[1] * ~run.right for run in twins], axis=0)
+    wrong_confidence = np.max([run.confidence() * ~run.right for run in twins], axis=0)
     rows = rows[np.argsort(-wrong_confidence[rows], kind="stable")]
     found = {"id": twins[0].oof.ids[rows], "label": twins[0].oof.labels[rows]}
     found |= {f"predicted_by_{run.name}": run.oof.predicted[rows] for run in twins}

@@ -14,13 +14,12 @@ import numpy as np
 from common.cli import chosen
 from common.errors import UserError
 
-
 BLOCK = 1 << 22  # numbers worked on at once where there are many classes: 32 MB as float64
 
 
-def blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of ``rows`` rows, as many at a time as have at most BLOCK numbers; a small matrix is one block."""
-    step = max(1, BLOCK // max(1, width))
+def blocks(rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
+    """Slices of ``rows`` rows, as many at a time as have at most so many ``numbers``; a small matrix is one block."""
+    step = max(1, numbers // max(1, width))
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 

@@ -34,10 +34,7 @@ class Tried:
     temperature: float  # of all nested predictions: for rows yet to come
     losses_without: list[np.ndarray]  # per fold k: log loss of each other row, tempered, all fitted without fold k
     errors_without: list[int]  # per fold k: errors among those rows
-
-    def losses(self, targets: np.ndarray) -> np.ndarray:
-        """Log loss of every row (n), after the temperature."""
-        return losses(self.tempered, targets)
+    losses: np.ndarray  # (n): log loss of every row, tempered
 
 
 def try_method(method: Method, logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray) -> Tried:
@@ -61,11 +58,12 @@ def try_method(method: Method, logits: np.ndarray, targets: np.ndarray, members:
                 blends[key] = method(logits[:, fitted_on], targets[fitted_on], members)
             predicted[fold == inner] = blends[key](logits[:, fold == inner])
         rows, others = fold == outer, fold != outer
-        scale = temperature(predicted[others], targets[others])
+        scale = temperature(predicted[others], targets[others], members.others)
         kept[rows], tempered[rows] = predicted[rows], predicted[rows] / scale
-        losses_without.append(losses(predicted[others] / scale, targets[others]))
+        losses_without.append(losses(predicted[others] / scale, targets[others], members.others))
         errors_without.append(errors(predicted[others], targets[others]))
-    return Tried(kept, tempered, temperature(kept, targets), losses_without, errors_without)
+    scale = temperature(kept, targets, members.others)
+    return Tried(kept, tempered, scale, losses_without, errors_without, losses(tempered, targets, members.others))
 
 
 def choose(row_losses: Mapping[str, np.ndarray], wrong: Mapping[str, int]) -> str:
@@ -113,7 +111,7 @@ def choose_nested(tried: Mapping[str, Tried], targets: np.ndarray, fold: np.ndar
         logits[rows], tempered[rows] = tried[name].logits[rows], tried[name].tempered[rows]
         in_fold.append(name)
     final = choose(
-        {name: found.losses(targets) for name, found in tried.items()},
+        {name: found.losses for name, found in tried.items()},
         {name: errors(found.logits, targets) for name, found in tried.items()},
     )
     return Choice(final, in_fold, logits, tempered)
@@ -129,7 +127,8 @@ def leave_one_out(
 
     def scored(kept: list[int]) -> tuple[np.ndarray, int]:
         blended = nested(method, logits[kept], targets, members.only(np.array(kept)), fold)
-        return losses(cross_fitted(blended, targets, fold), targets), errors(blended, targets)
+        tempered = cross_fitted(blended, targets, fold, members.others)
+        return losses(tempered, targets, members.others), errors(blended, targets)
 
     everyone = list(range(len(logits)))
     whole, whole_errors = scored(everyone)
@@ -150,18 +149,20 @@ def overlap(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(either > 0, both / np.maximum(either, 1), 1.0)
 
 
-def smallest_set(logits: np.ndarray, targets: np.ndarray, fold: np.ndarray, blend_losses: np.ndarray) -> list[int]:
+def smallest_set(
+    logits: np.ndarray, targets: np.ndarray, fold: np.ndarray, blend_losses: np.ndarray, others: int = 1
+) -> list[int]:
     """The fewest runs whose plain mean comes within one paired standard error of a blend; empty where none does.
 
     Starts from the best run and adds the one that lowers the mean's log loss most. ``blend_losses`` (n) are those of
-    the blend of all runs.
+    the blend of all runs. The logits' last column stands for ``others`` classes.
     """
     kept: list[int] = []
     while len(kept) < len(logits) - 1:
         candidates = {}
         for member in set(range(len(logits))) - set(kept):
-            blended = log_mean_probability(logits[[*kept, member]])
-            candidates[member] = losses(cross_fitted(blended, targets, fold), targets)
+            blended = log_mean_probability(logits[[*kept, member]], others=others)
+            candidates[member] = losses(cross_fitted(blended, targets, fold, others), targets, others)
         kept.append(min(candidates, key=lambda member: candidates[member].mean()))
         higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses)
         if higher <= standard_error + 1e-9:  # the blend may be this very run

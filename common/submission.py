@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import UserError, warn
 from common.files import write_file
-from common.metrics import softmax
+from common.metrics import blocks, names_in_short, softmax
 from common.predictions import Predictions, check_predictions, rows_in_order
 from common.splits import rows_named
 from common.text import read_cells, row_of
@@ -39,7 +39,8 @@ def read_form(sample: str, ids: Sequence[str] | np.ndarray, classes: Sequence[st
     """
     cells = read_cells(Path(sample))
     columns = list(cells)
-    others = [column for column in columns if column not in set(classes)]
+    known = set(classes)
+    others = [column for column in columns if column not in known]
     probabilities = len(columns) == len(classes) + 1 > 2 and len(others) == 1
     if len(columns) != 2 and not probabilities:
         what = f"has the columns {', '.join(columns[:12])}, neither id and label nor id and one per class"
@@ -76,10 +77,13 @@ def write_submission(
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(form.columns)
     if form.probabilities:
-        class_columns = [predictions.classes.index(name) for name in form.columns if name in predictions.classes]
-        for row_id, shares in zip(form.ids, softmax(ordered.logits)[:, class_columns], strict=True):
-            cells = [f"{share:.9g}" for share in shares]
-            writer.writerow([*cells[: form.id_column], row_id, *cells[form.id_column :]])
+        number = {name: at for at, name in enumerate(predictions.classes)}
+        class_columns = [number[name] for name in form.columns if name in number]
+        for rows in blocks(len(form.ids), len(number)):
+            probabilities = softmax(ordered.long(rows))[:, class_columns]
+            for row_id, shares in zip(form.ids[rows], probabilities, strict=True):
+                cells = [f"{share:.9g}" for share in shares]
+                writer.writerow([*cells[: form.id_column], row_id, *cells[form.id_column :]])
     else:
         writer.writerows(zip(form.ids, ordered.predicted, strict=True))
     check_submission(str(path), content.getvalue(), form, predictions.classes)
@@ -108,7 +112,7 @@ def check_submission(where: str, content: str, form: Form, classes: Sequence[str
         values = row[: form.id_column] + row[form.id_column + 1 :]
         if not form.probabilities and values[0] not in domain:
             what = f"label {values[0] or 'empty'} is not a class"
-            raise UserError(row_of(where, index), what, f"the classes are {', '.join(classes)}")
+            raise UserError(row_of(where, index), what, f"the classes are {names_in_short(classes)}")
         if form.probabilities and not _are_probabilities(values):
             what = f"{', '.join(values[:12])} are not probabilities that sum to 1"
             raise UserError(row_of(where, index), what, "predict the test set again")

@@ -305,7 +305,7 @@ def test_what_a_member_is_worth():
     found = leave_one_out(BLENDS["softmax"], logits, targets, members_of(4), fold)
     assert found[0]["difference"] > 2 * found[0]["standard_error"] and found[0]["errors"] > 0
     assert abs(found[3]["difference"]) < found[0]["difference"] / 20
-    blend_losses = try_method(BLENDS["softmax"], logits, targets, members_of(4), fold).losses(targets)
+    blend_losses = try_method(BLENDS["softmax"], logits, targets, members_of(4), fold).losses
     smallest = smallest_set(logits, targets, fold, blend_losses)
     assert 0 in smallest and 3 not in smallest
     shared = overlap(logits, targets)

@@ -8,6 +8,7 @@ import pytest
 from common.audit import label_audit, likely_errors
 from common.calibration import cross_fitted
 from common.metrics import nll, softmax
+from common.predictions import Predictions
 from common.reliability import calibration_error, reliability
 from common.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 
@@ -124,7 +125,8 @@ def test_flipped_labels_come_first(digits_with_wrong_labels):
     """Of the 1 % flipped labels, at least 80 % lie in the audit's first 1 %, before rows that are merely hard."""
     logits, targets, flipped = digits_with_wrong_labels
     ids = np.array([f"row {number}" for number in range(N)], dtype=object)
-    audit = label_audit(ids, logits, targets, [str(number) for number in range(10)])
+    classes = [str(number) for number in range(10)]
+    audit = label_audit(Predictions(ids, logits[0], classes, np.array(classes, dtype=object)[targets]), logits)
     assert len(set(audit.id.head(len(flipped))) & set(ids[flipped])) >= 0.8 * len(flipped)
     assert set(likely_errors(audit).id) <= set(ids[flipped]) | set(ids[softmax(logits).max(axis=2).min(axis=0) > 0.5])
     first = audit.iloc[0]
@@ -135,7 +137,8 @@ def test_a_row_that_the_runs_dispute_is_no_likely_error():
     """One run sure of the label and one sure of another class: not among the likely errors."""
     disputed, wrong = [[9.0, 0.0], [0.0, 9.0]], [[9.0, 0.0], [9.0, 0.0]]
     logits = np.array([disputed, wrong]).transpose(1, 0, 2)
-    audit = label_audit(np.array(["disputed", "wrong"], dtype=object), logits, np.array([1, 1]), ["a", "b"])
+    ids, labels = (np.array(texts, dtype=object) for texts in (["disputed", "wrong"], ["b", "b"]))
+    audit = label_audit(Predictions(ids, logits[0], ["a", "b"], labels), logits)
     assert likely_errors(audit).id.tolist() == ["wrong"]
 
 
