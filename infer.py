@@ -271,7 +271,7 @@ def score_out_of_fold(
     views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
     rows_of_model = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_model)
-    if len(rows) * len(folds.classes) * len(views) > AT_ONCE:
+    if len(rows) * len(folds.classes) * len(views) > 5 * AT_ONCE:
         what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
     predict_rows = predictor(models, table, views)

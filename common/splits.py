@@ -14,11 +14,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import sha256, write_file
+from common.metrics import names_in_short
 from common.tables import Table
 from common.text import read_cells, row_of, text_array
 
 Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
 ALWAYS_TRAINING = -1
+WIDE = 10_000_000  # groups x classes above which scikit-learn's stratified groups take too much memory (80 MB)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def make_folds(
 
     What must stay together is dealt as one unit: exact copies of an image and, in a group split, every row that
     is linked to another by a shared group or a shared image. ``holdout`` takes the first of ``k`` parts as the only
-    validation part. ``rare`` = ``train`` puts units with a class too small for ``k`` folds into no fold.
+    validation part. ``rare`` = ``train`` puts units with a class too small for ``k`` folds, or with all rows of a class
+    in one fold, into no fold.
 
     Raises:
         UserError: a class with fewer than ``k`` distinct images, too few groups, or an unusable column.
@@ -85,17 +88,25 @@ def make_folds(
         what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
         raise UserError(table.source, what, "lower --k")
     fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
-    parts = _splitter(split, k, seed).split(rows, labels[rows], units[rows] if "group" in split else None)
-    for number, (_, part) in enumerate(parts):
-        if split != "holdout" or number == 0:
-            fold_of_unit[units[rows[part]]] = number
+    if split == "stratified-group" and (units.max() + 1) * len(set(labels)) > WIDE:
+        fold_of_unit[units[rows]] = _stratified_groups(_numbered(labels[rows]), units[rows], k, seed)
+    else:
+        parts = _splitter(split, k, seed).split(rows, labels[rows], units[rows] if "group" in split else None)
+        for number, (_, part) in enumerate(parts):
+            if split != "holdout" or number == 0:
+                fold_of_unit[units[rows[part]]] = number
     fold[dealt] = fold_of_unit[units[dealt]]
-    _refuse_holes(fold, table.source, "lower --k or try another --seed")
-    folds = Folds(table.ids, labels, fold, row_shas, groups)
-    for name, number in missing_classes(folds):
+    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups))) and rare == "train":
+        in_one_fold = np.isin(labels, [name for name, _ in missing])
+        fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
+    elif missing:
+        name, number = missing[0]
         what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
-        raise UserError(table.source, what, "try another --seed or --split stratified")
-    return folds
+        raise UserError(
+            table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
+        )
+    _refuse_holes(fold, table.source, "lower --k or try another --seed")
+    return Folds(table.ids, labels, fold, row_shas, groups)
 
 
 def missing_classes(folds: Folds) -> list[tuple[str, int]]:
@@ -117,6 +128,39 @@ def _splitter(split: Split, k: int, seed: int):
         "stratified-group": StratifiedGroupKFold,
     }[split]
     return splitter(n_splits=k, shuffle=True, random_state=seed)
+
+
+def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, whole units at a time, so that every class is spread evenly.
+
+    As scikit-learn's StratifiedGroupKFold does it: the units with the most uneven classes come first, and each goes
+    where its rows leave the classes' shares most even, at a tie into the smallest fold. But only the classes that a
+    unit holds are looked at: scikit-learn keeps a matrix of groups x classes (8 GB for 100,000 x 10,000) and judges by
+    the mean over all classes, in which a single one of thousands counts as a tie.
+
+    Args:
+        targets: (n) class numbers.
+        units: (n) equal numbers for rows that stay together.
+    """
+    classes = targets.max() + 1
+    pairs, rows_of_pair = np.unique(units * classes + targets, return_counts=True)
+    unit_of_pair, class_of_pair = np.divmod(pairs, classes)
+    names, first, size = np.unique(unit_of_pair, return_index=True, return_counts=True)
+    sums, squares = (np.add.reduceat(rows_of_pair**power, first) for power in (1, 2))
+    spread = np.sqrt(squares / classes - (sums / classes) ** 2)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    totals, dealt, rows_of_fold = np.bincount(targets), np.zeros((k, classes)), np.zeros(k)
+    fold_of_unit = np.empty(names.max() + 1, dtype=np.int64)
+    for unit in shuffled[np.argsort(-spread[shuffled], kind="stable")]:
+        own = slice(first[unit], first[unit] + size[unit])
+        numbers, rows = class_of_pair[own], rows_of_pair[own]
+        shares = dealt[:, numbers] / totals[numbers] + np.eye(k)[:, :, None] * (rows / totals[numbers])
+        uneven = shares.std(axis=1).sum(axis=1)
+        chosen = np.lexsort((rows_of_fold, ~np.isclose(uneven, uneven.min())))[0]
+        dealt[chosen, numbers] += rows
+        rows_of_fold[chosen] += rows.sum()
+        fold_of_unit[names[unit]] = chosen
+    return fold_of_unit[units]
 
 
 def _rows_to_deal(
@@ -274,7 +318,7 @@ def leaks(folds: Folds, test: Table | None = None) -> list[str]:
         "are exact copies that lie in different folds": _divided(folds.row_shas, folds.fold),
         "are exact copies with different labels": _divided(folds.row_shas, folds.labels),
         "belong to groups that lie in different folds": _divided(folds.groups, folds.fold),
-        f"are all there is of class {', '.join(by_class)}, in one fold: none to train on": [
+        f"are all there is of class {names_in_short(list(by_class))}, in one fold: none to train on": [
             at for at, name in enumerate(folds.labels) if name in by_class
         ],
         "are also in the test set": [at for at, row_sha in enumerate(folds.row_shas) if row_sha in in_test],

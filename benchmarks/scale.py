@@ -1,0 +1,192 @@
+"""How memory and time grow with rows and classes: the whole chain on generated photos, each script in its own process.
+
+    python -m benchmarks.scale --sizes 5000x500 20000x2000      # minutes
+    python -m benchmarks.scale --sizes 5000x500 20000x2000 150000x10000
+
+The photos are made up but their table is like that of a product competition: 32 pixels, class numbers with gaps, a long
+tail of classes down to a single photo, groups of one to five photos that must share a fold. A twentieth of an epoch is
+trained: nothing here is about scores. Writes scale.csv and scale.md beside this file.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from common.cli import parse
+from common.errors import UserError, run_script
+from common.files import write_file
+
+ROOT = Path(__file__).parents[1]
+TABLE, REPORT = (Path(__file__).with_name(f"scale{suffix}") for suffix in (".csv", ".md"))
+SIDE = 32
+TRAINING = [
+    "--epochs",
+    "1",
+    "--warmup-epochs",
+    "0",
+    "--batch-size",
+    "128",
+    "--img-size",
+    str(SIDE),
+    "--augment",
+    "none",
+]
+TRAINING += ["--train-fraction", "0.05", "--channels-last", "yes"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run the chain at growing sizes: python -m benchmarks.scale --sizes 5000x500 20000x2000"""
+
+    sizes: tuple[str, ...] = ("5000x500", "20000x2000")  # rows x classes, growing
+    work: str = "work/scale"  # folder for the photos and runs
+    k: int = 5  # folds
+    threads: int = 1  # CPU threads of each process
+
+
+def main() -> None:
+    options = parse(Options)
+    sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
+    done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame()
+    for rows, classes in sizes:
+        if len(done) and ((done.rows == rows) & (done.classes == classes)).any():
+            continue  # the same command again goes on
+        folder = Path(options.work) / f"{rows}x{classes}"
+        make_photos(folder, rows, classes)
+        found = pd.DataFrame([measured(folder, rows, classes, *step) for step in steps(folder, options)])
+        done = pd.concat([done, found], ignore_index=True)
+        write_file(TABLE, done.to_csv(index=False))
+    write_file(REPORT, report(done, options))
+    print(REPORT.read_text(encoding="utf-8"))
+
+
+def make_photos(folder: Path, rows: int, classes: int) -> None:
+    """train.csv (image,label,group) and test.csv (image) with their photos, the same for the same numbers."""
+    if (folder / "test.csv").exists():
+        return
+    random = np.random.default_rng(0)
+    share = 1 / (np.arange(classes) + classes / 20)  # the first class has 21 times the photos of the last
+    counts = np.maximum(1, np.floor(share / share.sum() * (rows - classes))).astype(int)
+    counts[0] += rows - counts.sum()
+    of_class = np.repeat(np.arange(classes), counts)
+    groups = np.cumsum(random.random(rows) < 0.4)  # in the order of the classes: some groups hold two
+    order = random.permutation(rows)
+    number = 3 * of_class + of_class % 2
+    lines = [f"{at // 1000}/{at}.png,{number[row]},g{groups[row]}" for at, row in enumerate(order)]
+    save_photos(folder, "", of_class[order], random)
+    write_file(folder / "train.csv", "\n".join(["image,label,group", *lines]) + "\n")
+    tested = random.choice(of_class, rows // 5)
+    save_photos(folder, "test/", tested, random)
+    lines = [f"test/{at // 1000}/{at}.png" for at in range(len(tested))]
+    write_file(folder / "test.csv", "\n".join(["image", *lines]) + "\n")
+
+
+def save_photos(folder: Path, below: str, of_class: np.ndarray, random: np.random.Generator) -> None:
+    """Four by four coloured squares by class, with noise."""
+    squares = np.random.default_rng(1).integers(0, 256, (of_class.max() + 1, 4, 4, 3))
+    for at, number in enumerate(of_class):
+        path = folder / "images" / below / str(at // 1000) / f"{at}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = squares[number].repeat(SIDE // 4, 0).repeat(SIDE // 4, 1) + random.normal(0, 30, (SIDE, SIDE, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
+
+
+def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
+    """Name and command of each step."""
+    data, folds, runs = (str(folder / name) for name in ("train.csv", "folds.csv", "runs"))
+    threads = ["--threads", str(options.threads)]
+    train = [
+        "train_fold.py",
+        "--data",
+        data,
+        "--folds",
+        folds,
+        "--runs-dir",
+        runs,
+        *TRAINING,
+        *threads,
+        "--fold",
+        "all",
+    ]
+    grouped = ["--split", "stratified-group", "--group", "group", "--rare", "train", "--k", str(options.k)]
+    test = ["--data", data, "--test", str(folder / "test.csv"), "--runs-dir", runs, *threads]
+    return [
+        ("folds, stratified groups", ["folds.py", "--data", data, "--folds", folds, *grouped]),
+        ("train all folds, float16", [*train, "--run", "half", "--store", "float16"]),
+        ("train all folds, top64", [*train, "--run", "top", "--seed", "1", "--store", "top64"]),
+        ("infer, float16", ["infer.py", *test, "--runs", "half", "--store", "float16"]),
+        ("infer, top64", ["infer.py", *test, "--runs", "top", "--store", "top64"]),
+        ("ensemble", ["ensemble.py", "--folds", folds, "--runs-dir", runs]),
+        (
+            "report",
+            ["report.py", "--data", data, "--folds", folds, "--runs-dir", runs, "--out", str(folder / "r.html")],
+        ),
+    ]
+
+
+def measured(folder: Path, rows: int, classes: int, step: str, command: list[str]) -> dict[str, object]:
+    """Run a script and note its peak memory (MB, of the whole process) and its time."""
+    print(f"{rows:,} x {classes:,}: {step}", flush=True)
+    started = time.perf_counter()
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise UserError(str(folder / "log.txt"), f"{' '.join(command)} failed", "see its last lines")
+    found = {"rows": rows, "classes": classes, "step": step, "peak_mb": usage.ru_maxrss / 1024}
+    return found | {"cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": time.perf_counter() - started}
+
+
+def report(done: pd.DataFrame, options: Options) -> str:
+    """The table as text, with the growth between sizes."""
+    sizes = list(done[["rows", "classes"]].drop_duplicates().itertuples(index=False, name=None))
+    lines = ["# Rows x classes: memory and time of every step", ""]
+    lines += [f"`python -m benchmarks.scale --sizes {' '.join(options.sizes)} --threads {options.threads}`, "]
+    lines[-1] += f"{os.cpu_count()} cores of {processor()}, no GPU, shared with other work; Python "
+    lines[-1] += f"{platform.python_version()}, numpy {np.__version__}. {options.k} folds, a twentieth of an epoch."
+    lines += ["", "The unit is rows x classes as float32: " + ", ".join(in_units(*size) for size in sizes) + "."]
+    lines += ["Memory is the peak of the process, of which Python and torch take about 500 MB before anything is read."]
+    lines += ["CPU seconds do not count waiting for other processes.", ""]
+    head = [f"{rows:,} x {classes:,}" for rows, classes in sizes]
+    lines += ["| step | " + " | ".join(f"{size}: MB | CPU s" for size in head) + " | growth of MB | of CPU s |"]
+    lines += ["|---" * (2 * len(head) + 3) + "|"]
+    for step, of_step in done.groupby("step", sort=False):
+        cells = [f"{row.peak_mb:,.0f} | {row.cpu_seconds:,.0f}" for row in of_step.itertuples()]
+        growth = [exponent(of_step, column) for column in ("peak_mb", "cpu_seconds")]
+        lines.append(f"| {step} | {' | '.join(cells)} | {' | '.join(growth)} |")
+    lines += [
+        "",
+        "Growth: the power of rows x classes with which the figure grows between the last two sizes. 1 is linear",
+    ]
+    lines += ["in the size of the matrix; whatever were quadratic in rows or in classes would be above 1.", ""]
+    return "\n".join(lines)
+
+
+def in_units(rows: int, classes: int) -> str:
+    return f"{rows:,} x {classes:,} is {rows * classes * 4 / 2**20:,.0f} MB"
+
+
+def exponent(of_step: pd.DataFrame, column: str) -> str:
+    """The slope between the last two sizes on logarithmic scales."""
+    if len(of_step) < 2:
+        return "-"
+    before, after = of_step.iloc[-2], of_step.iloc[-1]
+    cells = after.rows * after.classes / (before.rows * before.classes)
+    return f"{np.log(after[column] / before[column]) / np.log(cells):.2f}"
+
+
+def processor() -> str:
+    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    run_script(main)
