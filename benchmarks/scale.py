@@ -124,7 +124,7 @@ def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
         ("train all folds, top64", [*train, "--run", "top", "--seed", "1", "--store", "top64"]),
         ("infer, float16", ["infer.py", *test, "--runs", "half", "--store", "float16"]),
         ("infer, top64", ["infer.py", *test, "--runs", "top", "--store", "top64"]),
-        ("ensemble", ["ensemble.py", "--folds", folds, "--runs-dir", runs]),
+        ("ensemble", ["ensemble.py", *known[2:]]),
         (
             "report",
             ["report.py", "--data", data, "--folds", folds, "--runs-dir", runs, "--out", str(folder / "r.html")],

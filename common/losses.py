@@ -136,7 +136,8 @@ def create_loss(name: str, loss_args: Sequence[str], label_smoothing: float, tar
     if asked and name in OF_THE_BATCH:
         raise UserError("--loss-args", f"{name} has no loss per image to weight", "leave out class_weights")
     try:
-        usable = bool(loss(torch.zeros(8, num_classes), torch.eye(num_classes).repeat(8, 1)[:8]).isfinite().all())
+        one_hot = F.one_hot(torch.arange(8) % num_classes, num_classes).float()
+        usable = bool(loss(torch.zeros(8, num_classes), one_hot).isfinite().all())
     except (ArithmeticError, RuntimeError, TypeError):
         usable = False
     if not usable:
