@@ -101,34 +101,20 @@ def save_photos(folder: Path, below: str, of_class: np.ndarray, random: np.rando
 
 def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
     """Name and command of each step."""
-    data, folds, runs = (str(folder / name) for name in ("train.csv", "folds.csv", "runs"))
+    data, test, page = (str(folder / name) for name in ("train.csv", "test.csv", "report.html"))
+    folds, runs = ["--folds", str(folder / "folds.csv")], ["--runs-dir", str(folder / "runs")]
     threads = ["--threads", str(options.threads)]
-    train = [
-        "train_fold.py",
-        "--data",
-        data,
-        "--folds",
-        folds,
-        "--runs-dir",
-        runs,
-        *TRAINING,
-        *threads,
-        "--fold",
-        "all",
-    ]
     grouped = ["--split", "stratified-group", "--group", "group", "--rare", "train", "--k", str(options.k)]
-    test = ["--data", data, "--test", str(folder / "test.csv"), "--runs-dir", runs, *threads]
+    train = ["train_fold.py", "--data", data, *folds, *runs, *TRAINING, *threads]
+    infer = ["infer.py", "--data", data, "--test", test, *runs, *threads]
     return [
-        ("folds, stratified groups", ["folds.py", "--data", data, "--folds", folds, *grouped]),
+        ("folds, stratified groups", ["folds.py", "--data", data, *folds, *grouped]),
         ("train all folds, float16", [*train, "--run", "half", "--store", "float16"]),
         ("train all folds, top64", [*train, "--run", "top", "--seed", "1", "--store", "top64"]),
-        ("infer, float16", ["infer.py", *test, "--runs", "half", "--store", "float16"]),
-        ("infer, top64", ["infer.py", *test, "--runs", "top", "--store", "top64"]),
-        ("ensemble", ["ensemble.py", *known[2:]]),
-        (
-            "report",
-            ["report.py", "--data", data, "--folds", folds, "--runs-dir", runs, "--out", str(folder / "r.html")],
-        ),
+        ("infer, float16", [*infer, "--runs", "half", "--store", "float16"]),
+        ("infer, top64", [*infer, "--runs", "top", "--store", "top64"]),
+        ("ensemble", ["ensemble.py", *folds, *runs]),
+        ("report", ["report.py", "--data", data, *folds, *runs, "--out", page]),
     ]
 
 
