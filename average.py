@@ -20,7 +20,7 @@ from common.cli import parse
 from common.errors import UserError, run_script
 from common.files import write_json
 from common.metrics import describe, score
-from common.predictions import Predictions, check_store, join_oof, write_predictions
+from common.predictions import Predictions, check_store, oof_score, write_predictions
 from common.runs import CONFIG_FILE, METRICS_FILE, MODEL_FILE, OOF_FILE, finished_folds, fold_folder
 from common.splits import Folds, match_folds, read_folds
 from common.system import cpu_count, keep_freed_memory, locked
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = save_average(folder, accelerator, images, tensors, facts, folds, options.store)
         print(f"fold {facts['fold']}: {describe(metrics)}")
     for run in (*options.runs, options.run):
-        oof = join_oof(runs_dir / run, folds)
-        print(f"local CV of {run}: {describe(oof.score())}")
+        print(f"local CV of {run}: {describe(oof_score(runs_dir / run, folds))}")
 
 
 def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict, dict[str, Any]]:

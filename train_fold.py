@@ -29,7 +29,7 @@ from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import read_json, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import accuracy, describe, score, show, targets_of
-from common.predictions import Predictions, check_store, join_oof, write_predictions
+from common.predictions import Predictions, check_store, oof_score, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -133,8 +133,7 @@ def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
     """The score of every fold, and of the joined out-of-fold predictions: the local CV."""
     for fold in range(folds.count):
         print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
-    oof = join_oof(run_folder, folds)
-    print(f"local CV of {run_folder.name}: {describe(oof.score(), metric)}")
+    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:

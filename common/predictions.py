@@ -5,7 +5,7 @@ With many classes they can be kept in short form (common/shortlist.py).
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import UserError, warn
 from common.files import write_file
-from common.metrics import Answers, answers_of, blocks, names_in_short, score_of, targets_of
+from common.metrics import Answers, answers_of, blocks, joined_answers, names_in_short, score_of, targets_of
 from common.runs import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.shortlist import lengthen, on_columns, shared_columns, shorten
 from common.splits import Folds, rows_named
@@ -258,16 +258,7 @@ def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions
         UserError: a fold that is missing or was trained with other folds; a row that is not there exactly once;
             other labels or classes than those of ``folds``.
     """
-    folder = Path(run_folder)
-    parts = []
-    for k in range(folds.count):
-        fold_path = fold_folder(folder, k)
-        theirs = read_metrics(fold_path).get("folds_fingerprint", "unknown")
-        if theirs != folds.fingerprint:
-            what = f"was trained with other folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
-            raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
-        part = _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
-        parts.append(short_form(part, kept) if kept else part)
+    parts = [short_form(part, kept) if kept else part for part in _oof_parts(Path(run_folder), folds)]
     shortest = min((part.columns.shape[1] for part in parts if part.is_short), default=0)
     rows = folds.fold >= 0
     held_out_by = folds.fold[rows]
@@ -280,6 +271,26 @@ def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions
             columns[held_out_by == k] = part.columns
     told = {"ids": folds.ids[rows], "labels": folds.labels[rows], "fold": held_out_by}
     return replace(part, logits=logits, columns=columns, **told)
+
+
+def oof_score(run_folder: Path, folds: Folds) -> dict[str, float | int]:
+    """n and every metric of the run's OOF predictions, which are scored once, together; one fold is held at a time.
+
+    Raises:
+        UserError: as :func:`join_oof` does.
+    """
+    return score_of(joined_answers([part.answers() for part in _oof_parts(run_folder, folds)]))
+
+
+def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:
+    """The predictions of each fold's rows, in the order of ``folds``, one fold after another."""
+    for k in range(folds.count):
+        fold_path = fold_folder(run_folder, k)
+        theirs = read_metrics(fold_path).get("folds_fingerprint", "unknown")
+        if theirs != folds.fingerprint:
+            what = f"was trained with other folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
+            raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
+        yield _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
 
 
 def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None, kept: int = 0) -> Predictions:
