@@ -179,6 +179,14 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
     return predict_rows
 
 
+def predict_with_each(
+    models: Models, table: Table, rows_of_model: Sequence[np.ndarray], views: Sequence[View]
+) -> list[np.ndarray]:
+    """Logits of each model for its rows of the table: arrays (views, rows, classes), float32."""
+    predict_rows = predictor(models, table, views)
+    return [predict_rows(number, rows) for number, rows in enumerate(rows_of_model)]
+
+
 def average_of_all(models: Models, table: Table, views: Sequence[View]) -> np.ndarray:
     """The log of the mean probability of models and views, float32 (rows, classes).
 
@@ -274,8 +282,7 @@ def score_out_of_fold(
     if len(rows) * len(folds.classes) * len(views) > 5 * AT_ONCE:
         what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
-    predict_rows = predictor(models, table, views)
-    logits = np.concatenate([predict_rows(*each) for each in enumerate(rows_of_model)], axis=1)
+    logits = np.concatenate(predict_with_each(models, table, rows_of_model, views), axis=1)
     targets = targets_of(folds.labels[rows], folds.classes)
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
     part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS

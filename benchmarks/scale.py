@@ -27,6 +27,7 @@ from common.files import write_file
 ROOT = Path(__file__).parents[1]
 TABLE, REPORT = (Path(__file__).with_name(f"scale{suffix}") for suffix in (".csv", ".md"))
 SIDE = 32
+GROUPED = ["--split", "stratified-group", "--group", "group", "--rare", "train"]
 TRAINING = [
     "--epochs",
     "1",
@@ -104,11 +105,10 @@ def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
     data, test, page = (str(folder / name) for name in ("train.csv", "test.csv", "report.html"))
     folds, runs = ["--folds", str(folder / "folds.csv")], ["--runs-dir", str(folder / "runs")]
     threads = ["--threads", str(options.threads)]
-    grouped = ["--split", "stratified-group", "--group", "group", "--rare", "train", "--k", str(options.k)]
     train = ["train_fold.py", "--data", data, *folds, *runs, *TRAINING, *threads]
     infer = ["infer.py", "--data", data, "--test", test, *runs, *threads]
     return [
-        ("folds, stratified groups", ["folds.py", "--data", data, *folds, *grouped]),
+        ("folds, stratified groups", ["folds.py", "--data", data, *folds, *GROUPED, "--k", str(options.k)]),
         ("train all folds, float16", [*train, "--run", "half", "--store", "float16"]),
         ("train all folds, top64", [*train, "--run", "top", "--seed", "1", "--store", "top64"]),
         ("infer, float16", [*infer, "--runs", "half", "--store", "float16"]),

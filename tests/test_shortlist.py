@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 
 import ensemble
+import infer
+import report
+import train_fold
+from benchmarks.scale import GROUPED, make_photos
 from common.blending import BLENDS, Members
 from common.calibration import temperature
 from common.errors import UserError
 from common.files import write_json
-from common.metrics import METRICS, log_softmax, nll, score, softmax
+from common.metrics import METRICS, describe, log_softmax, nll, score, softmax
 from common.predictions import (
     Predictions,
     join_oof,
@@ -24,7 +29,7 @@ from common.predictions import (
     write_predictions,
 )
 from common.runs import METRICS_FILE, OOF_FILE, fold_folder
-from common.splits import WIDE, Folds, leaks, make_folds, missing_classes, write_folds
+from common.splits import WIDE, Folds, leaks, make_folds, missing_classes, read_folds, write_folds
 from common.submission import write_submission
 from common.tables import Table, text_array
 
@@ -238,3 +243,31 @@ def test_groups_of_thousands_of_classes_are_spread_evenly():
     dealt = np.array([np.bincount(of_class[folds.fold == k], minlength=len(counts)) for k in range(5)])
     assert np.ptp(dealt[:, :40], axis=0).max() <= 3 and np.ptp(dealt.sum(axis=1)) <= 0.05 * rows / 5
     assert 0 < (folds.fold < 0).mean() < 0.5
+
+
+# ---- the whole chain
+
+
+def test_the_chain_on_a_product_like_table(tmp_path, capsys):
+    """Groups, a long tail down to single photos, class numbers with gaps, one run in halves and one in short form:
+    from folds.py to the report, and every label of the submission is a class."""
+    make_photos(tmp_path, 700, 60)
+    places = ["--folds", str(tmp_path / "folds.csv")]
+    data, runs = ["--data", str(tmp_path / "train.csv")], ["--runs-dir", str(tmp_path / "runs")]
+    made = run_script("folds.py", *data, *places, *GROUPED, "--k", 2)
+    assert made.returncode == 0 and "rows that are only trained on" in made.stdout, made.stderr
+    training = ["--fold", "all", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "8", "--augment", "none"]
+    training += ["--batch-size", "32", "--threads", "1", "--channels-last", "no"]
+    for run, seed, store in (("half", "0", "float16"), ("top", "1", "top8")):
+        train_fold.main([*data, *places, *runs, *training, "--run", run, "--seed", seed, "--store", store])
+        infer.main([*data, *runs, "--test", str(tmp_path / "test.csv"), "--runs", run, "--store", store])
+    ensemble.main([*places, *runs])
+    folds = read_folds(tmp_path / "folds.csv")
+    said = capsys.readouterr().out
+    for run in ("half", "top"):
+        joined = join_oof(tmp_path / "runs" / run, folds)
+        assert joined.is_short == (run == "top") and f"local CV of {run}: {describe(joined.score())}" in said
+    test = read_predictions(tmp_path / "runs" / "ensemble" / "test.npz")
+    assert test.is_short and set(test.predicted) <= set(folds.classes) and len(test.ids) == 140
+    report.main([*data, *places, *runs, "--out", str(tmp_path / "report.html")])
+    assert "The classes most often missed" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -164,6 +164,14 @@ def test_oof_is_stored_under_the_views_of_the_test(chain, tiny):
     assert test.source["tta"] == "digits" and sum(test.source["views"].values()) == pytest.approx(1)
 
 
+def test_test_rows_in_blocks_are_those_predicted_at_once(chain, tiny, monkeypatch):
+    """With many classes the models take turns on a few rows at a time; the average is the same."""
+    models, table = infer.read_models(finished_folds(chain / "one")), read_train_table(str(tiny / "train.csv"))
+    at_once = infer.average_of_all(models, table, TTA["digits"])
+    monkeypatch.setattr(infer, "AT_ONCE", 7 * len(models) * len(TTA["digits"]) * 3)  # seven of the sixty rows
+    np.testing.assert_allclose(infer.average_of_all(models, table, TTA["digits"]), at_once, atol=1e-5)
+
+
 def test_views_of_the_full_model_are_chosen_by_the_fold_models(tiny, tmp_path):
     """--fold full --tta auto needs the folds' models, says so, and stores OOF predictions of theirs."""
     train(tiny, tmp_path / "runs", "--fold", "full", "--epochs", 1)
