@@ -20,7 +20,7 @@ from common.comparison import compare, noise_control, noise_text, table_text, we
 from common.errors import UserError, run_script, warn
 from common.files import read_json, write_json
 from common.metrics import describe, losses, names_in_short, score
-from common.nesting import Choice, choose_nested, smallest_set, try_method
+from common.nesting import Choice, choose_nested, noise_members, smallest_set, try_method
 from common.predictions import (
     Predictions,
     check_test_source,
@@ -106,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             print("no smaller set of runs has a mean within one standard error of it")
         if cfg.noise:
-            facts["noise"] = noise_control(
-                names, cfg.method, cfg.noise, logits, targets, members, fold, reported.tempered
-            )
+            noise = noise_members(logits, cfg.noise, oof.columns, len(folds.classes))
+            facts["noise"] = noise_control(names, cfg.method, noise, logits, targets, members, fold, reported.tempered)
             print(noise_text(facts["noise"]))
         oof_logits, scale = reported.tempered, tried[chosen].temperature
         how = f"chosen in the folds: {choice.summary}; " if cfg.method == "auto" else ""
@@ -206,14 +205,11 @@ def read_runs(cfg: Options, runs: Sequence[str], folds: Folds) -> tuple[list[Pre
     All are brought to one short form where one of them is in it, or where together they would not fit into memory.
     """
     rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
-    kept = kept_classes(rows, classes, len(runs))
+    kept = kept_classes(rows, classes, len(runs), cfg.noise)
     tests = read_tests(cfg, runs, folds, kept)
     oofs = [join_oof_like_test(Path(cfg.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
     tests = tests_in_one_order(cfg, tests)
     forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
-    if forms and cfg.noise:
-        remedy = "leave it out, or blend runs whose predictions hold every class"
-        raise UserError("--noise", "shuffles whole rows, of which only the likeliest classes are at hand", remedy)
     tests, oofs = ([short_form(each, min(forms, default=classes)) for each in found] for found in (tests, oofs))
     return tests, oofs
 

@@ -58,13 +58,13 @@ def main() -> None:
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
     done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame()
     for rows, classes in sizes:
-        if len(done) and ((done.rows == rows) & (done.classes == classes)).any():
-            continue  # the same command again goes on
         folder = Path(options.work) / f"{rows}x{classes}"
         make_photos(folder, rows, classes)
-        found = pd.DataFrame([measured(folder, rows, classes, *step) for step in steps(folder, options)])
-        done = pd.concat([done, found], ignore_index=True)
-        write_file(TABLE, done.to_csv(index=False))
+        for name, command in steps(folder, options):
+            if len(done) and ((done.rows == rows) & (done.classes == classes) & (done.step == name)).any():
+                continue  # the same command again goes on
+            done = pd.concat([done, pd.DataFrame([measured(folder, rows, classes, name, command)])], ignore_index=True)
+            write_file(TABLE, done.to_csv(index=False))
     write_file(REPORT, report(done, options))
     print(REPORT.read_text(encoding="utf-8"))
 
@@ -119,7 +119,7 @@ def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
 
 
 def measured(folder: Path, rows: int, classes: int, step: str, command: list[str]) -> dict[str, object]:
-    """Run a script and note its peak memory (MB, of the whole process) and its time."""
+    """Run a script and note its peak memory (MB, of the whole process) and its seconds."""
     print(f"{rows:,} x {classes:,}: {step}", flush=True)
     started = time.perf_counter()
     with (folder / "log.txt").open("a", encoding="utf-8") as log:

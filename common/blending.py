@@ -125,7 +125,8 @@ class Vote:
         averages = np.stack([log_mean_probability(group, others=self.others) for group in groups])
         shares = np.exp(log_mean_probability(averages, others=self.others).astype(np.float64))
         for votes in averages.argmax(axis=-1):
-            shares[np.arange(len(shares)), votes] += 1
+            is_for_others = votes == shares.shape[1] - 1
+            shares[np.arange(len(shares)), votes] += np.where(is_for_others, 1 / self.others, 1)
         floor = np.finfo(np.float32).tiny
         return np.log(np.maximum(shares / (len(averages) + 1), floor)).astype(np.float32)
 

@@ -8,7 +8,7 @@ import numpy as np
 from common.blending import BLENDS, Blend, Members, unusable
 from common.calibration import cross_fitted, temperature
 from common.metrics import errors, interval, losses, nll, paired_difference, score
-from common.nesting import Choice, Tried, choose_nested, leave_one_out, noise_members, overlap, try_method
+from common.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
 
 # ---- the table
 
@@ -154,27 +154,28 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
 def noise_control(
     names: Sequence[str],
     asked: str,
-    count: int,
+    noise: np.ndarray,
     logits: np.ndarray,
     targets: np.ndarray,
     members: Members,
     fold: np.ndarray,
     reported: np.ndarray,
 ) -> dict[str, float]:
-    """The same blend, or choice (``asked`` is auto), with ``count`` members of noise against the ``reported`` one.
+    """The same blend, or choice (``asked`` is auto), with members of ``noise`` against the ``reported`` one.
 
     ``reported`` are tempered nested log probabilities (n, classes).
     """
-    noisy = np.concatenate([logits, noise_members(logits, count)])
-    groups = np.concatenate([members.groups, members.groups.max() + 1 + np.arange(count)])
-    by_hand = np.concatenate([members.by_hand, np.zeros(count)]) if len(members.by_hand) else members.by_hand
-    crowd = Members(groups, by_hand)
+    noisy = np.concatenate([logits, noise])
+    groups = np.concatenate([members.groups, members.groups.max() + 1 + np.arange(len(noise))])
+    by_hand = np.concatenate([members.by_hand, np.zeros(len(noise))]) if len(members.by_hand) else members.by_hand
+    crowd = Members(groups, by_hand, members.others)
     usable = [name for name in names if name == asked or name not in unusable(crowd, *logits.shape[1:])]
     tried = {name: try_method(BLENDS[name], noisy, targets, crowd, fold) for name in usable}
     found = choose_nested(tried, targets, fold) if asked == "auto" else tried[asked]
-    difference, standard_error = paired_difference(losses(found.tempered, targets), losses(reported, targets))
+    with_noise, without = (losses(each, targets, members.others) for each in (found.tempered, reported))
+    difference, standard_error = paired_difference(with_noise, without)
     return {
-        "members": count,
+        "members": len(noise),
         "errors_without": errors(reported, targets),
         "errors_with": errors(found.tempered, targets),
         "difference": difference,

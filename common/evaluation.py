@@ -18,8 +18,9 @@ from common.reliability import calibration_error
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.splits import Folds
 
-# Settings that name what 0 and auto turned out to be: facts of a run, not choices.
+COPIES = 4  # of a run's logits that its tables and figures hold at a time, about
 HALVES = ("even_accuracy", "odd_accuracy")  # columns of log.csv: the accuracy of every other held-out row
+# Settings that name what 0 and auto turned out to be: facts of a run, not choices.
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
 
 
@@ -78,7 +79,7 @@ class Evaluation:
 def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
     paths = finished_folds(run_folder)
-    oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.classes), 1))
+    oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.classes), COPIES))
     settings = read_json(paths[0] / CONFIG_FILE)
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)
@@ -101,7 +102,7 @@ def read_blend(folder: Path, folds: Folds) -> Evaluation:
         raise UserError(str(folder), "was made with other folds", remedy)
     path = folder / OOF_FILE
     oof = rows_in_order(read_predictions(path), folds.ids[folds.fold >= 0], str(path))
-    kept = kept_classes(len(folds.ids), len(folds.classes), 1)
+    kept = kept_classes(len(folds.ids), len(folds.classes), COPIES)
     return Evaluation(folder.name, short_form(oof, kept) if kept else oof)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from common.blending import Members, Method
 from common.calibration import cross_fitted, temperature
 from common.metrics import errors, log_mean_probability, losses, paired_difference
+from common.shortlist import on_columns
 
 
 def nested(method: Method, logits: np.ndarray, targets: np.ndarray, members: Members, fold: np.ndarray) -> np.ndarray:
@@ -170,7 +171,14 @@ def smallest_set(
     return []
 
 
-def noise_members(logits: np.ndarray, count: int) -> np.ndarray:
-    """``count`` runs that know nothing: the rows of real ones in shuffled order, (count, n, classes)."""
-    random = np.random.default_rng(0)
-    return np.stack([random.permutation(logits[number % len(logits)]) for number in range(count)])
+def noise_members(logits: np.ndarray, count: int, columns: np.ndarray, classes: int) -> np.ndarray:
+    """``count`` runs that know nothing: the rows of real ones in shuffled order, (count, n, columns).
+
+    In short form (``columns`` not empty) a shuffled row is about classes that are mostly not those of its new place.
+    """
+    random, found = np.random.default_rng(0), []
+    for number in range(count):
+        order = random.permutation(logits.shape[1])
+        shuffled = logits[number % len(logits)][order]
+        found.append(on_columns(shuffled, columns[order], classes, columns) if columns.shape[1] else shuffled)
+    return np.stack(found)

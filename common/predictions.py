@@ -31,8 +31,8 @@ _ARRAYS = {
     "label_name": ("U", 0),
     "source": ("U", 0),
 }
-LARGE = 100_000_000  # numbers (0.4 GB): where predictions side by side would hold more, they are taken in short form
-KEPT = 64  # likeliest classes of each row that the short form then keeps
+LARGE = 200_000_000  # numbers (0.8 GB): where predictions side by side would hold more, they are taken in short form
+KEPT = (8, 64)  # likeliest classes of each row that the short form then keeps, at least and at most
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,14 @@ def short_form(predictions: Predictions, kept: int) -> Predictions:
     return replace(predictions, logits=logits, columns=columns)
 
 
-def kept_classes(rows: int, classes: int, members: int) -> int:
-    """How many likeliest classes to keep of ``members`` predictions that are worked on together; 0: all classes."""
-    return KEPT if rows * classes * members > LARGE else 0
+def kept_classes(rows: int, classes: int, members: int, noise: int = 0) -> int:
+    """How many likeliest classes to keep of ``members`` predictions that are worked on together; 0: all classes.
+
+    Side by side each has the columns of all members, as have members of ``noise``.
+    """
+    if rows * classes * (members + noise) <= LARGE:
+        return 0
+    return min(max(KEPT[0], LARGE // (rows * members * (members + noise))), KEPT[1])
 
 
 def side_by_side(members: Sequence[Predictions]) -> tuple[list[np.ndarray], Predictions]:

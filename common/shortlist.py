@@ -68,9 +68,19 @@ def shared_columns(columns: Sequence[np.ndarray], classes: int) -> np.ndarray:
 
 
 def on_columns(logits: np.ndarray, columns: np.ndarray, classes: int, shared: np.ndarray) -> np.ndarray:
-    """A short form's logits for other columns (n, w) that hold all of its own, and its last one: float32 (n, w + 1)."""
+    """A short form's logits for the columns ``shared`` (n, w) and a last one for all others: float32 (n, w + 1).
+
+    What it says of classes that are not among them goes to the others.
+    """
     found = np.empty((len(logits), shared.shape[1] + 1), np.float32)
-    found[:, -1] = logits[:, -1]
     for rows in blocks(len(logits), classes):
-        found[rows, :-1] = np.take_along_axis(lengthen(logits[rows], columns[rows], classes), shared[rows], axis=1)
+        own, is_shared = logits[rows], np.zeros((len(columns[rows]), classes), dtype=bool)
+        np.put_along_axis(is_shared, shared[rows], True, axis=1)
+        left = ~np.take_along_axis(is_shared, columns[rows], axis=1)
+        powers = np.exp(own - own.max(axis=1, keepdims=True), dtype=np.float64)
+        even = powers[:, -1] * (classes - shared.shape[1] - left.sum(axis=1))
+        mean = ((powers[:, :-1] * left).sum(axis=1) + even) / (classes - shared.shape[1])
+        rest = own.max(axis=1) + np.log(np.maximum(mean, np.finfo(np.float64).tiny))
+        found[rows, -1] = np.where(left.any(axis=1), rest, own[:, -1])
+        found[rows, :-1] = np.take_along_axis(lengthen(own, columns[rows], classes), shared[rows], axis=1)
     return found

@@ -288,7 +288,7 @@ def test_ten_noise_models_change_nothing():
     """With ten members that know nothing, and are sure of it, the reported score gets no better and hardly worse."""
     logits, targets = confident_models(1500, [6, 5])
     fold = np.random.default_rng(0).integers(0, 5, 1500)
-    noisy = np.concatenate([logits, noise_members(logits, 10)])
+    noisy = np.concatenate([logits, noise_members(logits, 10, np.empty((0, 0), int), 3)])
     assert errors(log_mean_probability(noisy), targets) > 3 * errors(log_mean_probability(logits), targets)
     without, crowded = auto(logits, targets, fold), auto(noisy, targets, fold)
     difference = losses(crowded.tempered, targets) - losses(without.tempered, targets)
@@ -300,7 +300,7 @@ def test_ten_noise_models_change_nothing():
 def test_what_a_member_is_worth():
     """Leaving out the best costs, leaving out noise does not, and noise is not in the smallest set."""
     logits, targets = confident_models(1500, [6, 5, 4])
-    logits = np.concatenate([logits, noise_members(logits, 1)])
+    logits = np.concatenate([logits, noise_members(logits, 1, np.empty((0, 0), int), 3)])
     fold = np.random.default_rng(0).integers(0, 5, 1500)
     found = leave_one_out(BLENDS["softmax"], logits, targets, members_of(4), fold)
     assert found[0]["difference"] > 2 * found[0]["standard_error"] and found[0]["errors"] > 0
