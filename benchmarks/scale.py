@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,7 +71,7 @@ def main() -> None:
                 continue  # the same command again goes on
             done = pd.concat([done, pd.DataFrame([measured(folder, rows, classes, name, command)])], ignore_index=True)
             write_file(TABLE, done.to_csv(index=False))
-    write_file(REPORT, f"{report(done, options)}\n{forms_table()}")
+    write_file(REPORT, report(done, options))
     print(REPORT.read_text(encoding="utf-8"))
 
 
@@ -137,47 +138,57 @@ def measured(folder: Path, rows: int, classes: int, step: str, command: list[str
 
 
 def report(done: pd.DataFrame, options: Options) -> str:
-    """The table as text, with the growth between sizes."""
+    """The page: memory and time of every step at every size, their growth, and what the stored forms cost."""
     sizes = list(done[["rows", "classes"]].drop_duplicates().itertuples(index=False, name=None))
-    lines = ["# Rows x classes: memory and time of every step", ""]
-    lines += [f"`python -m benchmarks.scale --sizes {' '.join(options.sizes)} --threads {options.threads}`, "]
-    lines[-1] += f"{os.cpu_count()} cores of {processor()}, no GPU, shared with other work; Python "
-    lines[-1] += f"{platform.python_version()}, numpy {np.__version__}. {options.k} folds, a twentieth of an epoch."
-    lines += ["", "The unit is rows x classes as float32: " + ", ".join(in_units(*size) for size in sizes) + "."]
-    lines += ["Memory is the peak of the process, of which Python and torch take about 500 MB before anything is read."]
-    lines += ["CPU seconds do not count waiting for other processes.", ""]
-    head = [f"{rows:,} x {classes:,}" for rows, classes in sizes]
-    lines += ["| step | " + " | ".join(f"{size}: MB | CPU s" for size in head) + " | units | growth of MB | of CPU s |"]
-    lines += ["|---" * (2 * len(head) + 4) + "|"]
+    head = "".join(f" {rows:,} x {classes:,}: MB | CPU s |" for rows, classes in sizes)
+    lines = [f"| step |{head} units | growth of MB | of CPU s |", "|---" * (2 * len(sizes) + 4) + "|"]
     for step, of_step in done.groupby("step", sort=False):
         cells = [f"{row.peak_mb:,.0f} | {row.cpu_seconds:,.0f}" for row in of_step.itertuples()]
-        growth = [exponent(of_step, column) for column in ("peak_mb", "cpu_seconds")]
         last = of_step.iloc[-1]
-        units = last.peak_mb * 2**20 / (4 * last.rows * last.classes)
-        lines.append(f"| {step} | {' | '.join(cells)} | {units:.1f} | {' | '.join(growth)} |")
-    lines += [
-        "",
-        "Units: the peak at the last size, in matrices of rows x classes, Python and torch included. Growth: the power",
-    ]
-    lines += [
-        "of rows x classes with which the figure grows between the last two sizes: 1 is linear in the size of the"
-    ]
-    lines += ["matrix, and whatever were quadratic in rows or in classes would be above 1.", ""]
-    return "\n".join(lines)
+        cells.append(f"{last.peak_mb * 2**20 / (4 * last.rows * last.classes):.1f}")
+        cells += [exponent(of_step, column) for column in ("peak_mb", "cpu_seconds")]
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    return TEXT.format(
+        command=f"python -m benchmarks.scale --sizes {' '.join(options.sizes)} --threads {options.threads}",
+        machine=f"{os.cpu_count()} cores of {processor()}, no GPU, shared with other work",
+        versions=f"Python {platform.python_version()}, torch {version('torch')}, numpy {np.__version__}",
+        folds=options.k,
+        units=", ".join(f"{rows:,} x {classes:,} is {rows * classes * 4 / 2**20:,.0f} MB" for rows, classes in sizes),
+        steps="\n".join(lines),
+        forms="\n".join(forms_table()),
+    )
 
 
-def forms_table() -> str:
-    """What the forms of --store do to a score: 2,000 rows and classes of normal noise, above it the right class."""
-    lines = [
-        "## What `--store` does to a score",
-        "",
-        "2,000 made-up rows of 2,000 classes: normal noise of deviation 2, the",
-    ]
-    lines += [
-        "right class raised by a constant. Log loss as stored, and after a temperature fitted on the same rows.",
-        "",
-    ]
-    lines += ["| form | accuracy | log loss | after T | accuracy | log loss | after T | MB |", "|---" * 8 + "|"]
+TEXT = """# Rows x classes: memory and time of every step
+
+`{command}`; {machine}; {versions}. {folds} folds, one epoch on a twentieth of the rows, five models of each of two runs
+at inference.
+
+The unit is rows x classes as float32: {units}. MB is the peak of the process, of which Python and torch take about
+500 MB before anything is read. CPU seconds do not count waiting for other processes.
+
+{steps}
+
+Units: the peak at the last size in matrices of rows x classes, Python and torch included. Growth: the power of rows x
+classes with which the figure grows between the last two sizes. 1 is linear in the size of the matrix; whatever were
+quadratic in rows or in classes would be above 1.
+
+## What `--store` does to a score
+
+2,000 made-up rows of 2,000 classes: normal noise of deviation 2, the right class raised by 6 (left) and 9 (right). Log
+loss as stored, and after a temperature fitted on the same rows.
+
+{forms}
+
+In short form (top64) what is not kept is spread evenly over the other classes, so a model that knows little loses
+more. Where runs would not fit into memory side by side, ensemble.py and report.py work on short forms too, whatever
+was stored.
+"""
+
+
+def forms_table() -> list[str]:
+    """A row for each form, for a model that knows little and one that knows more."""
+    lines = ["| form | accuracy | log loss | after T | accuracy | log loss | after T | MB |", "|---" * 8 + "|"]
     stores, n = ["float32", "float16", "top64", "top16"], 2_000
     found, megabytes = {store: [] for store in stores}, {}
     for strength in (6.0, 9.0):
@@ -194,12 +205,7 @@ def forms_table() -> str:
             scores = stored.score()
             found[store] += [f"{scores['accuracy']:.2%}", f"{scores['nll']:.4f}", f"{tempered:.4f}"]
             megabytes[store] = f"{size:.1f}"
-    lines += [f"| {store} | {' | '.join(cells)} | {megabytes[store]} |" for store, cells in found.items()]
-    return "\n".join([*lines, ""])
-
-
-def in_units(rows: int, classes: int) -> str:
-    return f"{rows:,} x {classes:,} is {rows * classes * 4 / 2**20:,.0f} MB"
+    return lines + [f"| {store} | {' | '.join(cells)} | {megabytes[store]} |" for store, cells in found.items()]
 
 
 def exponent(of_step: pd.DataFrame, column: str) -> str:
