@@ -97,7 +97,7 @@ class Evidence:
     def entrants(self) -> list[Evaluation]:
         """Runs and blends, that with the fewest errors first."""
         by_name = {each.name: each for each in self.runs + self.blends}
-        return [by_name[name] for name in scores(list(by_name.values())).run]
+        return [by_name[name] for name in scores(list(by_name.values())).run] if by_name else []
 
     @cached_property
     def units(self) -> np.ndarray:
