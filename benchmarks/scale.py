@@ -2,21 +2,25 @@
 
     python -m benchmarks.scale --sizes 5000x500 20000x2000      # minutes
     python -m benchmarks.scale --sizes 5000x500 20000x2000 150000x10000
+    python -m benchmarks.scale --pieces 150000x10000            # without photos and training, a minute of one core
 
 The photos are made up but their table is like that of a product competition: 32 pixels, class numbers with gaps, a long
 tail of classes down to a single photo, groups of one to five photos that must share a fold. A twentieth of an epoch is
-trained: nothing here is about scores. Writes scale.csv and scale.md beside this file.
+trained: nothing here is about scores. Writes scale.csv, scale_pieces.csv and scale.md beside this file.
 """
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,12 +30,14 @@ from common.calibration import temperature
 from common.cli import parse
 from common.errors import UserError, run_script
 from common.files import write_file
-from common.metrics import nll
-from common.predictions import Predictions, read_predictions, write_predictions
+from common.metrics import blocks, nll
+from common.predictions import Predictions, read_predictions, short_form, write_predictions
+from common.splits import make_folds
+from common.tables import Table
 from common.text import text_array
 
 ROOT = Path(__file__).parents[1]
-TABLE, REPORT = (Path(__file__).with_name(f"scale{suffix}") for suffix in (".csv", ".md"))
+TABLE, PIECES, REPORT = (Path(__file__).with_name(f"scale{end}") for end in (".csv", "_pieces.csv", ".md"))
 SIDE = 32
 GROUPED = ["--split", "stratified-group", "--group", "group", "--rare", "train"]
 TRAINING = [
@@ -54,6 +60,7 @@ class Options:
     """Run the chain at growing sizes: python -m benchmarks.scale --sizes 5000x500 20000x2000"""
 
     sizes: tuple[str, ...] = ("5000x500", "20000x2000")  # rows x classes, growing
+    pieces: str = ""  # rows x classes: only deal folds, and write, read, score and cut what one fold predicts
     work: str = "work/scale"  # folder for the photos and runs
     k: int = 5  # folds
     threads: int = 1  # CPU threads of each process
@@ -61,6 +68,11 @@ class Options:
 
 def main() -> None:
     options = parse(Options)
+    if options.pieces:
+        rows, classes = map(int, options.pieces.split("x"))
+        write_file(PIECES, pieces(rows, classes, options.k).to_csv(index=False))
+        print(PIECES.read_text(encoding="utf-8"))
+        return
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes]
     done = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame()
     for rows, classes in sizes:
@@ -80,11 +92,7 @@ def make_photos(folder: Path, rows: int, classes: int) -> None:
     if (folder / "test.csv").exists():
         return
     random = np.random.default_rng(0)
-    share = 1 / (np.arange(classes) + classes / 20)  # the first class has 21 times the photos of the last
-    counts = np.maximum(1, np.floor(share / share.sum() * (rows - classes))).astype(int)
-    counts[0] += rows - counts.sum()
-    of_class = np.repeat(np.arange(classes), counts)
-    groups = np.cumsum(random.random(rows) < 0.4)  # in the order of the classes: some groups hold two
+    of_class, groups = long_tail(rows, classes)
     order = random.permutation(rows)
     number = 3 * of_class + of_class % 2
     lines = [f"{at // 1000}/{at}.png,{number[row]},g{groups[row]}" for at, row in enumerate(order)]
@@ -137,6 +145,53 @@ def measured(folder: Path, rows: int, classes: int, step: str, command: list[str
     return found | {"cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": time.perf_counter() - started}
 
 
+def long_tail(rows: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class number and group of each row: the first class has 21 times the rows of the last, a group one to five."""
+    share = 1 / (np.arange(classes) + classes / 20)
+    counts = np.maximum(1, np.floor(share / share.sum() * (rows - classes))).astype(int)
+    counts[0] += rows - counts.sum()
+    groups = np.cumsum(np.random.default_rng(0).random(rows) < 0.4)  # in the order of the classes: some hold two
+    return np.repeat(np.arange(classes), counts), groups
+
+
+def pieces(rows: int, classes: int, k: int) -> pd.DataFrame:
+    """CPU seconds of each piece, and the peak of the process so far in matrices of one fold's rows x classes."""
+    found, in_fold = [], rows // k
+
+    def piece(name: str, work: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        result = work()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found.append({"piece": name, "cpu_seconds": time.process_time() - started, "peak_mb": peak})
+        return result
+
+    of_class, groups = long_tail(rows, classes)
+    ids, labels, group = (text_array(map(str, numbers)) for numbers in (range(rows), of_class, groups))
+    pixels = np.arange(rows, dtype=">u4").view(np.uint8).reshape(rows, 2, 2)
+    table = Table("table", ids, labels, pixels, "id", "label", {"group": group})
+    piece("deal folds, stratified", lambda: make_folds(table, k, rare="train"))
+    piece("deal folds, stratified groups", lambda: make_folds(table, k, "stratified-group", "group", rare="train"))
+
+    random, names = np.random.default_rng(0), sorted({*labels})
+    logits = np.empty((in_fold, classes), np.float32)
+    for some in blocks(in_fold, classes):
+        logits[some] = random.standard_normal(logits[some].shape, np.float32)
+    targets = random.integers(0, classes, in_fold)
+    logits[np.arange(in_fold), targets] += 5
+    oof = Predictions(ids[:in_fold], logits, names, text_array(names[number] for number in targets))
+    del logits
+    before = piece(f"score a fold of {in_fold:,} rows", oof.score)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "oof.npz"
+        piece("write it, float16", lambda: write_predictions(path, oof, "float16"))
+        del oof
+        oof = piece("read it", lambda: read_predictions(path))
+    after = oof.score()
+    assert before["accuracy"] == after["accuracy"] and abs(before["nll"] - after["nll"]) < 1e-3
+    piece("cut it to 55 classes", lambda: short_form(oof, 55))
+    return pd.DataFrame(found).assign(rows=rows, classes=classes)
+
+
 def report(done: pd.DataFrame, options: Options) -> str:
     """The page: memory and time of every step at every size, their growth, and what the stored forms cost."""
     sizes = list(done[["rows", "classes"]].drop_duplicates().itertuples(index=False, name=None))
@@ -144,6 +199,7 @@ def report(done: pd.DataFrame, options: Options) -> str:
     lines = [f"| step |{head} units | growth of MB | of CPU s |", "|---" * (2 * len(sizes) + 4) + "|"]
     for step, of_step in done.groupby("step", sort=False):
         cells = [f"{row.peak_mb:,.0f} | {row.cpu_seconds:,.0f}" for row in of_step.itertuples()]
+        cells += ["- | -"] * (len(sizes) - len(cells))
         last = of_step.iloc[-1]
         cells.append(f"{last.peak_mb * 2**20 / (4 * last.rows * last.classes):.1f}")
         cells += [exponent(of_step, column) for column in ("peak_mb", "cpu_seconds")]
@@ -156,6 +212,7 @@ def report(done: pd.DataFrame, options: Options) -> str:
         units=", ".join(f"{rows:,} x {classes:,} is {rows * classes * 4 / 2**20:,.0f} MB" for rows, classes in sizes),
         steps="\n".join(lines),
         forms="\n".join(forms_table()),
+        pieces="\n".join(pieces_table()),
     )
 
 
@@ -173,6 +230,13 @@ Units: the peak at the last size in matrices of rows x classes, Python and torch
 classes with which the figure grows between the last two sizes. 1 is linear in the size of the matrix; whatever were
 quadratic in rows or in classes would be above 1.
 
+## The largest pieces by themselves
+
+`python -m benchmarks.scale --pieces 150000x10000`, one core: what is dense is never more than one fold's rows. Peak is
+that of the process so far.
+
+{pieces}
+
 ## What `--store` does to a score
 
 2,000 made-up rows of 2,000 classes: normal noise of deviation 2, the right class raised by 6 (left) and 9 (right). Log
@@ -184,6 +248,13 @@ In short form (top64) what is not kept is spread evenly over the other classes, 
 more. Where runs would not fit into memory side by side, ensemble.py and report.py work on short forms too, whatever
 was stored.
 """
+
+
+def pieces_table() -> list[str]:
+    """A row for each piece, as far as they were measured."""
+    measured = pd.read_csv(PIECES) if PIECES.exists() else pd.DataFrame(columns=["piece", "cpu_seconds", "peak_mb"])
+    rows = [f"| {row.piece} | {row.cpu_seconds:.1f} | {row.peak_mb:,.0f} |" for row in measured.itertuples()]
+    return ["| piece | CPU s | peak MB |", "|---|---|---|", *rows]
 
 
 def forms_table() -> list[str]:
