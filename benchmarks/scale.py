@@ -221,8 +221,8 @@ TEXT = """# Rows x classes: memory and time of every step
 `{command}`; {machine}; {versions}. {folds} folds, one epoch on a twentieth of the rows, five models of each of two runs
 at inference.
 
-The unit is rows x classes as float32: {units}. MB is the peak of the process, of which Python and torch take about
-500 MB before anything is read. CPU seconds do not count waiting for other processes.
+The unit is rows x classes as float32: {units}. MB is the peak of the process, of which Python, torch and
+the model are the most at small sizes. CPU seconds do not count waiting for other processes.
 
 {steps}
 
@@ -232,8 +232,8 @@ quadratic in rows or in classes would be above 1.
 
 ## The largest pieces by themselves
 
-`python -m benchmarks.scale --pieces 150000x10000`, one core: what is dense is never more than one fold's rows. Peak is
-that of the process so far.
+`python -m benchmarks.scale --pieces 150000x10000`, one core: training, the local CV and large blends hold at most one
+fold's rows for all classes at a time. Peak is that of the process so far.
 
 {pieces}
 
