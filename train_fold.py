@@ -346,6 +346,8 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
             remedy = "take the same settings, another --run, or --restart to throw the run away"
             raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
     remove_strays(folder)
+    if is_finished(folder):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
     if not (folder / CONFIG_FILE).exists():
         write_json(folder / CONFIG_FILE, settings)
 

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,14 +49,10 @@ class Server:
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "forked.py")],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, str(ROOT / "tests" / "forked.py"), str(theirs.fileno())]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+        theirs.close()
         self.pid = self._answer()["pid"]
 
     def start(self, *do: object, environment: dict | None = None, limits: dict | None = None) -> "Child":
@@ -69,19 +65,20 @@ class Server:
 
     def ask(self, order: dict) -> dict:
         """Give an order and return the answer."""
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        self.link.send(json.dumps(order).encode())
         return self._answer()
 
     def _answer(self) -> dict:
-        if not select.select([self.process.stdout], [], [], TIMEOUT)[0]:
+        self.link.settimeout(TIMEOUT)
+        try:
+            return json.loads(self.link.recv(1 << 16))
+        except TimeoutError:
             self.process.kill()
             pytest.fail(f"no answer within {TIMEOUT} s")
-        return json.loads(self.process.stdout.readline())
 
     def close(self) -> None:
         """End it."""
-        self.process.stdin.close()
+        self.link.close()
         self.process.wait(timeout=TIMEOUT)
 
 
@@ -96,6 +93,15 @@ class Child:
     def wait(self) -> int:
         """Its exit code, or minus the signal that ended it."""
         return self.server.ask({"wait": self.pid})["exit"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return alive(self.pid)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended: until we wait for it, no other process gets its id."""
+        os.kill(self.pid, number)
 
     def said(self) -> str:
         """Everything it has printed so far."""

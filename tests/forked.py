@@ -1,7 +1,7 @@
 """Started by tests, not collected: a process that has imported everything and forks a child for each thing to do.
 
-A start costs a hundredth of what importing torch costs, so that faults can be tried by the hundred. It reads one JSON
-object a line and answers with one:
+A start costs a hundredth of what importing torch costs, so that faults can be tried by the hundred. It is sent one JSON
+object at a time, and answers with one:
 
     {"do": ["train_fold", "--fold", "0"], "environment": {}, "said": "log"}    -> {"pid": 17}: a script's main
     {"do": ["write", "checkpoint", "folder", "2"], "said": "log"}              -> one of WRITERS, as its second version
@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -92,12 +93,18 @@ def serve() -> None:
     with tempfile.TemporaryDirectory() as folder:  # once before anything is counted: the first call imports on its way
         for name, write in WRITERS.items():
             write(Path(folder) / name, 0)
-    print(json.dumps({"pid": os.getpid()}), flush=True)
-    for line in sys.stdin:
+    # A socket: what goes over it is none of the system calls at which a fault is tried.
+    link = socket.socket(fileno=int(sys.argv[1]))
+
+    def answer(**words: int) -> None:
+        link.send(json.dumps(words).encode())
+
+    answer(pid=os.getpid())
+    while line := link.recv(1 << 16):
         order = json.loads(line)
         if "wait" in order:
             _, status = os.waitpid(order["wait"], 0)
-            print(json.dumps({"exit": os.waitstatus_to_exitcode(status)}), flush=True)
+            answer(exit=os.waitstatus_to_exitcode(status))
             continue
         pid = os.fork()
         if pid == 0:
@@ -109,7 +116,7 @@ def serve() -> None:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
             os._exit(0)
-        print(json.dumps({"pid": pid}), flush=True)
+        answer(pid=pid)
 
 
 if __name__ == "__main__":

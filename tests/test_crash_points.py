@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from disturbed import Child, Server, calls_of, needs_strace, strace
+from disturbed import FULL, Child, Server, calls_of, needs_strace, strace
 from forked import WRITERS
 
 FAULTS = {"SIGKILL": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
@@ -55,17 +55,23 @@ def test_a_file_is_on_disk_before_its_name_is(written, name):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_crash_point_leaves_a_whole_file(server, written, figures, fault):
-    """Each call that touches the folder, of each writer, is where it is killed or refused; no stray file stays."""
-    points = {(call, number) for result in written.values() for call, number, _ in result["calls"]}
-    total = sum(len(result["calls"]) for result in written.values())
+    """Each call that touches the folder, of each writer, is where it is killed or refused; no stray file stays.
+
+    Without `make faults` all calls are refused to one writer, and to the others those that matter.
+    """
+    points: dict[tuple[str, int], list[str]] = {}
+    for name, result in written.items():
+        for call, number, _ in result["calls"]:
+            if FULL or fault == "SIGKILL" or name == "weights.json" or call in NEEDED:
+                points.setdefault((call, number), []).append(name)
+    total = sum(map(len, points.values()))
     figures("points", total=total)
-    for call, number in sorted(points):
-        inject = f"inject={call}:{FAULTS[fault]}:when={number}"
-        with strace(server.pid, "-e", f"trace={call}", "-e", inject):
-            for name, result in written.items():
-                if (call, number) in {each[:2] for each in result["calls"]}:
-                    result["path"].write_bytes(result["old"])
-                    check(server.start("write", name, result["path"].parent, 2), result, fault, call, number)
+    for (call, number), names in points.items():
+        with strace(server.pid, "-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault]}:when={number}"):
+            for name in names:
+                written[name]["path"].write_bytes(written[name]["old"])
+                child = server.start("write", name, written[name]["path"].parent, 2)
+                check(child, written[name], fault, call, number)
     for name, result in written.items():
         assert server.start("write", name, result["path"].parent, 2).wait() == 0
         assert [path.name for path in result["path"].parent.iterdir()] == [name]
@@ -116,6 +122,7 @@ ALLOWED = {
     ("system.py", "path.open('a+', encoding='utf-8')"),  # a lock
     ("system.py", "os.open(folder, os.O_RDONLY)"),  # to sync it
     ("errors.py", "os.open(os.devnull, os.O_WRONLY)"),
+    ("checkpoint.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
     ("jobs.py", "Path(job.log).open('ab')"),  # what a job prints, line by line
     ("train_fold.py", "training.save(folder / CHECKPOINT_FILE, facts)"),  # ours: save_tensors
 }
