@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 import train_fold  # noqa: F401
-from common import data, engine, hardware, trackers, training  # noqa: F401
+from common import data, engine, hardware, system, trackers, training  # noqa: F401
 from common.checkpoint import save_tensors
 from common.errors import run_script
 from common.files import write_file, write_json
@@ -76,6 +76,7 @@ def child(order: dict) -> None:
     os.environ.update(order.get("environment", {}))
     for limit, value in order.get("limits", {}).items():
         resource.setrlimit(getattr(resource, limit), (value, value))
+    system._PARENT = os.getppid()  # as if it had been imported here
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     verb, *arguments = order["do"]
     if verb == "write":

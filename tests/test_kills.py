@@ -1,18 +1,24 @@
 """Training killed at random and started again: the bytes of the uninterrupted run, and no announced epoch lost."""
 
+import os
 import random
 import re
 import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
-from disturbed import FULL, Child, Server, needs_strace, strace, wait_until
+from conftest import ROOT, SMALL
+from disturbed import FULL, Child, Server, alive, needs_strace, strace, wait_until
+
+from common.checkpoint import load_tensors
+from common.predictions import read_predictions
 
 KILLS = {1: 80, 2: 20} if FULL else {1: 8, 2: 2}  # by world size
 EPOCHS = 8
@@ -32,10 +38,10 @@ def server(tmp_path_factory):
 class Run:
     """One fold of a training with everything on that a checkpoint must bring back, over one or two processes."""
 
-    def __init__(self, server: Server, tiny: Path, runs_dir: Path, processes: int):
+    def __init__(self, server: Server, tiny: Path, runs_dir: Path, processes: int, epochs: int = EPOCHS):
         self.server, self.processes = server, processes
         places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, "--run", "it"]
-        options = ["--fold", 0, "--epochs", EPOCHS, "--ema-decay", 0.9, "--select", "best", "--mixed-precision", "no"]
+        options = ["--fold", 0, "--epochs", epochs, "--ema-decay", 0.9, "--select", "best", "--mixed-precision", "no"]
         self.command = ["train_fold", *places, *SMALL, *options]
         self.folder = runs_dir / "it" / "fold0"
 
@@ -121,3 +127,143 @@ def test_killed_at_random_equals_uninterrupted(uninterrupted, server, tiny, tmp_
     assert in_saves >= 0.3 * kills, f"seed {seed}"
     print(f"seed {seed}: {kills} kills, {in_saves} inside saves, {whole} runs, {processes} processes")
     figures("kills", done=kills)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected", "processes", "whom"),
+    [
+        (signal.SIGTERM, -signal.SIGTERM, 1, [0]),
+        (signal.SIGINT, 130, 1, [0]),
+        (signal.SIGINT, -signal.SIGINT, 2, [0, 1]),
+        (signal.SIGTERM, -signal.SIGTERM, 2, [1]),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "Ctrl-C to both", "SIGTERM to rank 1"],
+)
+def test_a_signal_ends_training_at_once(sent, expected, processes, whom, server, tiny, tmp_path):
+    """SIGTERM (143 in a shell) or Ctrl-C (130): over within ten seconds, and the last finished epoch stands."""
+    run = Run(server, tiny, tmp_path, processes, epochs=1000)
+    children = run.start()
+    wait_until(lambda: announced(children[0]) >= 2, "two epochs")
+    for rank in whom:
+        children[rank].signal(sent)
+    wait_until(lambda: not any(child.alive for child in children), "the end", seconds=10)
+    exit_codes = [child.wait() for child in children]
+    assert [exit_codes[rank] for rank in whom] == [expected] * len(whom) and 0 not in exit_codes
+    finished = len(load_tensors(run.folder / "checkpoint.safetensors")[1]["log"])
+    assert announced(children[0]) <= finished <= announced(children[0]) + 1
+    assert not (run.folder / "model.safetensors").exists()
+
+
+def test_other_processes_and_threads_go_on_with_a_warning(server, tiny, tmp_path):
+    """Begun by two processes, ended by one with other threads: both are named, and every row is predicted once."""
+    begun = Run(server, tiny, tmp_path, 2)
+    children = begun.start()
+    wait_until(lambda: announced(children[0]) >= 1, "an epoch")
+    for child in children:
+        child.signal(signal.SIGKILL)
+        child.wait()
+    ended = Run(server, tiny, tmp_path, 1)
+    child = server.start(*ended.command, "--threads", 2)
+    assert child.wait() == 0, child.said()
+    for what in ("processes were 2 and are 1 now", "threads were 1 and are 2 now"):
+        assert f"{what}: the result will be as good, but not the same to the bit" in child.said()
+    assert went_on_after(child) >= announced(children[0])
+    assert len(read_predictions(ended.folder / "oof.npz").ids) == 20
+
+
+def test_a_run_that_is_in_use_or_gone_is_left_alone(server, tiny, tmp_path):
+    """A second process is refused and names the first; the lock dies with its holder; a moved folder is not remade."""
+    first, again = (Run(server, tiny, tmp_path, 1, epochs=1000) for _ in range(2))
+    [holder] = first.start()
+    wait_until(lambda: announced(holder) >= 1, "an epoch")
+    [refused] = again.start()
+    assert refused.wait() == 3
+    assert refused.said().startswith(f"error: {first.folder}: is in use by pid {holder.pid} on {socket.gethostname()};")
+    holder.signal(signal.SIGKILL)
+    holder.wait()
+    [heir] = again.start()
+    wait_until(lambda: announced(heir) > announced(holder), "another epoch")
+    first.folder.parent.rename(tmp_path / "moved")
+    assert heir.wait() == 3 and heir.said().count("error: ") == 1
+    assert f"error: {first.folder}: was deleted or moved meanwhile; run the same command again\n" in heir.said()
+    assert not first.folder.parent.exists()
+
+
+def test_out_of_memory_names_the_batch_and_what_would_fit(server, tiny, tmp_path):
+    """On a machine with too little: one line with exit 3; with the --accumulate it asks for, the run goes on."""
+    size = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{server.pid}/status").read_text())[1]) * 1024
+    run = Run(server, tiny, tmp_path, 1, epochs=1)
+    command = [*run.command, "--img-size", 256, "--batch-size", 40, "--augment", "none"]
+    child = server.start(*command, limits={"RLIMIT_AS": size + 300_000_000})
+    assert child.wait() == 3 and child.said().count("error: ") == 1, child.said()
+    said = child.said().splitlines()[-1]
+    assert said.startswith("error: --batch-size: out of memory at 40 images at a time: ")
+    assert said.endswith(
+        "; take a smaller --batch-size, or --accumulate 2 for the same result; the last finished epoch stands"
+    )
+
+
+# ---- with a real launcher, which is two thirds of the time
+
+
+WHOM = ("launcher", "rank 0", "rank 1", "group")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+EVERY = [(sent, whom, n) for n in (1, 2) for whom in WHOM for sent in SIGNALS if (whom, n) != ("rank 1", 1)]
+SOME = [(signal.SIGTERM, "launcher", 1), (signal.SIGKILL, "launcher", 2)]
+
+
+@pytest.mark.parametrize(("sent", "whom", "processes"), EVERY if FULL else SOME)
+def test_nothing_outlives_its_launcher(sent, whom, processes, server, tiny, tmp_path, figures, request):
+    """However a launched training is ended: over within ten seconds, exit code not 0, nothing left, and resumed."""
+    figures("signals", total=1)
+    run = Run(server, tiny, tmp_path, processes, epochs=200)
+    options = ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"] if processes > 1 else []
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "train_fold.py", *run.command[1:]]
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        launcher = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    try:
+        wait_until(lambda: "epoch   1/" in said.read_text(), "an epoch")
+        ranks = {rank: pid for pid in processes_below(launcher.pid) if (rank := rank_of(pid)) is not None}
+        assert len(ranks) == processes
+        if whom == "group":
+            os.killpg(launcher.pid, sent)
+        else:
+            os.kill(launcher.pid if whom == "launcher" else ranks[int(whom[-1])], sent)
+        assert launcher.wait(timeout=10) != 0
+        wait_until(lambda: not any(map(alive, ranks.values())), "the end of every rank", seconds=5)
+    finally:
+        if launcher.poll() is None:
+            launcher.kill()
+    children = run.start()
+    wait_until(lambda: announced(children[0]) > 1, "the next epoch")
+    assert went_on_after(children[0]) >= max(map(int, re.findall(r"epoch +(\d+)/", said.read_text())))
+    for child in children:
+        child.signal(signal.SIGKILL)
+        child.wait()
+    figures("signals", done=1)
+
+
+def processes_below(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [*children, *(grandchild for child in children for grandchild in processes_below(child))]
+
+
+def rank_of(pid: int) -> int | None:
+    """The rank of a training process; a single one has no RANK, but the launcher's precision."""
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    names = dict(entry.partition("=")[::2] for entry in environment if entry)
+    if b"train_fold.py" not in Path(f"/proc/{pid}/cmdline").read_bytes() or "ACCELERATE_MIXED_PRECISION" not in names:
+        return None
+    return int(names.get("RANK", "0"))
