@@ -191,7 +191,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     from common.data import conversion, load_images
-    from common.hardware import asked_precision, out_of_memory_named, usable_precision
+    from common.hardware import asked_precision, usable_precision
     from common.trackers import check_trackers, tracking
     from common.training import check_choices, unused_at_first
 
@@ -230,14 +230,13 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
     converted = conversion(table, cfg.channels, cfg.img_size)
     if converted:
         accelerator.print(f"images: {converted}")
+    images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
     facts = run_facts(cfg, accelerator.num_processes, folds, table)
-    with out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate):
-        images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
-        for position, fold in enumerate(wanted):
-            folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
-            # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
-            tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
-            train_fold(cfg, tracked, images, folds, fold, facts, folds_after)
+    for position, fold in enumerate(wanted):
+        folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
+        # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
+        tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
+        train_fold(cfg, tracked, images, folds, fold, facts, folds_after)
 
 
 def train_fold(
@@ -256,12 +255,14 @@ def train_fold(
         share_scores,
         train_epoch,
     )
+    from common.hardware import out_of_memory_named
     from common.trackers import finish_trackers, start_trackers
     from common.training import prepare_training
     from common.tta import TTA
 
     folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
     with ExitStack() as held:
+        held.enter_context(out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate))
         if accelerator.is_main_process:
             check_lock = held.enter_context(locked(folder))
             start_or_go_on(folder, cfg, folds)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from common.checkpoint import load_tensors
 from common.predictions import read_predictions
 
 KILLS = {1: 80, 2: 20} if FULL else {1: 8, 2: 2}  # by world size
-EPOCHS = 8
+EPOCHS, LONG = 8, 60
 # Calls that only saves make, three to a file: config, log, checkpoint, model, OOF, metrics.
 IN_SAVES = ("fsync", "rename")
 RESULTS = ("model.safetensors", "oof.npz")
@@ -212,11 +213,22 @@ EVERY = [(sent, whom, n) for n in (1, 2) for whom in WHOM for sent in SIGNALS if
 SOME = [(signal.SIGTERM, "launcher", 1), (signal.SIGKILL, "launcher", 2)]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(server, tiny, tmp_path_factory):
+    """The results of a long run that nothing has disturbed, for a number of processes."""
+
+    @cache
+    def results(processes: int) -> dict[str, bytes]:
+        return Run(server, tiny, tmp_path_factory.mktemp("undisturbed"), processes, epochs=LONG).finish()
+
+    return results
+
+
 @pytest.mark.parametrize(("sent", "whom", "processes"), EVERY if FULL else SOME)
-def test_nothing_outlives_its_launcher(sent, whom, processes, server, tiny, tmp_path, figures, request):
+def test_nothing_outlives_its_launcher(sent, whom, processes, server, tiny, tmp_path, figures, undisturbed):
     """However a launched training is ended: over within ten seconds, exit code not 0, nothing left, and resumed."""
     figures("signals", total=1)
-    run = Run(server, tiny, tmp_path, processes, epochs=200)
+    run = Run(server, tiny, tmp_path, processes, epochs=LONG)
     options = ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"] if processes > 1 else []
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "train_fold.py", *run.command[1:]]
     said = tmp_path / "said"
@@ -232,23 +244,28 @@ def test_nothing_outlives_its_launcher(sent, whom, processes, server, tiny, tmp_
         )
     try:
         wait_until(lambda: "epoch   1/" in said.read_text(), "an epoch")
-        ranks = {rank: pid for pid in processes_below(launcher.pid) if (rank := rank_of(pid)) is not None}
+        below = processes_below(launcher.pid)
+        ranks = {rank: pid for pid in below if (rank := rank_of(pid)) is not None}
         assert len(ranks) == processes
         if whom == "group":
             os.killpg(launcher.pid, sent)
         else:
             os.kill(launcher.pid if whom == "launcher" else ranks[int(whom[-1])], sent)
         assert launcher.wait(timeout=10) != 0
-        wait_until(lambda: not any(map(alive, ranks.values())), "the end of every rank", seconds=5)
+        wait_until(lambda: not any(map(alive, below)), "the end of all that it has started", seconds=5)
     finally:
         if launcher.poll() is None:
             launcher.kill()
     children = run.start()
     wait_until(lambda: announced(children[0]) > 1, "the next epoch")
     assert went_on_after(children[0]) >= max(map(int, re.findall(r"epoch +(\d+)/", said.read_text())))
-    for child in children:
-        child.signal(signal.SIGKILL)
-        child.wait()
+    if FULL:
+        assert [child.wait() for child in children] == [0] * processes, children[0].said()
+        assert run.finish() == undisturbed(processes)
+    else:
+        for child in children:
+            child.signal(signal.SIGKILL)
+            child.wait()
     figures("signals", done=1)
 
 
