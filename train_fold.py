@@ -60,7 +60,9 @@ class Train(Config):
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if {"RANK", "ACCELERATE_MIXED_PRECISION", STARTED_BY_US} & os.environ.keys():
+    if STARTED_BY_US in os.environ:
+        end_with_parent(int(os.environ[STARTED_BY_US]))
+    elif {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
         end_with_parent()  # a launcher that dies must not leave us behind
     cfg = parse(Train, arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -15,7 +15,7 @@ from common.system import gpu_count
 
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
 INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}  # a job's end: ours
-STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: it must not outlive the process that started it
+STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
 
 # A launcher's word to its own processes; a job is no rank of anything.
 LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -90,7 +90,7 @@ def _sigterm_as_exit() -> Iterator[None]:
 
 def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
-    environment |= {**slot, STARTED_BY_US: "1"}
+    environment |= {**slot, STARTED_BY_US: str(os.getpid())}
     command = [sys.executable, *job.command]
     if job.log:
         with Path(job.log).open("ab") as log:

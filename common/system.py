@@ -14,7 +14,7 @@ from typing import IO
 
 from common.errors import ENVIRONMENT, UserError
 
-_PARENT = os.getppid()  # who started us
+_PARENT = os.getppid()  # who started us, unless that one was quick to die
 
 
 def cpu_count() -> int:
@@ -48,15 +48,15 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it dies; elsewhere nothing happens.
+def end_with_parent(parent: int = _PARENT) -> None:
+    """Ask Linux to end this process when ``parent``, which started it, dies or is dead; elsewhere nothing happens.
 
     Without it `accelerate launch`, ended by SIGTERM, leaves its training process running.
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if os.getppid() != _PARENT:  # it died before we asked
+        if os.getppid() != parent:  # it died before we asked
             os.kill(os.getpid(), signal.SIGTERM)
 
 

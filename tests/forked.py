@@ -76,7 +76,7 @@ def child(order: dict) -> None:
     os.environ.update(order.get("environment", {}))
     for limit, value in order.get("limits", {}).items():
         resource.setrlimit(getattr(resource, limit), (value, value))
-    system._PARENT = os.getppid()  # as if it had been imported here
+    system.end_with_parent.__defaults__ = (os.getppid(),)  # as if it had been imported here
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     verb, *arguments = order["do"]
     if verb == "write":

@@ -155,6 +155,17 @@ def test_a_signal_ends_training_at_once(sent, expected, processes, whom, server,
     assert not (run.folder / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(("flags", "expected"), [(["--lr", -1], 2), (["--lr", 1e30], 4)], ids=["input", "numbers"])
+def test_rank_0_alone_says_what_all_meet(flags, expected, server, tiny, tmp_path):
+    """A mistake, or a loss that is no number: one line from two processes, and both end with its exit code."""
+    run = Run(server, tiny, tmp_path, 2)
+    run.command += flags
+    children = run.start()
+    assert [child.wait() for child in children] == [expected, expected]
+    assert [child.said().count("error: ") for child in children] == [1, 0]
+    assert "error: " in children[0].said().splitlines()[-1] and not children[1].said()
+
+
 def test_other_processes_and_threads_go_on_with_a_warning(server, tiny, tmp_path):
     """Begun by two processes, ended by one with other threads: both are named, and every row is predicted once."""
     begun = Run(server, tiny, tmp_path, 2)
