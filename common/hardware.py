@@ -81,12 +81,13 @@ def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Ite
             raise
         share = batch_size // (processes * accumulate)
         smaller = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % (processes * n) == 0), 0)
-        remedy = "take a smaller --batch-size" + (f", or --accumulate {smaller} for the same result" if smaller else "")
+        remedy = "free memory and run it again, or --restart it with a smaller --batch-size"
+        remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
         what = f"out of memory at {share} images at a time"
         if share < batch_size:
             what += f" ({batch_size} = {processes} processes x {accumulate} accumulation steps x {share})"
         what += f": {str(error).splitlines()[0][:120]}" if str(error) else ""
-        raise OwnError("--batch-size", what, f"{remedy}; the last finished epoch stands", ENVIRONMENT) from error
+        raise OwnError("--batch-size", what, remedy, ENVIRONMENT) from error
 
 
 def check_compile() -> None:
