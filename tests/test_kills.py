@@ -25,6 +25,8 @@ KILLS = {1: 80, 2: 20} if FULL else {1: 8, 2: 2}  # by world size
 EPOCHS, LONG = 8, 60
 # Calls that only saves make, three to a file: config, log, checkpoint, model, OOF, metrics.
 IN_SAVES = ("fsync", "rename")
+# By world size: either way the last step of every epoch has its share in the weights that are kept.
+AVERAGES = {1: ("--ema-decay", 0.9), 2: ("--select", "swa", "--select-args", "last=8")}
 RESULTS = ("model.safetensors", "oof.npz")
 
 
@@ -42,7 +44,7 @@ class Run:
     def __init__(self, server: Server, tiny: Path, runs_dir: Path, processes: int, epochs: int = EPOCHS):
         self.server, self.processes, self.epochs = server, processes, epochs
         places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, "--run", "it"]
-        options = ["--fold", 0, "--epochs", epochs, "--ema-decay", 0.9, "--select", "best", "--mixed-precision", "no"]
+        options = ["--fold", 0, "--epochs", epochs, "--mixed-precision", "no", *AVERAGES[processes]]
         self.command = ["train_fold", *places, *SMALL, *options]
         self.folder = runs_dir / "it" / "fold0"
 
