@@ -182,13 +182,12 @@ def test_other_processes_and_threads_go_on_with_a_warning(server, tiny, tmp_path
     for child in children:
         child.signal(signal.SIGKILL)
         child.wait()
-    ended = Run(server, tiny, tmp_path, 1)
-    child = server.start(*ended.command, "--threads", 2)
+    child = server.start(*begun.command, "--threads", 2)
     assert child.wait() == 0, child.said()
     for what in ("processes were 2 and are 1 now", "threads were 1 and are 2 now"):
         assert f"{what}: the result will be as good, but not the same to the bit" in child.said()
     assert went_on_after(child) >= announced(children[0])
-    assert len(read_predictions(ended.folder / "oof.npz").ids) == 20
+    assert len(read_predictions(begun.folder / "oof.npz").ids) == 20
 
 
 def test_a_run_that_is_in_use_or_gone_is_left_alone(server, tiny, tmp_path):
