@@ -12,6 +12,7 @@ from forked import WRITERS
 FAULTS = {"SIGKILL": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
 # Where an error must be said; elsewhere (closing, looking for strays) the file may be written all the same.
 NEEDED = ("write", "fsync", "rename")
+NEVER_FAIL = ("lseek", "ioctl")  # on a file in a folder; zipfile would write another form of the same archive
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def test_every_crash_point_leaves_a_whole_file(server, written, figures, fault):
     points: dict[tuple[str, int], list[str]] = {}
     for name, result in written.items():
         for call, number, _ in result["calls"]:
-            if FULL or fault == "SIGKILL" or name == "weights.json" or call in NEEDED:
+            refusable = call not in NEVER_FAIL and (FULL or name == "weights.json" or call in NEEDED)
+            if fault == "SIGKILL" or refusable:
                 points.setdefault((call, number), []).append(name)
     total = sum(map(len, points.values()))
     figures("points", total=total)
