@@ -1,6 +1,7 @@
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
 # make test                                       the whole suite
+# make faults                                     every fault of docs/reliability.md, with a closing line of figures
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows
 
 PYTHON := .venv/bin/python
@@ -17,7 +18,9 @@ FOLDS := --folds $(WORK)/folds.csv
 RUNS := --runs-dir $(WORK)/runs
 SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 
-.PHONY: run test lint bounds
+FAULTS := $(foreach what,faults fuzz crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
+
+.PHONY: run test faults lint bounds
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)))
@@ -30,6 +33,10 @@ test: .venv/installed
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+
+# One at a time: what is killed at a random moment should not wait for a core.
+faults: .venv/installed
+	FIVEFOLD_FAULTS=full $(PYTHON) -m pytest $(wildcard $(FAULTS))
 
 bounds: .venv-bounds/installed
 	rm -rf work/bounds

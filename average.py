@@ -18,7 +18,7 @@ import numpy as np
 
 from common.cli import parse
 from common.errors import UserError, run_script
-from common.files import write_json
+from common.files import check_folder, write_json
 from common.metrics import describe, score
 from common.predictions import Predictions, check_store, oof_score, write_predictions
 from common.runs import CONFIG_FILE, METRICS_FILE, MODEL_FILE, OOF_FILE, finished_folds, fold_folder
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--runs", f"{len(options.runs)} runs have no average", "name two or more")
     if (runs_dir / options.run).exists():
         raise UserError(str(runs_dir / options.run), "exists already", "give the average another --run")
+    check_folder(runs_dir / options.run)
     of_each_run = [finished_folds(runs_dir / run) for run in options.runs]
     table = read_train_table(options.data)
     folds = match_folds(read_folds(Path(options.folds)), table)
@@ -119,7 +120,7 @@ def save_average(
     from common.averaging import measure_batchnorm
     from common.checkpoint import save_tensors
     from common.data import Normalise
-    from common.engine import evaluation_batch, predict
+    from common.engine import check_logits, evaluation_batch, predict
     from common.hardware import usable_precision
     from common.training import create_saved
     from common.tta import TTA
@@ -134,6 +135,7 @@ def save_average(
     precision = usable_precision(settings["mixed_precision"])
     at_once = evaluation_batch(size)
     [logits] = predict(accelerator, model, images, valid_rows, normalise, TTA["none"], precision, at_once)
+    check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")
     oof = Predictions(folds.ids[held_out], logits, folds.classes, folds.labels[held_out], folds.fold[held_out])
     metrics = {name: facts[name] for name in METRICS_FACTS} | {"averaged": facts["averaged"]}
     metrics |= score(oof.logits, oof.targets)

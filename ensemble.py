@@ -18,7 +18,7 @@ from common.calibration import temperature
 from common.cli import parse
 from common.comparison import compare, noise_control, noise_text, table_text, weights_text, worth, worth_text
 from common.errors import UserError, run_script, warn
-from common.files import read_json, write_json
+from common.files import check_folder, read_json, write_json
 from common.metrics import describe, losses, names_in_short, score
 from common.nesting import Choice, choose_nested, noise_members, smallest_set, try_method
 from common.predictions import (
@@ -65,6 +65,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     # Read and check everything before anything is fitted or written
     cfg = parse(Options, argv)
+    check_folder(Path(cfg.runs_dir) / cfg.run)
     folds = read_folds(Path(cfg.folds))
     runs = chosen_runs(cfg)
     check_weights(cfg, runs)

@@ -21,7 +21,7 @@ from common.calibration import PARTS
 from common.cli import parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
-from common.files import write_json
+from common.files import check_folder, write_json
 from common.metrics import blocks, describe, log_mean_probability, targets_of
 from common.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs import (
@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = list(options.runs) or finished_runs(runs_dir, options.fold)
     for run in runs:
         finished_folds(runs_dir / run, options.fold)
+        if not options.score_tta:
+            check_folder(Path(options.out_dir or runs_dir) / run)
     if options.score_tta or options.tta != "none":
         train = read_train_table(options.data)
         folds = match_folds(read_folds(Path(options.folds)), train)
@@ -149,7 +151,7 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
     from accelerate import Accelerator
 
     from common.data import Normalise, image_shape, load_images
-    from common.engine import evaluation_batch, predict
+    from common.engine import check_logits, evaluation_batch, predict
     from common.hardware import usable_precision
     from common.models import works_at
     from common.training import create_saved
@@ -174,7 +176,9 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
         model.load_state_dict(tensors)
         normalise = Normalise(**facts["normalise"])
         rows = torch.from_numpy(rows).to(accelerator.device)
-        return predict(accelerator, model, images, rows, normalise, views, precision, at_once)
+        logits = predict(accelerator, model, images, rows, normalise, views, precision, at_once)
+        check_logits(f"{facts['run']}, fold {facts['fold']}", logits, "train this fold again with a lower --lr")
+        return logits
 
     return predict_rows
 

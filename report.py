@@ -38,7 +38,7 @@ from common.evaluation import (
     settings_between,
 )
 from common.figures import drawn, error_curves, intervals, loss_curves, rate_curve, reliability_curves, sweep_panels
-from common.files import read_json, write_file
+from common.files import check_folder, read_json, write_file
 from common.law import Law
 from common.metrics import check_metric, describe
 from common.page import (
@@ -136,6 +136,7 @@ class Evidence:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
     out = Path(options.out)
+    check_folder(out.parent)
     if out.suffix != ".html":
         raise UserError("--out", f"{out} is no html file", "give it a name that ends with .html")
     evidence = gather(options)

@@ -26,7 +26,7 @@ import pandas as pd
 from common.cli import parse
 from common.config import Config, check_config, differences, training_settings
 from common.errors import ENVIRONMENT, UserError, run_script, warn
-from common.files import read_json, write_file, write_json
+from common.files import check_folder, read_json, remove_strays, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import accuracy, describe, score, show, targets_of
 from common.predictions import Predictions, check_store, oof_score, write_predictions
@@ -42,7 +42,7 @@ from common.runs import (
     read_metrics,
 )
 from common.splits import Folds, match_folds, read_folds
-from common.system import cpu_count, end_with_parent, keep_freed_memory, locked
+from common.system import check_unlocked, cpu_count, die_of_ctrl_c, end_with_parent, keep_freed_memory, locked
 from common.tables import Table, read_train_table
 
 # What metrics.json repeats of the weights file's facts, for readers that do not load torch.
@@ -60,18 +60,23 @@ class Train(Config):
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if STARTED_BY_US in os.environ:
+        end_with_parent(int(os.environ[STARTED_BY_US]))
+    elif {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        end_with_parent()  # a launcher that dies must not leave us behind
     cfg = parse(Train, arguments)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        die_of_ctrl_c()
     check_config(cfg, processes)
     check_store(cfg.store)
     table = read_train_table(cfg.data)
     folds = match_folds(read_folds(Path(cfg.folds)), table)
     wanted = wanted_folds(cfg.fold, folds)
-    if "ACCELERATE_MIXED_PRECISION" in os.environ or STARTED_BY_US in os.environ:
-        end_with_parent()  # a launcher that dies must not leave us behind
     if cfg.show_batch:
         show_batch(cfg, table, folds, wanted[0])
         return
+    check_place(Path(cfg.runs_dir) / cfg.run_name, wanted)
     slots = device_slots()
     if len(wanted) > 1 and processes == 1 and len(slots) > 1:
         train_side_by_side(cfg, arguments, table, folds, wanted, slots)
@@ -89,6 +94,15 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     if asked not in [*numbers, "full"]:
         raise UserError("--fold", f"there is no fold {asked}", f"use 0 to {folds.count - 1}, all, or full")
     return [asked]
+
+
+def check_place(run_folder: Path, wanted: list[str]) -> None:
+    """Refuse, before torch is loaded, a run's folder that cannot be written into or that another process trains in."""
+    if os.environ.get("RANK", "0") == "0":
+        check_folder(run_folder)
+        folders = [fold_folder(run_folder, fold) for fold in wanted]
+        for folder in [folder for folder in folders if not is_finished(folder)][:1]:  # a later one may be free by then
+            check_unlocked(folder)
 
 
 def start_over(run_folder: Path) -> None:
@@ -234,15 +248,25 @@ def train_fold(
     import torch
 
     from common.data import seed_of
-    from common.engine import evaluation_batch, predict, share_buffers, share_scores, train_epoch
+    from common.engine import (
+        REMEDY,
+        check_logits,
+        evaluation_batch,
+        predict,
+        share_buffers,
+        share_scores,
+        train_epoch,
+    )
+    from common.hardware import out_of_memory_named
     from common.trackers import finish_trackers, start_trackers
     from common.training import prepare_training
     from common.tta import TTA
 
     folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
     with ExitStack() as held:
+        held.enter_context(out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate))
         if accelerator.is_main_process:
-            held.enter_context(locked(folder))
+            check_lock = held.enter_context(locked(folder))
             start_or_go_on(folder, cfg, folds)
         accelerator.wait_for_everyone()
         if is_finished(folder):
@@ -267,13 +291,20 @@ def train_fold(
             training.restore(folder / CHECKPOINT_FILE, facts)
             accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
 
+        if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
+            copies = 1 if (folder / CHECKPOINT_FILE).exists() else 2
+            check_folder(folder, copies * training.bytes_of_checkpoint)
+
         def predict_valid_rows() -> np.ndarray:
             rows = torch.from_numpy(valid_rows).to(accelerator.device)
             views, precision = TTA["none"], cfg.mixed_precision
-            return predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
+            logits = predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
+            check_logits(f"fold {fold}, epoch {epoch + 1}", logits, REMEDY)
+            return logits
 
         # Train
         start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
+        epoch = len(training.log) - 1
         while not training.is_over:
             epoch, started = len(training.log), time.perf_counter()
             torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
@@ -293,8 +324,10 @@ def train_fold(
             training.end_epoch(row)
             accelerator.log(row, step=epoch + 1)
             if accelerator.is_main_process:
-                training.save(folder / CHECKPOINT_FILE, facts)
+                check_lock()
+                # The log first: an epoch whose checkpoint was not written is trained, and logged, again.
                 write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
+                training.save(folder / CHECKPOINT_FILE, facts)
                 print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
 
         finish_trackers(accelerator)
@@ -304,6 +337,7 @@ def train_fold(
         share_buffers(accelerator, training.scored)
         logits = predict_valid_rows() if len(valid_rows) else None
         if accelerator.is_main_process:
+            check_lock()
             save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
 
 
@@ -314,8 +348,9 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
         if changed := differences(read_json(other), settings):
             remedy = "take the same settings, another --run, or --restart to throw the run away"
             raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
-    for stray in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-        stray.unlink()
+    remove_strays(folder)
+    if is_finished(folder):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
     if not (folder / CONFIG_FILE).exists():
         write_json(folder / CONFIG_FILE, settings)
 

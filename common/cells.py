@@ -13,6 +13,7 @@ runs/<run>_sweep/
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from common.config import Config, differences, saved_config, training_settings
 from common.errors import ENVIRONMENT, INPUT, NUMBERS, UserError
 from common.files import read_json, write_file, write_json
 from common.grid import Cell, Grid, missing
-from common.jobs import Job, device_slots, run_jobs
+from common.jobs import INTERRUPTED, Job, device_slots, run_jobs
 from common.law import MIN_STEPS
 from common.metrics import errors
 from common.predictions import read_predictions
@@ -47,7 +48,6 @@ LOG_FILE = "train.log"
 CLAIM_FOLDER = "claim"
 COLUMNS = ["batch_size", "lr", "seed", "steps", "status", "nll", "errors", "n", "seconds_per_epoch", "seconds"]
 TRAIN_SCRIPT = Path(__file__).parents[1] / "train_fold.py"
-INTERRUPTED = (130, -2)  # how a process ends by Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ class Trainer:
 
     def _ended(self, job: Job, exit_code: int) -> None:
         """Score and record a cell whose process has ended, and say how far the sweep is."""
-        if exit_code in INTERRUPTED:
-            raise KeyboardInterrupt
+        if exit_code in INTERRUPTED:  # with us, most likely: it says nothing about the cell
+            sys.exit(INTERRUPTED[exit_code])
         cell, start, claim = self.claims.pop(job.name)
         folder = self.sweep.folder / cell.name
         with claim:

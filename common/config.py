@@ -87,7 +87,7 @@ def check_config(cfg: Config, processes: int) -> None:
         if getattr(cfg, name) < least:
             raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
     ranges = {
-        "lr": (0, float("inf")),
+        "lr": (0, 1e30),  # beyond, torch's own numbers overflow
         "warmup_epochs": (0, cfg.epochs),
         "weight_decay": (0, float("inf")),
         "label_smoothing": (0, 1),

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common.data import Normalise
@@ -17,6 +16,7 @@ from common.optim import set_learning_rate
 from common.training import Training
 from common.tta import View
 
+REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint stands"
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 
@@ -47,20 +47,32 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
         bar.update(batches.batch_size)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
             so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")
-            _check_finite(so_far, epoch, optimiser)
+            _check_finite(so_far, training, epoch)
             bar.set_postfix(loss=f"{so_far[-LOOK_EVERY:].mean().item():.4f}")
     return so_far.mean().item()
 
 
-def _check_finite(losses: Tensor, epoch: int, optimiser: Optimizer) -> None:
+def _check_finite(losses: Tensor, training: Training, epoch: int) -> None:
     broken = torch.nonzero(~torch.isfinite(losses))
     if len(broken):
+        step = broken[0].item()
         raise UserError(
-            f"epoch {epoch + 1}, step {broken[0].item() + 1}",
-            f"the loss is not a finite number (lr {optimiser.param_groups[0]['lr']:g})",
-            "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint stands",
+            f"epoch {epoch + 1}, step {step + 1}",
+            f"the loss is not a finite number (lr {training.learning_rate(epoch * training.batches.steps + step):g})",
+            REMEDY,
             NUMBERS,
         )
+
+
+def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:
+    """Raise UserError (exit 4) where predictions are not all finite: the largest of NaN would be class 0.
+
+    ``logits`` is (..., rows, classes).
+    """
+    rows = np.isfinite(logits).all(axis=-1).reshape(-1, logits.shape[-2]).all(axis=0)
+    if not rows.all():
+        what = f"the predictions of {np.sum(~rows):,} of {len(rows):,} rows are not finite numbers"
+        raise UserError(where, what, remedy, NUMBERS)
 
 
 def share_buffers(accelerator: Accelerator, *models: nn.Module) -> None:

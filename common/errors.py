@@ -20,6 +20,10 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class OwnError(UserError):
+    """A :class:`UserError` that the other processes of a training do not meet: this one says it, whatever its rank."""
+
+
 def warn(message: str) -> None:
     """Say on stderr, once and in one line, what goes on although the user may not want it."""
     if os.environ.get("RANK", "0") == "0":
@@ -29,14 +33,14 @@ def warn(message: str) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; the one place where a :class:`UserError` is caught.
 
-    Under a launcher every rank meets the same mistake, so rank 0 alone speaks.
+    Under a launcher every rank meets the same mistake, so rank 0 alone speaks (but see :class:`OwnError`).
     """
     for stream in (sys.stdout, sys.stderr):  # a log file sees each line at once, in any locale
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -1,46 +1,102 @@
 """The one writer: a reader finds the old file or the new one, whole, whatever is killed in between."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import ENVIRONMENT, UserError
-from common.system import sync_folder
+from common.system import sync_folder, try_lock
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
     """Replace ``path`` by ``content``, or by what ``content`` writes into the open file, in one step.
 
     The temporary file lies beside the target (a rename across devices is a copy), both are synced
-    to disk, and the mode is what the umask says.
+    to disk, and the mode is what the umask says. What killed writers left in the folder is removed.
 
     Raises:
         UserError: the disk is full or the folder is not writable (exit 3); the old file stands.
     """
     if isinstance(content, str):
         content = content.encode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        remove_strays(path.parent)
+        with _temporary_beside(path) as file:
+            temporary = Path(file.name)
+            try:
                 if callable(content):
                     content(file)
                 else:
                     file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                if os.name != "posix":
+                    file.close()  # Windows renames no open file
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         sync_folder(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what += "" if callable(content) else f": {size_text(len(content))} are needed"
+            what += f", {size_text(shutil.disk_usage(path.parent).free)} are free"
         raise UserError(str(path), what, "free space or choose another folder", ENVIRONMENT) from error
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed; a living one has locked its own."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError), path.open("rb") as file:
+                if try_lock(file):
+                    path.unlink()
+
+
+def _temporary_beside(path: Path) -> BinaryIO:
+    """A new file in the folder of ``path``, locked while it is open."""
+    while True:
+        file = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp").open("xb")
+        with suppress(OSError):  # without locks nobody can take it for a stray either
+            if not try_lock(file) or os.fstat(file.fileno()).st_nlink == 0:
+                file.close()
+                continue  # another writer took it for a stray before it was locked
+        return file
+
+
+def check_folder(folder: Path, needed: int = 0) -> None:
+    """Refuse, before hours of work, a folder that nothing could be written into; makes nothing.
+
+    ``needed`` is a guess of the bytes to come.
+
+    Raises:
+        UserError: it, or what will hold it, is a file, is not writable, or has too little space (exit 3).
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UserError(str(there), "is a file, not a folder", "choose another folder", ENVIRONMENT)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(str(there), "is not writable", "choose another folder", ENVIRONMENT)
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        what = f"about {size_text(needed)} are needed, {size_text(free)} are free"
+        raise UserError(str(there), what, "free space or choose another folder", ENVIRONMENT)
+
+
+def size_text(count: int) -> str:
+    """A number of bytes in MB, as in ``1.3 MB``."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def write_json(path: Path, value: Any) -> None:

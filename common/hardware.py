@@ -4,14 +4,17 @@ import copy
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from common.errors import ENVIRONMENT, UserError, warn
+from common.errors import ENVIRONMENT, OwnError, UserError, warn
 from common.files import read_json, write_json
 from common.runs import MEMORY_FORMAT_FILE
 from common.system import locked
@@ -66,6 +69,25 @@ def _precision_works(name: str, device: str) -> bool:
         return bool(torch.isfinite(image.grad).all())
     except RuntimeError:
         return False
+
+
+@contextmanager
+def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Iterator[None]:
+    """Say in one line (exit 3) which batch the device's or the machine's memory did not hold, and what would fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+            raise
+        share = batch_size // (processes * accumulate)
+        smaller = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % (processes * n) == 0), 0)
+        remedy = "free memory and run it again, or --restart it with a smaller --batch-size"
+        remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
+        what = f"out of memory at {share} images at a time"
+        if share < batch_size:
+            what += f" ({batch_size} = {processes} processes x {accumulate} accumulation steps x {share})"
+        what += f": {str(error).splitlines()[0][:120]}" if str(error) else ""
+        raise OwnError("--batch-size", what, remedy, ENVIRONMENT) from error
 
 
 def check_compile() -> None:

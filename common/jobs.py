@@ -1,17 +1,21 @@
 """Runs commands side by side, one per slot; a slot is a device or a share of the CPU."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
 from common.system import gpu_count
 
-STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: it must not outlive the process that started it
+TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
+INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}  # a job's end: ours
+STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
 
 # A launcher's word to its own processes; a job is no rank of anything.
 LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -42,37 +46,51 @@ def run_jobs(
 
     ``jobs`` is asked for the next one when a slot is free, not before. With one slot a job speaks for itself;
     with several, each line it prints is led by its name.
-    ``finished`` is called in this thread as each job ends. Ctrl-C (or any other exception here) ends
+    ``finished`` is called in this thread as each job ends. Ctrl-C, SIGTERM (or any other exception here) ends
     all running jobs before it goes on.
     """
     waiting, free, ended = iter(jobs), list(slots), Queue()
     running: dict[str, subprocess.Popen] = {}
     exit_codes = {}
-    try:
-        while True:
-            while free and (job := next(waiting, None)):
-                slot = free.pop(0)
-                running[job.name] = _start(job, slot, tagged=len(slots) > 1)
-                watch = threading.Thread(target=_watch, args=(job, slot, running[job.name], ended), daemon=True)
-                watch.start()
-            if not running:
-                break
-            job, slot, exit_code = ended.get()
-            del running[job.name]
-            free.append(slot)
-            exit_codes[job.name] = exit_code
-            finished(job, exit_code)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+    with _sigterm_as_exit():
+        try:
+            while True:
+                while free and (job := next(waiting, None)):
+                    slot = free.pop(0)
+                    running[job.name] = _start(job, slot, tagged=len(slots) > 1)
+                    watch = threading.Thread(target=_watch, args=(job, slot, running[job.name], ended), daemon=True)
+                    watch.start()
+                if not running:
+                    break
+                job, slot, exit_code = ended.get()
+                del running[job.name]
+                free.append(slot)
+                exit_codes[job.name] = exit_code
+                finished(job, exit_code)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
     return exit_codes
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit(143) here, so that what must be cleaned up is; by itself it just ends a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(job: Job, slot: Mapping[str, str], tagged: bool) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
-    environment |= {**slot, STARTED_BY_US: "1"}
+    environment |= {**slot, STARTED_BY_US: str(os.getpid())}
     command = [sys.executable, *job.command]
     if job.log:
         with Path(job.log).open("ab") as log:

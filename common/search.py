@@ -6,16 +6,17 @@ runs/<run>_search/
 """
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from common.calibration import cross_fitted_temperature_nll
-from common.cells import CLAIM_FOLDER, INTERRUPTED, LOG_FILE, TRAIN_SCRIPT, flags
+from common.cells import CLAIM_FOLDER, LOG_FILE, TRAIN_SCRIPT, flags
 from common.cli import parse
 from common.config import Config
 from common.errors import ENVIRONMENT, UserError
-from common.jobs import Job, device_slots, run_jobs
+from common.jobs import INTERRUPTED, Job, device_slots, run_jobs
 from common.predictions import read_predictions
 from common.runs import OOF_FILE, fold_folder
 from common.system import locked
@@ -95,7 +96,7 @@ def result(cfg: Config, folder: Path, number: int, params: dict[str, Any]) -> di
     job = Job(run.name, (str(TRAIN_SCRIPT), *flags(cfg), *varied), log=str(run / LOG_FILE))
     exit_code = run_jobs([job], device_slots()[:1])[run.name]
     if exit_code in INTERRUPTED:
-        raise KeyboardInterrupt
+        sys.exit(INTERRUPTED[exit_code])
     if exit_code:
         print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
         return {"state": TrialState.FAIL}

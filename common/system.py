@@ -7,11 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from common.errors import ENVIRONMENT, UserError
+
+_PARENT = os.getppid()  # who started us, unless that one was quick to die
 
 
 def cpu_count() -> int:
@@ -45,14 +48,24 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it dies; elsewhere nothing happens.
+def end_with_parent(parent: int = _PARENT) -> None:
+    """Ask Linux to end this process when ``parent``, which started it, dies or is dead; elsewhere nothing happens.
 
     Without it `accelerate launch`, ended by SIGTERM, leaves its training process running.
     Source: prctl(2), PR_SET_PDEATHSIG.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we asked
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def die_of_ctrl_c() -> None:
+    """Let Ctrl-C end this process at once, like SIGTERM does, instead of at Python's next chance.
+
+    One of several training processes that waits for the others in C++ code would not come to that chance.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def keep_freed_memory() -> None:
@@ -69,33 +82,46 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[Callable[[], None]]:
     """Hold the only right to write into ``folder``; freed by the system when the process dies.
 
+    Yields a function to call before writing: it raises UserError where the folder was deleted or moved meanwhile,
+    so that nothing is written beside whoever works there now.
+
     Raises:
-        UserError: another process holds it and ``wait`` is off (exit 3), naming its host and pid.
+        UserError: another process holds it and ``wait`` is off (exit 3), naming its host and pid; the folder
+            cannot be written to, or its file system has no locks.
     """
     path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        what = f"cannot be written to ({error.strerror or error})"
-        raise UserError(str(folder), what, "choose another folder", ENVIRONMENT) from error
+    while not (file := _open_locked(path)):
+        if not wait:
+            raise UserError(str(folder), f"is in use by {_holder(path)}", "wait for it or end it", ENVIRONMENT)
+        time.sleep(0.1)
+
+    def check() -> None:
+        if not _lies_at(file, path):
+            raise UserError(str(folder), "was deleted or moved meanwhile", "run the same command again", ENVIRONMENT)
+
     with file:
-        while not _try_lock(file):
-            if not wait:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(str(folder), f"is in use by {holder}", "wait for it or end it", ENVIRONMENT)
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+        with suppress(OSError):  # a full disk is no reason to say nothing better later
+            file.truncate(0)
+            os.write(file.fileno(), f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield check
 
 
-def _try_lock(file) -> bool:
+def check_unlocked(folder: Path) -> None:
+    """Raise UserError (exit 3) where another process holds the lock of ``folder``; makes nothing."""
+    if (folder / ".lock").exists():
+        with locked(folder):
+            pass
+
+
+def try_lock(file: IO) -> bool:
+    """Lock an open file until it is closed; False where another process has locked it.
+
+    Raises:
+        OSError: its file system has no locks.
+    """
     try:
         if os.name == "posix":
             import fcntl
@@ -107,5 +133,36 @@ def _try_lock(file) -> bool:
             file.seek(1 << 30)  # far behind the text, which others may still read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         return True
+    except (BlockingIOError, PermissionError):
+        return False
+
+
+def _open_locked(path: Path) -> IO | None:
+    """The lock file at ``path``, opened and locked; None where another process has locked it."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+            mine = try_lock(file)
+        except OSError as error:
+            what = f"cannot be written to ({error.strerror or error})"
+            raise UserError(str(path.parent), what, "choose another folder", ENVIRONMENT) from error
+        if mine and _lies_at(file, path):
+            return file
+        file.close()
+        if not mine:
+            return None  # else the folder was thrown away between open and lock: its lock is worth nothing
+
+
+def _lies_at(file: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except OSError:
+        return "another process"

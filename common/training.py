@@ -80,6 +80,12 @@ class Training:
         """Whether all epochs are done, or an early stop has ended them."""
         return len(self.log) == self.selection.epochs or self.selection.stops(self.scores)
 
+    @property
+    def bytes_of_checkpoint(self) -> int:
+        """About what :meth:`save` writes: weights, averages of them, two numbers each in the optimiser (Adam)."""
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        return weights * (3 + (self.ema is not None) + (type(self.selection) is not Last))
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of an optimiser step, counted from the start of training."""
         return self.peak_lr * self.schedule(step, self.scores)

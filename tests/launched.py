@@ -18,7 +18,7 @@ results = []
 model = nn.Flatten()  # the logits of a row are its own pixels, so every misplaced row shows
 for count in range(1, 34):
     images = torch.arange(count * 4).view(count, 1, 2, 2).remainder(256).to(torch.uint8)
-    for batch_size in (1, 4, 7):
+    for batch_size in (1, 2, 4, 7, 8):
         rows = torch.randperm(count, generator=torch.Generator().manual_seed(count))
         logits = predict(accelerator, model, images, rows, Normalise((0.0,), (1.0,)), TTA["none"], "no", batch_size)
         right = torch.equal(torch.from_numpy(logits[0]), images[rows].flatten(1).float().div_(255))

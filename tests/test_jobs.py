@@ -33,17 +33,19 @@ def test_slots_are_the_visible_devices(monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ending_the_runner_ends_its_jobs(sent, tmp_path):
-    """Ctrl-C or SIGTERM to the runner alone: none of its jobs is alive two seconds later."""
+@pytest.mark.parametrize(
+    ("sent", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
+    """Ctrl-C, SIGTERM or SIGKILL to the runner alone: none of its jobs is alive two seconds later."""
     sleeper = (
         "import os, sys, time; from common.system import end_with_parent; end_with_parent();"
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     runner = (
-        "import signal, sys; from common.jobs import Job, run_jobs;"
+        "import signal, sys; from common.errors import run_script; from common.jobs import Job, run_jobs;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
-        "run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [{}, {}])"
+        "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [{}, {}]))"
     )
     paths = [str(tmp_path / name) for name in ("a", "b")]
     process = subprocess.Popen([sys.executable, "-c", runner, sleeper, *paths], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -52,7 +54,7 @@ def test_ending_the_runner_ends_its_jobs(sent, tmp_path):
         time.sleep(0.05)
     pids = [int(Path(path).read_text()) for path in paths]
     process.send_signal(sent)
-    process.wait(timeout=10)
+    assert process.wait(timeout=10) == expected
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in pids):
         time.sleep(0.05)

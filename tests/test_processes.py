@@ -39,13 +39,15 @@ def launch(processes: int, *command: object, **environment: str) -> subprocess.C
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_row_is_predicted_exactly_once(processes, tmp_path):
-    """99 combinations of set size and batch size, most of which do not divide, at each process count."""
+def test_every_row_is_predicted_exactly_once(processes, tmp_path, figures):
+    """165 combinations of set size and batch size, most of which do not divide, at each process count."""
+    figures("oof", total=165)
     done = launch(processes, ROOT / "tests" / "launched.py", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["processes"] == processes
-    assert len(report["results"]) == 99 and all(result["right"] for result in report["results"])
+    assert len(report["results"]) == 165 and all(result["right"] for result in report["results"])
+    figures("oof", done=165)
     assert set(report["buffers"]) == {0.0}, "the buffers that score must be the main process's"
 
 

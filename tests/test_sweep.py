@@ -222,9 +222,10 @@ def test_other_settings_are_refused_by_name(synthetic, tiny):
 
 @pytest.fixture(scope="module")
 def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
-    """Two batch sizes x three learning rates, one of which diverges: begun, interrupted, ended by two at once.
+    """Two batch sizes x three learning rates, one of which diverges: begun, interrupted, gone on with by two at once.
 
-    Its folder, what the interrupted command said, and what the two said together.
+    One of the two is killed while it trains a cell. The folder, what the interrupted command said, and what the two
+    said together.
     """
     runs_dir = tmp_path_factory.mktemp("shared")
     small = [word for word in SMALL if word not in ("--batch-size", "8")]
@@ -252,18 +253,25 @@ def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     assert interrupted.returncode == 130, said
     assert len(read_cells(folder)) == 1
     together = [start(), start()]
+    holders = [f"pid {process.pid} on" for process in together]
+    while time.monotonic() < deadline + 120:
+        claims = [path for path in folder.glob("b*/claim/.lock") if path.read_text().startswith(holders[0])]
+        if [path for path in claims if not (path.parents[1] / CELL_FILE).exists()]:
+            break
+        time.sleep(0.05)
+    together[0].kill()
     outputs = [process.communicate(timeout=280)[0].splitlines() for process in together]
-    assert [process.returncode for process in together] == [0, 0], outputs
+    assert [process.returncode for process in together] == [-signal.SIGKILL, 0], outputs
     return folder, said, outputs[0] + outputs[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_every_cell_is_trained_exactly_once(shared_sweep):
-    """Interrupted, and then run twice at once: each of the six cells has ended once and none is missing."""
+    """Interrupted, run twice at once, one of them killed: each of the six cells has ended once and none is missing."""
     folder, before, after = shared_sweep
     names = [f"b{size}_lr{lr}_s0" for size in (4, 8) for lr in ("0.001", "0.01", "1e+30")]
     lines = [line.split()[1] for line in before + after if "/6 " in line]
-    assert sorted(lines) == sorted(names)
+    assert len(set(lines)) == len(lines) >= 5 and set(lines) <= set(names)  # it may be killed before it can say so
     table = pd.read_csv(folder / TABLE_FILE)
     assert sorted(cell.name for cell in cells_of(table)) == sorted(names)
 

@@ -1,0 +1,99 @@
+"""Folders that are files, read-only, gone, too small or in use; numbers that break down: said before or at once."""
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, train
+
+from common.engine import check_logits
+from common.errors import UserError
+from common.files import check_folder
+from common.system import check_unlocked, locked
+
+
+@pytest.mark.parametrize("where", ["runs", "runs/it", "runs/it/fold0"])
+def test_a_file_where_a_folder_should_be(where, tiny, tmp_path):
+    """It is named with exit 3, and left as it is."""
+    path = tmp_path / where
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("precious")
+    with pytest.raises(UserError, match=f"{path}: ") as refused:
+        train(tiny, tmp_path / "runs", "--run", "it", "--fold", 0)
+    assert refused.value.exit_code == 3 and path.read_text() == "precious"
+
+
+def test_a_full_disk_is_said_before_the_training():
+    """What is needed and what is free, in numbers."""
+    with pytest.raises(UserError, match=r"about 1,000,000,000,000\.0 MB are needed, [\d,.]+ MB are free") as refused:
+        check_folder(ROOT, needed=10**18)
+    assert refused.value.exit_code == 3
+
+
+def test_a_read_only_folder_is_refused_before_torch_is_loaded(tiny, tmp_path):
+    """A file system mounted read-only: one line with exit 3, in the time of a start without torch."""
+    (tmp_path / "runs").mkdir()
+    code = "import sys, train_fold; from common.errors import run_script; sys.excepthook = print\n"
+    code += "try: run_script(train_fold.main)\n"
+    code += "finally: print('torch' in sys.modules)"
+    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path / "runs"]
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", tmp_path, sys.executable, "-c", code]
+    done = subprocess.run(list(map(str, [*command, *places, *SMALL])), cwd=ROOT, capture_output=True, text=True)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs a mount of its own: {done.stderr}")
+    assert done.returncode == 3 and done.stdout == "False\n"
+    assert done.stderr == f"error: {tmp_path / 'runs'}: is not writable; choose another folder\n"
+
+
+def test_a_lock_that_was_thrown_away_is_no_lock(tmp_path):
+    """Who waits for the lock of a folder that is deleted meanwhile waits for whoever locks the new one."""
+    folder, got = tmp_path / "run", threading.Event()
+
+    def wait() -> None:
+        with locked(folder, wait=True):
+            got.set()
+
+    waiting = threading.Thread(target=wait)
+    with locked(folder) as check:
+        check()
+        waiting.start()
+        time.sleep(0.3)
+        shutil.rmtree(folder)
+        with pytest.raises(UserError, match="was deleted or moved meanwhile"):
+            check()
+        second = locked(folder)
+        second.__enter__()
+    assert not got.wait(0.5), "two processes hold the right to write into one folder"
+    second.__exit__(None, None, None)
+    assert got.wait(5)
+    waiting.join()
+
+
+def test_looking_at_a_lock_leaves_no_trace(tmp_path):
+    """A folder that nobody uses is not even made."""
+    check_unlocked(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="is in use by pid"):
+        check_unlocked(tmp_path / "run")
+
+
+def test_weights_that_overflow_at_the_last_step_end_with_exit_4(tiny, tmp_path):
+    """The loss was finite to the end, the predictions are not: said with fold and epoch, and nothing is written."""
+    with pytest.raises(UserError, match=r"fold 0, epoch 1: the predictions of 20 of 20 rows are not finite") as refused:
+        train(tiny, tmp_path, "--fold", 0, "--batch-size", 40, "--warmup-epochs", 0, "--lr", 1e30)
+    assert refused.value.exit_code == 4
+    assert {path.name for path in (tmp_path / "digit_cnn" / "fold0").iterdir()} == {".lock", "config.json"}
+
+
+def test_predictions_that_are_not_finite_are_refused():
+    """In any view, and their rows are counted once."""
+    logits = np.zeros((2, 5, 3))
+    check_logits("model", logits, "train again")
+    logits[0, 1, 2], logits[1, 1, 0], logits[1, 4, 0] = np.nan, np.inf, -np.inf
+    with pytest.raises(UserError, match="model: the predictions of 2 of 5 rows are not finite numbers; train again"):
+        check_logits("model", logits, "train again")
