@@ -15,6 +15,11 @@ SHARED = ROOT.parent / "shared"
 SMALL = ["--epochs", "3", "--batch-size", "8", "--threads", "1", "--channels-last", "no", "--warmup-epochs", "0.5"]
 
 
+# The closing line of figures: what the tests of faults, kills and fuzz have counted (README: make faults).
+FIGURES = pytest.StashKey[dict]()
+FIGURES_IN_ORDER = ("faults", "silent", "kills", "points", "oof", "fuzz")
+
+
 def run_script(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run a script of ours as a user would, from the repository, and return its output and exit code."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
@@ -72,3 +77,45 @@ def chain(tiny, tmp_path_factory) -> Path:
     infer.main(["--test", str(tiny / "test.csv"), "--data", str(tiny / "train.csv"), "--tta", "digits", *places])
     ensemble.main(places)
     return runs_dir
+
+
+def pytest_configure(config) -> None:
+    """Start the counters; a worker of pytest-xdist sends its own home in its output when it ends."""
+    config.stash[FIGURES] = {}
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["figures"] = config.stash[FIGURES]
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig):
+    """`figures(name, done=0, total=0)` adds to a counter of the closing line.
+
+    A test adds its total when it starts and what is done when that has passed; a counter without a total is printed alone: `fuzz 140000`.
+    """
+
+    def add(name: str, done: int = 0, total: int = 0) -> None:
+        counter = pytestconfig.stash[FIGURES].setdefault(name, [0, 0])
+        counter[0] += done
+        counter[1] += total
+
+    return add
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """Add the counters of a worker that has ended to those of the process that prints them."""
+    counters = node.config.stash[FIGURES]
+    for name, (done, total) in getattr(node, "workeroutput", {}).get("figures", {}).items():
+        counter = counters.setdefault(name, [0, 0])
+        counter[0] += done
+        counter[1] += total
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """Print the closing line: `faults 187/187, kills 10/10, points 214/214, oof 432/432, fuzz 140000`."""
+    counters = config.stash[FIGURES]
+    names = [*(name for name in FIGURES_IN_ORDER if name in counters), *sorted(set(counters) - set(FIGURES_IN_ORDER))]
+    figures_of = [(name, *counters[name]) for name in names]
+    parts = [f"{name} {done}/{total}" if total else f"{name} {done}" for name, done, total in figures_of]
+    if parts:
+        terminalreporter.write_line(", ".join(parts))
