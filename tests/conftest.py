@@ -15,7 +15,7 @@ SHARED = ROOT.parent / "shared"
 SMALL = ["--epochs", "3", "--batch-size", "8", "--threads", "1", "--channels-last", "no", "--warmup-epochs", "0.5"]
 
 
-# The closing line of figures: what the tests of faults, kills and fuzz have counted (README: make faults).
+# The closing line of figures: what the tests of faults, kills and fuzz have counted.
 FIGURES = pytest.StashKey[dict]()
 FIGURES_IN_ORDER = ("faults", "silent", "kills", "points", "oof", "fuzz")
 
@@ -90,7 +90,8 @@ def pytest_configure(config) -> None:
 def figures(pytestconfig):
     """`figures(name, done=0, total=0)` adds to a counter of the closing line.
 
-    A test adds its total when it starts and what is done when that has passed; a counter without a total is printed alone: `fuzz 140000`.
+    A test adds its total when it starts and what is done when that has passed; a counter without a total is printed
+    alone: `fuzz 140000`.
     """
 
     def add(name: str, done: int = 0, total: int = 0) -> None:
