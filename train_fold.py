@@ -371,9 +371,9 @@ def save_fold(
     from common.checkpoint import save_tensors
 
     members = len(training.members.members) if training.members else 1
-    save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
+    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
     log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
-    metrics = {name: facts[name] for name in METRICS_FACTS}
+    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
     if facts["settings"]["limit"]:
         metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
     metrics["seconds"] = sum(row["seconds"] for row in log)
@@ -384,7 +384,7 @@ def save_fold(
         oof = Predictions(
             folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
         )
-        write_predictions(folder / OOF_FILE, oof, store)
+        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
         best = best_epoch(training.scores)
         metrics |= score(oof.logits, oof.targets)
         metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
