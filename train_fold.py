@@ -41,7 +41,7 @@ from common.runs import (
     is_finished,
     read_metrics,
 )
-from common.splits import Folds, match_folds, read_folds
+from common.splits import Folds, leaks, match_folds, read_folds
 from common.system import cpu_count, end_with_parent, keep_freed_memory, locked
 from common.tables import Table, read_train_table
 
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = read_train_table(cfg.data)
     folds = match_folds(read_folds(Path(cfg.folds)), table)
     wanted = wanted_folds(cfg.fold, folds)
+    for finding in leaks(folds) if STARTED_BY_US not in os.environ else ():
+        warn(f"{cfg.folds}: {finding}")
     if "ACCELERATE_MIXED_PRECISION" in os.environ or STARTED_BY_US in os.environ:
         end_with_parent()  # a launcher that dies must not leave us behind
     if cfg.show_batch:

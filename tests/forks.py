@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("folds", "train_fold", "infer", "ensemble", "average", "report", "sweep")
 WATCHED = ("pickle.find_class", "socket.connect", "socket.bind", "os.system", "os.exec", "subprocess.Popen")
+HARMLESS = ("nvidia-smi", "ldconfig")  # programs that count GPUs and find libraries
 LONGEST = 120  # seconds that a child may take
 
 
@@ -62,7 +63,7 @@ class Forks:
 
     def close(self) -> None:
         """End the server."""
-        self.process.stdin.close()
+        self.process.kill()
         self.process.wait()
 
 
@@ -70,6 +71,8 @@ def serve(torch: bool) -> None:
     """Import, then answer each request with the exit code and seconds of a child; a child that hangs is ended."""
     sys.path.insert(0, str(ROOT))
     modules = {name: importlib.import_module(name) for name in SCRIPTS}
+    for name in ("typeguard", "sklearn.datasets", "sklearn.model_selection", "scipy.optimize", "scipy.sparse.csgraph"):
+        importlib.import_module(name)  # what they or their libraries import when they need it
     if torch:
         for name in ("accelerate", "training", "engine", "weights", "hardware"):
             importlib.import_module(name if name == "accelerate" else f"common.{name}")
@@ -101,7 +104,7 @@ def run_child(modules: dict, request: dict) -> None:
     events, opened, code = [], [], 0
 
     def watch(event: str, arguments: tuple) -> None:
-        if event in WATCHED:
+        if event in WATCHED and not (event == "subprocess.Popen" and Path(str(arguments[0])).name in HARMLESS):
             events.append(f"{event} {arguments}")
         elif event == "open" and request["opened"]:
             opened.append(str(arguments[0]))

@@ -105,8 +105,8 @@ def touch(path: Path) -> None:
 
 
 def _root(path: Path) -> Path:
-    """The folder that injections count from: the one that holds train.csv and runs."""
-    return next(parent for parent in path.parents if (parent / "runs").is_dir())
+    """The folder that injections count from: the one that holds photos and runs."""
+    return next(parent for parent in path.parents if (parent / "photos").is_dir())
 
 
 # ---- text

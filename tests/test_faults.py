@@ -8,12 +8,12 @@ and the undisturbed one that it must equal.
 """
 
 import csv
-import hashlib
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from stat import S_ISDIR
 
 import pytest
 from conftest import ROOT, words
@@ -24,22 +24,36 @@ with (ROOT / "tests" / "faults.csv").open(encoding="utf-8", newline="") as file:
 IN_A_PROCESS_OF_ITS_OWN = ("T5a", "F1a", "I1a")  # one of each kind as a user starts it
 
 
-def files_of(folder: Path) -> dict[str, str]:
-    """Every file and folder below ``folder`` with its content's hash; who last held a lock does not count."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        for path in folder.rglob("*")
-        if path.name != ".lock"
-    }
+def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file, link and folder below ``folder`` with the time of its last change; a lock's does not count."""
+    found = {path.relative_to(folder): path.lstat() for path in sorted(folder.rglob("*")) if path.name != ".lock"}
+    return {name: (stat.st_mode, 0 if S_ISDIR(stat.st_mode) else stat.st_mtime_ns) for name, stat in found.items()}
+
+
+@pytest.fixture(scope="module")
+def copy(undisturbed, tmp_path_factory):
+    """A copy of the undisturbed folder for all cases: copying it anew for hundreds of them would take minutes."""
+    folder = tmp_path_factory.mktemp("faults") / "T"
+    shutil.copytree(undisturbed, folder)
+    return folder
 
 
 @pytest.fixture
-def folder(undisturbed, tmp_path):
-    """A copy of the undisturbed folder; removed afterwards, since there are hundreds."""
-    copy = tmp_path / "T"
-    shutil.copytree(undisturbed, copy, symlinks=True)
+def folder(copy, undisturbed):
+    """The copy, put back as it was after the case."""
     yield copy
-    shutil.rmtree(copy)
+    whole, now = files_of(undisturbed), files_of(copy)
+    for name in [name for name in now if now[name] != whole.get(name)]:
+        path = copy / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # a folder above may be gone already
+    for name in [name for name in whole if not (copy / name).exists()]:
+        if (undisturbed / name).is_dir():
+            (copy / name).mkdir()
+        else:
+            shutil.copy2(undisturbed / name, copy / name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])

@@ -43,11 +43,3 @@ def test_inputs_are_checked_before_torch_is_loaded(names):
 def test_no_module_has_a_name_that_says_nothing():
     """No utils, helpers or misc."""
     assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *MODULES}
-
-
-def test_nothing_is_ever_unpickled():
-    """No call that could run code from a file stands anywhere in the product."""
-    banned = ["torch.load(", "import pickle", "allow_pickle=True", "read_pickle", "joblib.load", "load_state(", "eval("]
-    for path in [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]:
-        text = path.read_text(encoding="utf-8").replace("ast.literal_eval(", "").replace(".eval()", "")
-        assert not [call for call in banned if call in text], path.name
