@@ -43,6 +43,8 @@ def run_script(main: Callable[[], None]) -> None:
 
     Under a launcher every rank meets the same mistake, so rank 0 alone speaks.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # a C locale: no file with an accent in its name could be opened
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     for name in ("stdin", "stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))

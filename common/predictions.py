@@ -225,7 +225,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: np.asanyarray(archive[name]) for name in archive.files}  # a member may be plain bytes
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(str(path), what, "run the step that writes it") from error
