@@ -26,7 +26,8 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.predictions import Predictions, read_predictions, write_predictions
 from common.splits import make_folds, read_folds, write_folds
-from common.tables import Table, read_train_table, text_array
+from common.tables import Table, read_train_table
+from common.text import text_array
 
 TIMES = 10 if os.environ.get("FIVEFOLD_FAULTS") == "full" else 1
 # What editors, spreadsheets and broken downloads put into a text.
