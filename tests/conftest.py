@@ -128,9 +128,23 @@ def undisturbed(tiny, torch_forks, tmp_path_factory) -> Path:
     test predictions and blend, one that was stopped after its last epoch, one trained with other folds, one of the
     photos; a sweep's table.
     """
+    from common.system import locked
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "undisturbed"  # one for all workers
+    with locked(folder.with_name("undisturbed.lock"), wait=True):
+        if not folder.exists():
+            making = folder.with_name("undisturbed.part")
+            making.mkdir()
+            make_undisturbed(making, tiny, torch_forks)
+            making.rename(folder)
+    return folder
+
+
+def make_undisturbed(folder: Path, tiny: Path, torch_forks: Forks) -> None:
+    """Write the tables, run the scripts on them."""
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("undisturbed")
     for name in ("train.csv", "test.csv", "sample.csv"):
         (folder / name).write_bytes((tiny / name).read_bytes().replace(b"\r\n", b"\n"))
     for part, first_column in (("train", "image,label"), ("test", "image")):
@@ -161,7 +175,6 @@ def undisturbed(tiny, torch_forks, tmp_path_factory) -> Path:
         assert answer.code == code, answer.err
     unfinished.rmdir()
     write_sweep(folder / "sweep")
-    return folder
 
 
 def write_sweep(folder: Path) -> None:

@@ -205,7 +205,7 @@ def test_checkpoint(tmp_path, figures):
         assert all(found[name].dtype == tensors[name].dtype for name in tensors)
         assert {name: metadata[name] for name in facts} == facts
 
-    fuzz(path, 15000, figures, accepted, heavy)
+    fuzz(path, 10000, figures, accepted, heavy)
 
 
 def test_weights_of_others(tmp_path, figures):
@@ -219,7 +219,7 @@ def test_weights_of_others(tmp_path, figures):
         for tensor in load_any(path, "restore it")[0].values():
             assert torch.isfinite(tensor.float()).all()
 
-    fuzz(path, 8000, figures, accepted, heavy)
+    fuzz(path, 5000, figures, accepted, heavy)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
