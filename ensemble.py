@@ -255,7 +255,7 @@ def inference_seconds(cfg: Options, runs: Sequence[str]) -> list[float]:
     """Seconds that infer.py took for 1,000 rows of each run, 0 where it did not say."""
     paths = [Path(cfg.runs_dir) / run / INFERENCE_FILE for run in runs]
     return [
-        read_json(path, seconds_per_1000_rows=float)["seconds_per_1000_rows"] if path.is_file() else 0.0
+        read_json(path, seconds_per_1000_rows=(int, float))["seconds_per_1000_rows"] if path.is_file() else 0.0
         for path in paths
     ]
 

@@ -84,10 +84,10 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     settings = read_json(paths[0] / CONFIG_FILE)
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)
-    metrics = [read_json(path / METRICS_FILE, seconds=float, epochs=int) for path in paths]
+    metrics = [read_json(path / METRICS_FILE, seconds=(int, float)) for path in paths]
     logs = [read_log(path / LOG_FILE) for path in paths]
     for path, facts, log in zip(paths, metrics, logs, strict=True):
-        if len(log) != facts["epochs"]:
+        if len(log) != facts.get("epochs", len(log)):
             warn(f"{path / LOG_FILE}: {len(log)} of the {facts['epochs']} epochs that were trained")
     return Evaluation(run_folder.name, oof, settings, metrics, logs)
 
