@@ -140,7 +140,7 @@ def read_cells(folder: Path) -> pd.DataFrame:
     """The table of all cells that have ended, a row each, by batch size, learning rate and seed."""
     rows = [read_json(path) for path in folder.glob(f"b*/{CELL_FILE}")]
     if not rows and (folder / TABLE_FILE).exists():  # a published sweep: the table without the runs
-        return read_records(folder / TABLE_FILE, COLUMNS, text=("status", "device", "mixed_precision"))
+        return read_records(folder / TABLE_FILE, COLUMNS, text=("status", "channels_last", "mixed_precision"))
     cells = pd.DataFrame(rows, columns=COLUMNS)
     return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
 
