@@ -86,9 +86,9 @@ def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict
         UserError: the weights do not belong together: other model, loss, folds or members.
     """
     from common.averaging import mean_of
-    from common.checkpoint import load_tensors
+    from common.checkpoint import load_model
 
-    loaded = [load_tensors(path / MODEL_FILE) for path in paths]
+    loaded = [load_model(path / MODEL_FILE) for path in paths]
     first = shared_of(loaded[0][1])
     for path, (_, facts) in zip(paths, loaded, strict=True):
         found = shared_of(facts)
@@ -141,8 +141,10 @@ def save_average(
     metrics |= score(oof.logits, oof.targets)
     described = settings | {"folds_fingerprint": folds.fingerprint, "averaged": facts["averaged"]}
     write_json(folder / CONFIG_FILE, described)
-    save_tensors(folder / MODEL_FILE, model.state_dict(), facts)
-    write_predictions(folder / OOF_FILE, oof, store)
+    metrics["sha256_of"] = {
+        MODEL_FILE: save_tensors(folder / MODEL_FILE, model.state_dict(), facts),
+        OOF_FILE: write_predictions(folder / OOF_FILE, oof, store),
+    }
     write_json(folder / METRICS_FILE, metrics)
     return metrics
 

@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         members, kept = replace(members, others=others), oof.columns.shape[1]
         names = usable_methods(cfg, members, folds)
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
+    seconds = inference_seconds(cfg, runs)
 
     # Compare: each method fitted on all rows, and on some folds to be scored on another
     blends = {name: BLENDS[name](logits, targets, members) for name in names}
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts: dict[str, Any] = {"table": table, "chosen_in_folds": choice.in_fold}
     if tried:
         reported = choice if cfg.method == "auto" else tried[chosen]
-        facts["runs"] = worth(chosen, runs, inference_seconds(cfg, runs), logits, targets, members, fold)
+        facts["runs"] = worth(chosen, runs, seconds, logits, targets, members, fold)
         blend_losses = losses(reported.tempered, targets, others)
         smallest = [runs[member] for member in smallest_set(logits, targets, fold, blend_losses, others)]
         facts["smallest_set"] = smallest
@@ -254,7 +255,10 @@ def tests_in_one_order(cfg: Options, tests: dict[str, Predictions | None]) -> li
 def inference_seconds(cfg: Options, runs: Sequence[str]) -> list[float]:
     """Seconds that infer.py took for 1,000 rows of each run, 0 where it did not say."""
     paths = [Path(cfg.runs_dir) / run / INFERENCE_FILE for run in runs]
-    return [read_json(path)["seconds_per_1000_rows"] if path.is_file() else 0.0 for path in paths]
+    return [
+        read_json(path, seconds_per_1000_rows=(int, float))["seconds_per_1000_rows"] if path.is_file() else 0.0
+        for path in paths
+    ]
 
 
 if __name__ == "__main__":

@@ -124,10 +124,10 @@ def read_models(fold_folders: Sequence[Path]) -> Models:
     Raises:
         UserError: a damaged file, a model in another fold's folder, or folds that were trained differently.
     """
-    from common.checkpoint import load_tensors
+    from common.checkpoint import load_model
 
     paths = [folder / MODEL_FILE for folder in fold_folders]
-    models = [load_tensors(path) for path in paths]
+    models = [load_model(path) for path in paths]
     shared = [
         facts["settings"] | {name: facts[name] for name in ("folds_fingerprint", "fold_count", "classes")}
         for _, facts in models

@@ -430,7 +430,7 @@ def blend_sections(evidence: Evidence) -> list[Section]:
 
 def blend_section(folder: Path) -> Section:
     """All of a blend's weights.json."""
-    found = read_json(folder / WEIGHTS_FILE)
+    found = read_json(folder / WEIGHTS_FILE, table=list, weights=dict, method=str, oof=str)
     tables = {
         "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
         "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),

@@ -41,7 +41,7 @@ from common.runs import (
     is_finished,
     read_metrics,
 )
-from common.splits import Folds, match_folds, read_folds
+from common.splits import Folds, leaks, match_folds, read_folds
 from common.system import check_unlocked, cpu_count, die_of_ctrl_c, end_with_parent, keep_freed_memory, locked
 from common.tables import Table, read_train_table
 
@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = read_train_table(cfg.data)
     folds = match_folds(read_folds(Path(cfg.folds)), table)
     wanted = wanted_folds(cfg.fold, folds)
+    for finding in leaks(folds) if STARTED_BY_US not in os.environ else ():
+        warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
         show_batch(cfg, table, folds, wanted[0])
         return
@@ -406,9 +408,9 @@ def save_fold(
     from common.checkpoint import save_tensors
 
     members = len(training.members.members) if training.members else 1
-    save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
+    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
     log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
-    metrics = {name: facts[name] for name in METRICS_FACTS}
+    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
     if facts["settings"]["limit"]:
         metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
     metrics["seconds"] = sum(row["seconds"] for row in log)
@@ -419,7 +421,7 @@ def save_fold(
         oof = Predictions(
             folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
         )
-        write_predictions(folder / OOF_FILE, oof, store)
+        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
         best = best_epoch(training.scores)
         metrics |= score(oof.logits, oof.targets)
         metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}

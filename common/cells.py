@@ -33,6 +33,7 @@ from common.jobs import INTERRUPTED, Job, device_slots, run_jobs
 from common.law import MIN_STEPS
 from common.metrics import errors
 from common.predictions import read_predictions
+from common.records import read_records
 from common.runs import CONFIG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.splits import read_folds
 from common.system import cpu_count, locked
@@ -126,16 +127,20 @@ def _fixed(sweep: Sweep) -> dict[str, Any]:
 
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in ``folder``; raises UserError where there is none."""
-    entries = read_json(folder / SWEEP_FILE)
+    path = folder / SWEEP_FILE
+    entries = read_json(path, grid=dict, config=dict, budget=str, warmup=(int, float))
     grid = {name: tuple(value) if isinstance(value, list) else value for name, value in entries["grid"].items()}
-    return Sweep(folder, saved_config(entries["config"]), Grid(**grid), entries["budget"], entries["warmup"])
+    try:
+        return Sweep(folder, saved_config(entries["config"]), Grid(**grid), entries["budget"], entries["warmup"])
+    except TypeError as error:
+        raise UserError(str(path), f"has other entries than a sweep ({error})", "run the sweep again") from error
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
     """The table of all cells that have ended, a row each, by batch size, learning rate and seed."""
     rows = [read_json(path) for path in folder.glob(f"b*/{CELL_FILE}")]
     if not rows and (folder / TABLE_FILE).exists():  # a published sweep: the table without the runs
-        return pd.read_csv(folder / TABLE_FILE)
+        return read_records(folder / TABLE_FILE, COLUMNS, text=("status", "channels_last", "mixed_precision"))
     cells = pd.DataFrame(rows, columns=COLUMNS)
     return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
 

@@ -1,7 +1,8 @@
 """Weights and training state as safetensors: one file, one rename, nothing that runs code when read.
 
 The metadata is one key of sorted JSON without times (safetensors writes several keys in random order),
-so that equal training gives equal bytes. It holds a sha256 over the tensors, checked on reading.
+so that equal training gives equal bytes. It holds a sha256 over the tensors and one over the rest of itself, both
+checked on reading.
 """
 
 import hashlib
@@ -15,16 +16,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from common.errors import NUMBERS, UserError
-from common.files import write_file
-from common.runs import METADATA_KEY
+from common.errors import NUMBERS, UserError, warn_of_unhashed
+from common.files import sha256_of_json, write_file
+from common.runs import METADATA_KEY, check_stated
 
-VERSION = 1
+VERSION = 2  # 1 had no sha256 over the metadata
+METADATA_SHA256 = "metadata_sha256"
+# What a fold's weights file says for itself, so that infer.py needs nothing else.
+FACTS = {
+    "settings": dict,
+    "fold": str,
+    "fold_count": int,
+    "folds_fingerprint": str,
+    "classes": list,
+    "image_shape": list,
+    "normalise": dict,
+    "memory_format": str,
+    "processes": int,
+}
 _TENSOR, _DTYPE, _TUPLE = "tensor", "dtype", "tuple"  # what JSON lacks
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors (any device and memory format) and JSON metadata in one step.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Write tensors (any device and memory format) and JSON metadata in one step; returns the tensors' sha256.
 
     Raises:
         UserError: a tensor holds NaN or infinity (exit 4; nothing is written), or the disk refuses.
@@ -32,9 +46,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     # A copy each: channels_last is not contiguous and tied weights share memory; safetensors takes neither.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     _check_finite(path, plain, "is not saved", "lower --lr, or set --clip-grad 1", NUMBERS)
-    metadata = {**metadata, "version": VERSION, "sha256": _digest(plain)}
+    digest = _digest(plain)
+    metadata = json.loads(json.dumps({**metadata, "version": VERSION, "sha256": digest}))
+    metadata[METADATA_SHA256] = sha256_of_json(metadata, without=METADATA_SHA256)
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     write_file(path, safetensors.torch.save(plain, {METADATA_KEY: text}))
+    return digest
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,7 +64,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = load_any(path, remedy)
     if not metadata:
         raise UserError(str(path), "was not written by Fivefold", remedy)
+    check_stated(path, metadata["sha256"])
     return tensors, metadata
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a fold's weights file.
+
+    Raises:
+        UserError: as :func:`load_tensors` does, or a file that lacks one of the facts that its readers need.
+    """
+    tensors, facts = load_tensors(path)
+    for name, kind in FACTS.items():
+        if not isinstance(facts.get(name), kind):
+            remedy = f"restore it, or delete {path.parent} and train this fold again"
+            raise UserError(str(path), f"does not say its {name}", remedy)
+    return tensors, facts
 
 
 def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,12 +92,22 @@ def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
-    if metadata and metadata.get("version") != VERSION:
-        raise UserError(str(path), f"has version {metadata.get('version')}, this is {VERSION}", "use matching code")
-    if metadata and metadata.get("sha256") != _digest(tensors):
-        raise UserError(str(path), "is damaged: its tensors do not match their sha256", remedy)
+    if metadata:
+        _check_hashes(path, tensors, metadata, remedy)
     _check_finite(path, tensors, "is not usable", remedy)
     return tensors, metadata
+
+
+def _check_hashes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], remedy: str) -> None:
+    version = metadata.get("version")
+    if version not in (1, VERSION):
+        raise UserError(str(path), f"has version {version}, this is {VERSION}", "use matching code")
+    if version == 1 and METADATA_SHA256 not in metadata:
+        warn_of_unhashed(path.name)
+    elif metadata.get(METADATA_SHA256) != sha256_of_json(metadata, without=METADATA_SHA256):
+        raise UserError(str(path), "is damaged: its metadata do not match their sha256", remedy)
+    if metadata.get("sha256") != _digest(tensors):
+        raise UserError(str(path), "is damaged: its tensors do not match their sha256", remedy)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

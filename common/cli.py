@@ -49,7 +49,7 @@ def recipe_flags(path: Path) -> list[str]:
     """The entries of a recipe (flat yaml) as flags; every scalar stays the text that was written."""
     try:
         entries = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read ({' '.join(str(error).split())})", "check --config") from error
     if not isinstance(entries, dict):
         raise UserError(str(path), "is not a list of `flag: value` lines", "see recipes/ for examples")
@@ -57,6 +57,8 @@ def recipe_flags(path: Path) -> list[str]:
     for name, value in entries.items():
         if isinstance(value, dict):
             raise UserError(str(path), f"{name} holds a mapping", f"write {name}: [key=value, key=value]")
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise UserError(str(path), f"{name} holds more than words", f"write {name}: [key=value, key=value]")
         flag = name.replace("_", "-")
         if value in ("true", "false"):
             flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")

@@ -1,6 +1,7 @@
 """The settings of a training run: one flat table that is flag, json key and column alike."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def check_config(cfg: Config, processes: int) -> None:
     if cfg.weights and not Path(cfg.weights).is_file():
         raise UserError("--weights", f"there is no file {cfg.weights}", "check the path")
     for name, (low, high) in ranges.items():
-        if not low <= getattr(cfg, name) <= high:
+        if not low <= getattr(cfg, name) <= high or math.isinf(getattr(cfg, name)):
             raise UserError(
                 f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is out of range", f"use {low} to {high}"
             )

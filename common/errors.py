@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 
 INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
@@ -26,8 +27,19 @@ class OwnError(UserError):
 
 def warn(message: str) -> None:
     """Say on stderr, once and in one line, what goes on although the user may not want it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+    _say(f"warning: {message}")
+
+
+@cache
+def warn_of_unhashed(name: str) -> None:
+    """Say, once for all files of a name, that nothing shows whether they are what was written."""
+    warn(f"a {name} without a sha256 is taken as it is: an older version wrote it, or a hand")
+
+
+def _say(line: str, own: bool = False) -> None:
+    """One line on stderr, unless it is its ``own`` from rank 0 alone; a newline in a name is written as it is typed."""
+    if own or os.environ.get("RANK", "0") == "0":
+        print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -35,13 +47,17 @@ def run_script(main: Callable[[], None]) -> None:
 
     Under a launcher every rank meets the same mistake, so rank 0 alone speaks (but see :class:`OwnError`).
     """
+    if sys.getfilesystemencoding() != "utf-8":  # a C locale: no file with an accent in its name could be opened
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for name in ("stdin", "stdout", "stderr"):  # closed by whoever started us
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):  # a log file sees each line at once, in any locale
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, OwnError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}", own=isinstance(error, OwnError))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,10 +10,11 @@ import pandas as pd
 
 from common.calibration import PARTS, cross_fitted, temperature
 from common.config import Config, training_settings
-from common.errors import UserError
+from common.errors import UserError, warn
 from common.files import read_json
 from common.metrics import METRICS, goodness, interval, nll, softmax
 from common.predictions import Predictions, join_oof, kept_classes, read_predictions, rows_in_order, short_form
+from common.records import read_records
 from common.reliability import calibration_error
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.splits import Folds
@@ -83,16 +84,17 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     settings = read_json(paths[0] / CONFIG_FILE)
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)
-    metrics, logs = [read_json(path / METRICS_FILE) for path in paths], [read_log(path / LOG_FILE) for path in paths]
+    metrics = [read_json(path / METRICS_FILE, seconds=(int, float)) for path in paths]
+    logs = [read_log(path / LOG_FILE) for path in paths]
+    for path, facts, log in zip(paths, metrics, logs, strict=True):
+        if len(log) != facts.get("epochs", len(log)):
+            warn(f"{path / LOG_FILE}: {len(log)} of the {facts['epochs']} epochs that were trained")
     return Evaluation(run_folder.name, oof, settings, metrics, logs)
 
 
 def read_log(path: Path) -> pd.DataFrame:
     """A fold's log, a row per epoch; raises UserError where it is missing or damaged."""
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "train this fold again") from error
+    return read_records(path, ("epoch", "lr", "train_loss", "accuracy"))
 
 
 def read_blend(folder: Path, folds: Folds) -> Evaluation:

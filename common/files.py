@@ -7,15 +7,18 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.errors import ENVIRONMENT, UserError
+from common.errors import ENVIRONMENT, UserError, warn_of_unhashed
 from common.system import sync_folder, try_lock
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+SHA256 = "sha256"  # the key of a JSON file that states the rest's
+REMEDY = "restore it or run the step that writes it"
 
 
 def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) -> None:
@@ -28,7 +31,11 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
         UserError: the disk is full or the folder is not writable (exit 3); the old file stands.
     """
     if isinstance(content, str):
-        content = content.encode()
+        try:
+            content = content.encode()
+        except UnicodeEncodeError as error:  # half a character, from a file's name that is no UTF-8
+            text = error.object[error.start : error.end].encode(errors="backslashreplace").decode()
+            raise UserError(str(path), f"cannot hold {text!r}, which is no text", "rename that id or label") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_strays(path.parent)
@@ -99,17 +106,42 @@ def size_text(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys."""
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as indented JSON with sorted keys and the sha256 of all that it says."""
+    value = json.loads(json.dumps(value))  # as a reader will find it: keys are text, tuples lists
+    value[SHA256] = sha256_of_json(value)
     write_file(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises :class:`UserError` where it is missing or damaged."""
+def read_json(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON file; ``needed`` are keys that must be there with the type of their value.
+
+    A file without a sha256, written by hand or by an older version, is taken as it is with a warning.
+
+    Raises:
+        UserError: missing, damaged, edited, or no object with what is needed.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "restore it or run the step that writes it") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise UserError(str(path), what, REMEDY) from error
+    if not isinstance(value, dict):
+        raise UserError(str(path), "does not hold `name: value` pairs", REMEDY)
+    if SHA256 not in value:
+        warn_of_unhashed(path.name)
+    elif value.pop(SHA256) != sha256_of_json(value):
+        raise UserError(str(path), "is damaged or was edited: it does not match its sha256", REMEDY)
+    for name, kind in needed.items():
+        if not isinstance(value.get(name), kind):
+            raise UserError(str(path), f"has no {name} of the right kind", REMEDY)
+    return value
+
+
+def sha256_of_json(value: Mapping[str, Any], without: str = SHA256) -> str:
+    """The sha256 of what a JSON object says, but for the key that states it."""
+    said = {name: part for name, part in value.items() if name != without}
+    return sha256(json.dumps(said, sort_keys=True).encode())
 
 
 def sha256(content: bytes) -> str:

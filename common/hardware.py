@@ -19,6 +19,7 @@ from common.files import read_json, write_json
 from common.runs import MEMORY_FORMAT_FILE
 from common.system import locked
 
+FORMATS = ("contiguous_format", "channels_last")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -116,16 +117,18 @@ def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model:
                 seconds = _seconds_per_step(accelerator, model, images)
                 write_json(record, {"choice": min(seconds, key=seconds.get), "seconds_per_step": seconds})
     accelerator.wait_for_everyone()
-    return read_json(record)["choice"]
+    choice = read_json(record, choice=str)["choice"]
+    if choice not in FORMATS:
+        raise UserError(str(record), f"{choice} is no memory format", "delete it: it is then measured again")
+    return choice
 
 
 def _seconds_per_step(accelerator: Accelerator, model: nn.Module, images: Tensor) -> dict[str, float]:
     """Median seconds of a forward and backward pass in each format, taken in turn on copies of the model."""
-    names = ("contiguous_format", "channels_last")
-    models = {name: copy.deepcopy(model).train().to(memory_format=getattr(torch, name)) for name in names}
-    seconds = {name: [] for name in names}
+    models = {name: copy.deepcopy(model).train().to(memory_format=getattr(torch, name)) for name in FORMATS}
+    seconds = {name: [] for name in FORMATS}
     for _ in range(7):
-        for name in names:
+        for name in FORMATS:
             start = time.perf_counter()
             with accelerator.autocast():
                 loss = models[name](images).float().square().mean()

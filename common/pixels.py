@@ -65,7 +65,11 @@ def _parse_pixels(
         ends = ends.reshape(-1, len(header))
         for at, cells in texts.values():
             spans = zip(starts[:, at], ends[:, at], strict=True)
-            cells += [_unquoted(block[start:end].tobytes().decode()) for start, end in spans]
+            found = [_unquoted(block[start:end].tobytes().decode()) for start, end in spans]
+            if None in found:
+                where = row_of(path, first + found.index(None))
+                raise UserError(where, "has a quote that does not end in its cell", "check its quotes")
+            cells += found
         values, valid = _small_integers(block, starts[:, pixel_columns], ends[:, pixel_columns])
         if not valid.all():
             row, number = np.argwhere(~valid)[0]
@@ -88,5 +92,8 @@ def _small_integers(block: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> 
     return values, valid
 
 
-def _unquoted(cell: str) -> str:
-    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+def _unquoted(cell: str) -> str | None:
+    """The text of a cell; None where a quote begins it and does not end it."""
+    if not cell.startswith('"'):
+        return cell
+    return cell[1:-1].replace('""', '"') if re.fullmatch('"([^"]|"")*"', cell) else None

@@ -3,19 +3,28 @@
 With many classes they can be kept in short form (common/shortlist.py).
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, warn
+from common.errors import UserError, warn, warn_of_unhashed
 from common.files import write_file
 from common.metrics import Answers, answers_of, blocks, joined_answers, names_in_short, score_of, targets_of
-from common.runs import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
+from common.runs import (
+    MODEL_FILE,
+    OOF_FILE,
+    TTA_OOF_FILE,
+    check_stated,
+    fold_folder,
+    model_sha256,
+    read_metrics,
+)
 from common.shortlist import lengthen, on_columns, shared_columns, shorten
 from common.splits import Folds, rows_named
 
@@ -156,8 +165,8 @@ def check_store(store: str) -> int:
     raise UserError("--store", f"there is no form {store}", "use float32, float16, or top64 (2 classes or more)")
 
 
-def write_predictions(path: Path, predictions: Predictions, store: str = "float32") -> None:
-    """Write ``predictions`` as npz; the same content always gives the same bytes.
+def write_predictions(path: Path, predictions: Predictions, store: str = "float32") -> str:
+    """Write ``predictions`` as npz and return the sha256 of its arrays; the same content always gives the same bytes.
 
     ``store`` is the form of the logits: ``float32``; ``float16``, where each row is moved so that its largest is 0,
     since half precision is finest there and no answer changes; ``top64``, the short form with the 64 likeliest.
@@ -184,7 +193,9 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
         arrays["source"] = np.asarray(json.dumps(predictions.source, sort_keys=True, ensure_ascii=False))
     if predictions.is_short:
         arrays["columns"] = predictions.columns.astype(np.int32, copy=False)
+    arrays["sha256"] = np.asarray(digest(arrays))
     write_file(path, lambda file: np.savez(file, **arrays))
+    return str(arrays["sha256"])
 
 
 def _half(logits: np.ndarray) -> np.ndarray:
@@ -195,15 +206,26 @@ def _half(logits: np.ndarray) -> np.ndarray:
     return half
 
 
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Sha256 of names, kinds, shapes and bytes of arrays, but for the one that states it."""
+    found = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"sha256"}):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # no copy
+    return found.hexdigest()
+
+
 def read_predictions(path: Path) -> Predictions:
     """Read an oof.npz or test.npz and check that it is whole; nothing is unpickled.
 
     Raises:
-        UserError: missing, damaged or pickled; a number that is not finite; an id twice; shapes that do not fit.
+        UserError: missing, damaged, edited or pickled; another fold's or run's; a number that is not finite; an id
+            twice; shapes that do not fit.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: np.asanyarray(archive[name]) for name in archive.files}  # a member may be plain bytes
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(str(path), what, "run the step that writes it") from error
@@ -215,6 +237,13 @@ def read_predictions(path: Path) -> Predictions:
         if (name in arrays or needed) and _kind(arrays.get(name)) != (kind, dimensions):
             what = f"has no {name} of the right kind ({'text' if kind == 'U' else 'numbers'})"
             raise UserError(str(path), what, "run the step that writes it again")
+    content = digest(arrays)
+    if "sha256" not in arrays:
+        warn_of_unhashed(path.name)
+    elif str(arrays["sha256"]) != content:
+        what = "is damaged or was edited: its arrays do not match their sha256"
+        raise UserError(str(path), what, "run the step that writes it again")
+    check_stated(path, content)
     empty = Predictions(np.empty(0), np.empty((0, 0)), [])
     predictions = Predictions(
         ids=arrays["ids"].astype(object),
@@ -291,7 +320,7 @@ def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:
     """The predictions of each fold's rows, in the order of ``folds``, one fold after another."""
     for k in range(folds.count):
         fold_path = fold_folder(run_folder, k)
-        theirs = read_metrics(fold_path).get("folds_fingerprint", "unknown")
+        theirs = read_metrics(fold_path)["folds_fingerprint"]
         if theirs != folds.fingerprint:
             what = f"was trained with other folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
             raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
@@ -385,9 +414,12 @@ def _is_shortlist(predictions: Predictions, rows: int, classes: int) -> bool:
 
 def _source(path: Path, text: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise UserError(str(path), "does not say how it was made", "run the step that writes it again") from error
+        source = dict(json.loads(text))
+    except (TypeError, ValueError, RecursionError):
+        source = {"models": None}
+    if source and [type(source.get(name)) for name in ("fold", "tta", "views", "models")] != [str, str, dict, dict]:
+        raise UserError(str(path), "does not say how it was made", "run the step that writes it again")
+    return source
 
 
 def _kind(array: np.ndarray | None) -> tuple[str, int] | None:

@@ -47,7 +47,20 @@ def is_finished(fold_path: Path) -> bool:
 
 def read_metrics(fold_path: Path) -> dict[str, Any]:
     """The metrics.json of a fold's folder; raises UserError where it is missing or damaged."""
-    return read_json(fold_path / METRICS_FILE)
+    return read_json(fold_path / METRICS_FILE, folds_fingerprint=str)
+
+
+def check_stated(path: Path, content: str) -> None:
+    """Compare the sha256 of a file's ``content`` with what the fold's metrics.json, written last, says of it.
+
+    Raises:
+        UserError: the file is another one, such as another run's.
+    """
+    metrics_path = path.parent / METRICS_FILE
+    stated = read_json(metrics_path).get("sha256_of", {}) if metrics_path.is_file() else {}
+    if isinstance(stated, dict) and stated.get(path.name, content) != content:
+        remedy = f"restore it, or delete {path.parent} and train this fold again"
+        raise UserError(str(path), f"is not the file that {METRICS_FILE} beside it was written for", remedy)
 
 
 def model_sha256(fold_path: Path) -> str:
@@ -79,7 +92,8 @@ def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:
         finished = [path for path in sorted(run_folder.glob("fold*")) if is_finished(path)]
         if not finished:
             raise UserError(str(run_folder), "has no finished fold", "train it: python train_fold.py --fold all")
-        names = [f"fold{k}" for k in range(read_metrics(finished[0])["fold_count"])]
+        count = read_json(finished[0] / METRICS_FILE, fold_count=int)["fold_count"]
+        names = [f"fold{k}" for k in range(count)]
     missing = [name for name in names if not is_finished(run_folder / name)]
     smoke = [name for name in names if name not in missing and read_metrics(run_folder / name).get("limit")]
     if missing:

@@ -3,12 +3,14 @@
 Ids and labels stay the text that was written; a mistake names its row (the first row below the header is row 1).
 """
 
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, warn
 from common.files import sha256
 from common.photos import class_folders, image_file, images_in
 from common.pixels import is_pixel_header, read_pixels
@@ -16,6 +18,7 @@ from common.text import cells_of, csv_bytes, file_bytes, header_of, row_of, text
 
 EMBEDDED = "digits"
 IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "id")  # the first one present names the photo
+ID_COLUMNS = ("id", "image_id", "ImageId")  # the first one present names the rows of a pixel table
 LABEL_COLUMNS = ("label", "predict", "target", "class")
 
 
@@ -77,11 +80,13 @@ def _csv_table(path: Path, test: bool) -> Table:
 
 
 def _pixel_table(path: Path, header: list[str], content: bytes) -> Table:
-    """Ids are row numbers from 1."""
+    """Ids are those of an id column, or else row numbers from 1."""
     images, columns = read_pixels(path, header, content)
     labels = columns.pop("label", text_array([]))
-    ids = text_array(str(number) for number in range(1, len(images) + 1))
-    return Table(str(path), ids, labels, images, "ImageId", "Label", columns)
+    id_name = next((name for name in ID_COLUMNS if name in columns), "")
+    ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, len(images) + 1))
+    _refuse_doubles(path, ids, id_name)
+    return Table(str(path), ids, labels, images, id_name or "ImageId", "Label", columns)
 
 
 def _photo_table(path: Path, columns: dict[str, np.ndarray], test: bool) -> Table:
@@ -91,7 +96,7 @@ def _photo_table(path: Path, columns: dict[str, np.ndarray], test: bool) -> Tabl
         what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)})"
         raise UserError(str(path), what, f"name it one of {', '.join(IMAGE_COLUMNS)}")
     ids = columns.pop(id_name)
-    _refuse_doubles(path, ids)
+    _refuse_doubles(path, ids, id_name)
     images = [image_file(path, index, name) for index, name in enumerate(ids)]
     label_name = next((name for name in LABEL_COLUMNS if name in columns), "")
     if not label_name and not test and len(columns) == 1:
@@ -117,11 +122,16 @@ def _with_whole_labels(table: Table) -> Table:
     return table
 
 
-def _refuse_doubles(path: Path, ids: np.ndarray) -> None:
+def _refuse_doubles(path: Path, ids: np.ndarray, column: str) -> None:
     first = {}
     for index, name in enumerate(ids):
+        if not name:
+            raise UserError(f"{row_of(path, index)}, column {column}", "is empty", "fill it in or remove the row")
         if (earlier := first.setdefault(name, index)) != index:
             raise UserError(row_of(path, index), f"id {name!r} is also in row {earlier + 1}", "remove one of them")
+    if len({unicodedata.normalize("NFC", name) for name in first}) < len(first):
+        twins = Counter(unicodedata.normalize("NFC", name) for name in first).most_common(1)[0][0]
+        warn(f"{path}: {twins} names two rows that differ in the Unicode form of an accent alone")
 
 
 def _embedded_digits(test: bool) -> Table:

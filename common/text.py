@@ -80,10 +80,10 @@ def header_of(path: Path, line: str) -> list[str]:
     for name, separator in (("semicolon", ";"), ("tab", "\t")):
         if len(header) == 1 and separator in line:
             raise UserError(str(path), f"looks {name}-separated", "save it with commas")
-    name, count = Counter(header).most_common(1)[0]
+    name, count = Counter(header or [""]).most_common(1)[0]
     if count > 1:
         raise UserError(str(path), f"has {count} columns named {name!r}", "rename or remove one")
-    if "" in header:
+    if "" in header or not header:
         raise UserError(str(path), "has a column without a name", "name every column in the first line")
     return header
 

@@ -29,7 +29,7 @@ from common.checkpoint import (
     without_prefix,
 )
 from common.cli import keyword_arguments
-from common.config import Config, saved_config
+from common.config import Config, differences, saved_config
 from common.data import Normalise, TrainBatches
 from common.errors import UserError, warn
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
@@ -127,8 +127,15 @@ class Training:
         save_tensors(path, tensors, {**facts, **state})
 
     def restore(self, path: Path, facts: dict[str, Any]) -> None:
-        """Go back to where :meth:`save` was called; warns where bit-identity is lost."""
+        """Go back to where :meth:`save` was called; warns where bit-identity is lost.
+
+        Raises:
+            UserError: a damaged file, or one of another fold, other folds or other settings.
+        """
         tensors, metadata = load_tensors(path)
+        if changed := differences(_decisive(metadata), _decisive(facts)):
+            what = f"belongs to another training ({', '.join(changed)})"
+            raise UserError(str(path), what, f"restore it, or delete {path.parent} and train this fold again")
         for name in ("processes", "threads", "memory_format", "versions"):
             if metadata[name] != facts[name]:
                 warn(
@@ -145,6 +152,11 @@ class Training:
         tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
         self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
         self.log = metadata["log"]
+
+
+def _decisive(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What two checkpoints must agree in for one to go on where the other ended."""
+    return {**facts.get("settings", {}), **{name: facts.get(name) for name in ("fold", "folds_fingerprint", "classes")}}
 
 
 def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:

@@ -2,12 +2,14 @@
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Forks
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -77,6 +79,117 @@ def chain(tiny, tmp_path_factory) -> Path:
     infer.main(["--test", str(tiny / "test.csv"), "--data", str(tiny / "train.csv"), "--tta", "digits", *places])
     ensemble.main(places)
     return runs_dir
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Runs scripts of ours in milliseconds, in processes that have not imported torch."""
+    server = Forks(tmp_path_factory.mktemp("answers"), torch=False)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def torch_forks(tmp_path_factory):
+    """The same in processes that have."""
+    server = Forks(tmp_path_factory.mktemp("answers"), torch=True)
+    yield server
+    server.close()
+
+
+# What a case of faults.csv means by a command's first word; its further words are added.
+MODEL = "--model test_efficientnet --img-size 32 --epochs 1 --batch-size 8 --threads 1 --channels-last no"
+COMMANDS = {
+    "folds": "folds.py --k 3 --data train.csv",
+    "check": "folds.py --check --data train.csv --test test.csv",
+    "train": f"train_fold.py --data train.csv {MODEL}",
+    "infer": "infer.py --data train.csv --test test.csv --sample sample.csv --threads 1",
+    "blend": "ensemble.py --sample sample.csv",
+    "report": "report.py --data train.csv",
+    "soup": "average.py --data train.csv --threads 1 --runs one two --run soup",
+    "photo-folds": "folds.py --k 3 --data photos/train.csv --folds photos/folds.csv",
+    "photo-train": f"train_fold.py --data photos/train.csv --folds photos/folds.csv --runs-dir photos/runs {MODEL}",
+    "photo-infer": "infer.py --test photos/test.csv --runs-dir photos/runs --threads 1",
+    "fit": "sweep.py fit --runs sweep",
+}
+
+
+def words(command: str) -> list[str]:
+    """A command of faults.csv as a script's name and its arguments."""
+    first, *rest = shlex.split(command)
+    return [*shlex.split(COMMANDS.get(first, first)), *rest]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny, torch_forks, tmp_path_factory) -> Path:
+    """A folder with all that our scripts read and write, made by them: what the faults are injected into (a copy).
+
+    60 rows of 8 x 8 pixels in 3 classes, once as a table and once as photos; 3 folds; two finished runs with their
+    test predictions and blend, one that was stopped after its last epoch, one trained with other folds, one of the
+    photos; a sweep's table.
+    """
+    from common.system import locked
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "undisturbed"  # one for all workers
+    with locked(folder.with_name("undisturbed.lock"), wait=True):
+        if not folder.exists():
+            making = folder.with_name("undisturbed.part")
+            making.mkdir()
+            make_undisturbed(making, tiny, torch_forks)
+            making.rename(folder)
+    return folder
+
+
+def make_undisturbed(folder: Path, tiny: Path, torch_forks: Forks) -> None:
+    """Write the tables, run the scripts on them."""
+    from PIL import Image
+
+    for name in ("train.csv", "test.csv", "sample.csv"):
+        (folder / name).write_bytes((tiny / name).read_bytes().replace(b"\r\n", b"\n"))
+    for part, first_column in (("train", "image,label"), ("test", "image")):
+        rows = [line.split(",") for line in (folder / f"{part}.csv").read_text().splitlines()[1:]]
+        lines = [first_column]
+        (folder / "photos" / "images").mkdir(parents=True, exist_ok=True)
+        for number, cells in enumerate(rows):
+            label = cells[: len(cells) - 64]
+            pixels = np.array(cells[-64:], dtype=np.uint8).reshape(8, 8)
+            Image.fromarray(pixels).save(folder / "photos" / "images" / f"{part}{number:02}.png")
+            lines.append(",".join([f"{part}{number:02}.png", *label]))
+        (folder / "photos" / f"{part}.csv").write_text("\n".join(lines) + "\n")
+    unfinished = folder / "runs" / "half" / "fold0" / "oof.npz"
+    unfinished.mkdir(parents=True)  # a folder in a file's place ends the training after its last epoch
+    for command, code in (
+        ("folds", 0),
+        ("folds --folds other_folds.csv --seed 1", 0),
+        ("photo-folds", 0),
+        ("train --run one", 0),
+        ("train --run two --seed 1", 0),
+        ("train --run half --fold 0", 3),
+        ("train --run foreign --folds other_folds.csv --runs-dir other", 0),
+        ("photo-train --run one", 0),
+        ("infer --runs one two", 0),
+        ("blend --runs one two", 0),
+    ):
+        answer = torch_forks.run(words(command), folder)
+        assert answer.code == code, answer.err
+    unfinished.rmdir()
+    write_sweep(folder / "sweep")
+
+
+def write_sweep(folder: Path) -> None:
+    """A published sweep: its description and its table, the losses on one parabola per batch size."""
+    from common.cells import COLUMNS, TABLE_FILE, Sweep, claim_sweep
+    from common.config import Config
+    from common.grid import Grid
+
+    claim_sweep(Sweep(folder, Config(fold="0"), Grid((8, 16, 32), lr=1e-3, batch_size=8), "epochs", 0.1))
+    lines = [",".join(COLUMNS)]
+    for batch_size in (8, 16, 32):
+        for step in range(-2, 3):
+            loss = 0.1 + 0.01 * (step + 0.3) ** 2
+            lines.append(f"{batch_size},{1e-3 * 4.0**step},0,{8000 // batch_size},done,{loss},9,300,1.0,10.0")
+    (folder / TABLE_FILE).write_text("\n".join(lines) + "\n")
 
 
 def pytest_configure(config) -> None:

@@ -180,6 +180,9 @@ def test_infer_refuses_a_missing_and_a_foreign_fold(chain, tmp_path):
     """Two of three folds are not averaged, nor is a model in another fold's folder."""
     shutil.copytree(chain / "one", tmp_path / "one")
     shutil.copy(tmp_path / "one/fold1/model.safetensors", tmp_path / "one/fold0/model.safetensors")
+    with pytest.raises(UserError, match=r"fold0/model.safetensors: is not the file that metrics\.json"):
+        infer.read_models(finished_folds(tmp_path / "one"))
+    shutil.copytree(tmp_path / "one/fold1", tmp_path / "one/fold0", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"fold0/model.safetensors: is the model of fold 1"):
         infer.read_models(finished_folds(tmp_path / "one"))
     (tmp_path / "one/fold2/metrics.json").unlink()
@@ -190,7 +193,7 @@ def test_infer_refuses_a_missing_and_a_foreign_fold(chain, tmp_path):
 def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
     """A fold of another run in this run's folder is named with the settings that differ."""
     shutil.copytree(chain / "one", tmp_path / "one")
-    shutil.copy(chain / "two/fold1/model.safetensors", tmp_path / "one/fold1/model.safetensors")
+    shutil.copytree(chain / "two/fold1", tmp_path / "one/fold1", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"fold1.*trained otherwise.*ema_decay: 0\.0 -> 0\.9"):
         infer.read_models(finished_folds(tmp_path / "one"))
 

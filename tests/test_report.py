@@ -65,9 +65,16 @@ def reported(chain, tiny, tmp_path_factory) -> Path:
         write_json(path / CONFIG_FILE, read_json(path / CONFIG_FILE) | {"seed": 7})
         oof = read_predictions(path / OOF_FILE)
         noisy = oof.logits + random.normal(0, 2, size=oof.logits.shape).astype(np.float32)
-        write_predictions(path / OOF_FILE, dataclasses.replace(oof, logits=noisy))
+        rewrite(path, dataclasses.replace(oof, logits=noisy))
     make(tiny / "train.csv", tiny / "folds.csv", folder, "--csv")
     return folder
+
+
+def rewrite(fold_path: Path, predictions: Predictions) -> None:
+    """Give a fold other predictions as its training would have: metrics.json says what belongs to it."""
+    metrics = read_json(fold_path / METRICS_FILE)
+    metrics["sha256_of"][OOF_FILE] = write_predictions(fold_path / OOF_FILE, predictions)
+    write_json(fold_path / METRICS_FILE, metrics)
 
 
 def make(data: Path, folds: Path, folder: Path, *arguments: str) -> str:
@@ -122,7 +129,7 @@ def test_the_runs_are_sorted_by_the_metric_asked_for(reported, tiny, tmp_path):
     shutil.copytree(reported / "runs", tmp_path / "runs")
     for path in (tmp_path / "runs" / "one").glob("fold*"):
         oof = read_predictions(path / OOF_FILE)
-        write_predictions(path / OOF_FILE, dataclasses.replace(oof, logits=1000 * oof.logits))  # the same errors, surer
+        rewrite(path, dataclasses.replace(oof, logits=1000 * oof.logits))  # the same errors, surer
     page = make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "nll")
     rows = pd.read_csv(tmp_path / "report_tables" / "runs.csv")
     assert rows.log_loss.is_monotonic_increasing and rows.run.iloc[-1] == "one"
