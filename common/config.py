@@ -21,11 +21,11 @@ class Config:
     config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
     restart: bool = False  # say what this run's folder holds, then throw it away
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[str, ...] = ()  # for the model's constructor: drop_rate=0.2 global_pool=catavgmax; sync_bn=True
+    model_args: tuple[str, ...] = ()  # the constructor's, as drop_rate=0.2; or sync_bn=True; or crop_pct=1 of photos
     pretrained: bool = False  # start from timm's weights of this model, from the hub
     weights: str = ""  # start from this .safetensors file, in our names or timm's
-    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all of them: last layer only), stages=N (stem and N stages)
-    img_size: int = 0  # side of the model's input in pixels (0: the images' own)
+    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
+    img_size: int = 0  # side of the model's input in pixels (0: the images' own; photos: the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: int = 10  # passes over the training folds
     batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
@@ -48,6 +48,7 @@ class Config:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster, measured once a run)
     compile: bool = False  # torch.compile: minutes of start, then faster steps
+    cache_gb: float = 4.0  # decoded photos kept in one file below runs_dir (0, or more than fit: decoded every epoch)
     threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
     augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
@@ -65,7 +66,7 @@ class Config:
 
 
 # Where things lie and how many threads work on them does not change what is trained.
-_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads", "cache_gb"}
 _PLACES |= {"show_batch", "log_with", "store"}
 
 
@@ -92,6 +93,7 @@ def check_config(cfg: Config, processes: int) -> None:
         "weight_decay": (0, float("inf")),
         "label_smoothing": (0, 1),
         "clip_grad": (0, float("inf")),
+        "cache_gb": (0, float("inf")),
         "ema_decay": (0, 1),
         "train_fraction": (0, 1),
     }

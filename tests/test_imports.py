@@ -12,7 +12,17 @@ MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
 WITHOUT_TORCH += ["predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
 WITHOUT_TORCH += ["blending", "comparison", "nesting", "photos", "pixels", "tables", "text", "tta"]
-WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "reliability", "shortlist", "significance"]
+WITHOUT_TORCH += [
+    "audit",
+    "cache",
+    "decoding",
+    "evaluation",
+    "figures",
+    "page",
+    "reliability",
+    "shortlist",
+    "significance",
+]
 
 
 def imports(path) -> set[str]:
