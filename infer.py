@@ -204,7 +204,9 @@ def predict_with_each(
     return [predict_rows(number, rows) for number, rows in enumerate(rows_of_model)]
 
 
-def average_of_all(models: Models, table: Table, views: Sequence[View], cache_gb: float) -> np.ndarray:
+def average_of_all(
+    models: Models, table: Table, views: Sequence[View], cache_gb: float = Options.cache_gb
+) -> np.ndarray:
     """The log of the mean probability of models and views, float32 (rows, classes).
 
     Some rows at a time by all models, so that what one model says of all rows is never kept.
