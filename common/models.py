@@ -137,7 +137,12 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
 
 
 def photo_size(name: str) -> int:
-    """The side of the images that timm's weights of a model were made for, px; 0 where it says nothing."""
+    """The side of the images that timm's weights of a model were made for, px; 0 where it says nothing.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+    _check_name(name)
     facts = timm.get_pretrained_cfg(name)
     return facts.input_size[-1] if facts else 0
 

@@ -21,7 +21,7 @@ from common.config import Config
 from common.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
 from common.errors import UserError
 from common.images import pixels_of, read_images
-from common.models import photo_preparation
+from common.models import photo_preparation, photo_size
 from common.predictions import read_predictions
 from common.runs import DECODED_FOLDER, MODEL_FILE, OOF_FILE, TEST_FILE
 from common.splits import changed_rows, make_folds, match_folds, read_folds, write_folds
@@ -154,6 +154,9 @@ def test_crops_are_asked_for_by_timms_names():
     for wrong in ({"crop_pct": 1.2}, {"crop_mode": "left"}, {"interpolation": "cubic"}):
         with pytest.raises(UserError, match="--model-args"):
             photo_preparation("resnet18", wrong, 3, 64)
+    for name in ("nonexistent", "resnet18.bad_tag"):
+        with pytest.raises(UserError, match="timm has no"):
+            photo_size(name)
     with pytest.raises(UserError, match="crop_pct is for photos"):
         preparation_of(Config(model_args=("crop_pct=0.9",), channels=1, img_size=8), read_train_table("digits"))
 
