@@ -139,7 +139,7 @@ def feature_table(options: Options) -> pd.DataFrame:
     for name, (side, crops) in FEATURES.items():
         found = regression_on_features(options, side, crops, list(range(5)))
         errors = round((1 - found["accuracy"]) * found["rows"])
-        rows.append({"features of": name, "OOF": f"{found['accuracy']:.2%}", "errors": errors, "of": found["rows"]})
+        rows.append({"features of": name, "OOF": f"{found['accuracy']:.2%}", "errors": errors})
         print(rows[-1], flush=True)
     return pd.DataFrame(rows)
 
@@ -150,7 +150,7 @@ def name_of(number: int, seed: int) -> str:
 
 
 def way_table(runs_dir: Path, seeds: int) -> pd.DataFrame:
-    """A row for each way with a finished seed: accuracy in percent, its sd over seeds, log loss, seconds of a run."""
+    """A row for each way with a finished seed: accuracy in percent, its sd over seeds, log loss."""
     rows = []
     found_of = {}
     for number, name in enumerate(WAYS):
@@ -160,10 +160,10 @@ def way_table(runs_dir: Path, seeds: int) -> pd.DataFrame:
     for name, found in found_of.items():
         if not found:
             continue
-        accuracy, nll, seconds = (np.array([each[key] for each in found]) for key in ("accuracy", "nll", "seconds"))
+        accuracy, nll = (np.array([each[key] for each in found]) for key in ("accuracy", "nll"))
         spread = f"{100 * accuracy.std(ddof=1):.2f}" if len(found) > 1 else ""
         row = {"way": name, "seeds": len(found), "accuracy %": f"{100 * accuracy.mean():.2f}", "sd": spread}
-        rows.append(row | {"log loss": f"{nll.mean():.3f}", "seconds": f"{seconds.mean():.0f}"})
+        rows.append(row | {"log loss": f"{nll.mean():.3f}"})
     return pd.DataFrame(rows)
 
 
