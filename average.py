@@ -16,12 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import parse
+from common.cache import DEFAULT_GB, Cache
+from common.cli import keyword_arguments, parse
 from common.errors import UserError, run_script
 from common.files import check_folder, write_json
 from common.metrics import describe, score
 from common.predictions import Predictions, check_store, oof_score, write_predictions
-from common.runs import CONFIG_FILE, METRICS_FILE, MODEL_FILE, OOF_FILE, finished_folds, fold_folder
+from common.runs import (
+    CONFIG_FILE,
+    DECODED_FOLDER,
+    METRICS_FILE,
+    MODEL_FILE,
+    OOF_FILE,
+    finished_folds,
+    fold_folder,
+)
 from common.splits import Folds, match_folds, read_folds
 from common.system import cpu_count, keep_freed_memory, locked
 from common.tables import read_train_table
@@ -63,13 +72,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
-    from common.data import load_images
+    from common.images import read_images
+    from common.training import saved_preparation
 
     torch.set_num_threads(options.threads or cpu_count())
     averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    settings = averages[0][1]["settings"]
-    images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
+    prepare, cache = saved_preparation(averages[0][1]), Cache(DEFAULT_GB, str(runs_dir / DECODED_FOLDER))
+    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, torch.get_num_threads())
     for tensors, facts in averages:
         folder = fold_folder(runs_dir / options.run, facts["fold"])
         with locked(folder):
@@ -131,10 +141,12 @@ def save_average(
     held_out = folds.fold == int(facts["fold"])
     train_rows, valid_rows = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (~held_out, held_out))
     normalise, size = Normalise(**facts["normalise"]), settings["batch_size"] // settings["accumulate"]
-    measure_batchnorm(model, images, train_rows, normalise, size)
+    side = settings["img_size"]
+    if not keyword_arguments("freeze", settings.get("freeze", [])).get("batchnorm"):  # that was held still
+        measure_batchnorm(model, images, train_rows, normalise, size, side)
     precision = usable_precision(settings["mixed_precision"])
     at_once = evaluation_batch(size)
-    [logits] = predict(accelerator, model, images, valid_rows, normalise, TTA["none"], precision, at_once)
+    [logits] = predict(accelerator, model, images, valid_rows, normalise, TTA["none"], precision, at_once, side)
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")
     oof = Predictions(folds.ids[held_out], logits, folds.classes, folds.labels[held_out], folds.fold[held_out])
     metrics = {name: facts[name] for name in METRICS_FACTS} | {"averaged": facts["averaged"]}

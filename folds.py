@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 
 from common.cli import parse
+from common.decoding import check_photos
 from common.errors import UserError, run_script, warn
 from common.splits import Folds, Split, changed_rows, folds_text, leaks, make_folds, read_folds, write_folds
+from common.system import cpu_count
 from common.tables import EMBEDDED, Table, read_test_table, read_train_table
 
 
@@ -40,6 +42,8 @@ def main() -> None:
     check_options(options)
     table = read_train_table(options.data)
     test = read_test_table(options.test, options.data) if options.test or options.data == EMBEDDED else None
+    for photos in (each for each in (table, test) if each is not None and each.of_photos):
+        check_photos(photos, cpu_count())
     if options.check:
         audit(Path(options.folds), table, test)
     else:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from common.cache import DEFAULT_GB, Cache
 from common.calibration import PARTS
 from common.cli import parse
 from common.config import differences
@@ -62,6 +63,7 @@ class Options:
     data: str = "digits"  # train table, for --tta and --score-tta
     folds: str = "folds.csv"  # folds file, for --tta and --score-tta
     threads: int = 0  # CPU threads (0: all cores)
+    cache_gb: float = DEFAULT_GB  # memory for decoded photos (0, or more than fit: decoded again for each model)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folds = match_folds(read_folds(Path(options.folds)), train)
         for run in runs:
             finished_folds(runs_dir / run)  # views are scored by the fold models, even where --fold full predicts
-    test = None if options.score_tta else read_test_table(options.test, options.data)
+    test = None if options.score_tta else read_test_table(options.test, options.data, options.sample)
 
     keep_freed_memory()
     import torch
@@ -144,17 +146,23 @@ def read_models(fold_folders: Sequence[Path]) -> Models:
 # ---- predicting
 
 
-def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[int, np.ndarray], np.ndarray]:
+def predictor(
+    models: Models, table: Table, views: Sequence[View], row_shas: Sequence[str], cache_gb: float
+) -> Callable[[int, np.ndarray], np.ndarray]:
     """A function that predicts rows of the table: (number of a model, row numbers) -> logits float32 (views, rows,
-    classes)."""
+    classes).
+
+    ``row_shas`` (n) are what the table's photos must hash to (empty: not known); ``cache_gb`` of memory are for them.
+    """
     import torch
     from accelerate import Accelerator
 
-    from common.data import Normalise, image_shape, load_images
+    from common.data import Normalise
     from common.engine import check_logits, evaluation_batch, predict
     from common.hardware import usable_precision
+    from common.images import image_shape, read_images
     from common.models import works_at
-    from common.training import create_saved
+    from common.training import create_saved, saved_preparation
 
     facts = models[0][1]
     settings = facts["settings"]
@@ -164,9 +172,13 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     precision = usable_precision(settings["mixed_precision"])
     at_once = evaluation_batch(settings["batch_size"] // (settings["accumulate"] * facts["processes"]))
-    images = load_images(table, settings["channels"], settings["img_size"]).to(accelerator.device)
+    prepare = saved_preparation(facts)
+    if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
+        what = "looks at what lies outside the middle of an image, and these models see all of it"
+        raise UserError("--tta", what, "leave out the five crops")
+    images = read_images(table, prepare, accelerator.device, Cache(cache_gb), row_shas, torch.get_num_threads())
     model = create_saved(facts).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
-    for side in {view.look(torch.zeros(1, 1, *images.shape[2:])).shape[-1] for view in views}:
+    for side in {view.look(torch.zeros(1, 1, prepare.side, prepare.side)).shape[-1] for view in views}:
         if side != settings["img_size"] and not works_at(model, len(facts["classes"]), settings["channels"], side):
             what = f"{settings['model']}, built for {settings['img_size']} px, cannot work at {side} px"
             raise UserError("--tta", what, "leave out the views of other sizes")
@@ -176,7 +188,7 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
         model.load_state_dict(tensors)
         normalise = Normalise(**facts["normalise"])
         rows = torch.from_numpy(rows).to(accelerator.device)
-        logits = predict(accelerator, model, images, rows, normalise, views, precision, at_once)
+        logits = predict(accelerator, model, images, rows, normalise, views, precision, at_once, prepare.side)
         check_logits(f"{facts['run']}, fold {facts['fold']}", logits, "train this fold again with a lower --lr")
         return logits
 
@@ -184,19 +196,27 @@ def predictor(models: Models, table: Table, views: Sequence[View]) -> Callable[[
 
 
 def predict_with_each(
-    models: Models, table: Table, rows_of_model: Sequence[np.ndarray], views: Sequence[View]
+    models: Models,
+    table: Table,
+    rows_of_model: Sequence[np.ndarray],
+    views: Sequence[View],
+    row_shas: Sequence[str] = (),
+    cache_gb: float = Options.cache_gb,
 ) -> list[np.ndarray]:
-    """Logits of each model for its rows of the table: arrays (views, rows, classes), float32."""
-    predict_rows = predictor(models, table, views)
+    """Logits of each model for its rows of the table: arrays (views, rows, classes), float32; see :func:`predictor`."""
+    predict_rows = predictor(models, table, views, row_shas, cache_gb)
     return [predict_rows(number, rows) for number, rows in enumerate(rows_of_model)]
 
 
-def average_of_all(models: Models, table: Table, views: Sequence[View]) -> np.ndarray:
+def average_of_all(
+    models: Models, table: Table, views: Sequence[View], cache_gb: float = Options.cache_gb
+) -> np.ndarray:
     """The log of the mean probability of models and views, float32 (rows, classes).
 
     Some rows at a time by all models, so that what one model says of all rows is never kept.
     """
-    predict_rows, rows, classes = predictor(models, table, views), len(table.ids), len(models[0][1]["classes"])
+    predict_rows, rows = predictor(models, table, views, (), cache_gb), len(table.ids)
+    classes = len(models[0][1]["classes"])
     weights = [view.weight for view in views] * len(models)
     averaged = np.empty((rows, classes), dtype=np.float32)
     for some in blocks(rows, classes * len(weights), AT_ONCE):
@@ -224,7 +244,7 @@ def predict_test(
         labels = labels[:0]
     test = Predictions(
         ids=table.ids,
-        logits=average_of_all(models, table, views),
+        logits=average_of_all(models, table, views, options.cache_gb),
         classes=classes,
         labels=labels,
         id_name=table.id_name,
@@ -286,7 +306,8 @@ def score_out_of_fold(
     if len(rows) * len(folds.classes) * len(views) > 5 * AT_ONCE:
         what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
-    logits = np.concatenate(predict_with_each(models, table, rows_of_model, views), axis=1)
+    outputs = predict_with_each(models, table, rows_of_model, views, folds.row_shas, options.cache_gb)
+    logits = np.concatenate(outputs, axis=1)
     targets = targets_of(folds.labels[rows], folds.classes)
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
     part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS

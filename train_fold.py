@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
 from common.config import Config, check_config, differences, training_settings
+from common.decoding import Preparation
 from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import check_folder, read_json, remove_strays, write_file, write_json
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
@@ -33,6 +35,7 @@ from common.predictions import Predictions, check_store, oof_score, write_predic
 from common.runs import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
+    DECODED_FOLDER,
     LOG_FILE,
     METRICS_FILE,
     MODEL_FILE,
@@ -55,6 +58,7 @@ class Train(Config):
 
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that follow the epochs: tensorboard, wandb, mlflow ...
+    cache_gb: float = DEFAULT_GB  # decoded photos kept in one file below runs_dir (0, or too many: decoded every epoch)
     store: str = "float32"  # form of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
 
 
@@ -128,7 +132,7 @@ def train_side_by_side(
 ) -> None:
     """One process a fold, one fold a device; each is this command with its own --fold and share of the threads."""
     from common.trackers import check_trackers
-    from common.training import check_choices
+    from common.training import check_choices, with_images_of
 
     check_trackers(cfg.log_with)
     check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, grey(table))
@@ -152,32 +156,26 @@ def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
     print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
 
 
-def with_images_of(cfg: Config, table: Table) -> Config:
-    """The settings with the images' own channels and size where 0 asks for them."""
-    from common.data import image_shape
-
-    channels, size = image_shape(table)
-    return dataclasses.replace(cfg, channels=cfg.channels or channels, img_size=cfg.img_size or size)
-
-
 def grey(table: Table) -> bool:
     """Whether the images themselves have no colours."""
-    from common.data import image_shape
-
-    return image_shape(table)[0] == 1
+    return not table.of_photos
 
 
 def show_batch(cfg: Train, table: Table, folds: Folds, fold: str) -> None:
     """Draw the first training batch of a fold as the model would see it, before normalisation and smoothing."""
-    from common.data import Normalise, load_images
+    import torch
+
+    from common.data import Normalise
+    from common.images import read_images
     from common.plots import draw_images
-    from common.training import create_batches
+    from common.training import create_batches, preparation_of, with_images_of
 
     cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
-    images = load_images(table, cfg.channels, cfg.img_size)
+    device, nothing_kept = torch.device("cpu"), Cache(0)
+    images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
     targets, rows = targets_of(folds.labels, folds.classes), rows_of(folds, fold, cfg)[0]
     plain = Normalise((0.0,), (1.0,))
-    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, grey=grey(table))
+    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, device, grey=grey(table))
     images, targets = next(batches.epoch(0))
     shares = [
         [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
@@ -194,10 +192,10 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    from common.data import conversion, load_images
     from common.hardware import asked_precision, usable_precision
+    from common.images import conversion, read_images
     from common.trackers import check_trackers, tracking
-    from common.training import check_choices, unused_at_first
+    from common.training import check_choices, preparation_of, unused_at_first, with_images_of
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
@@ -227,15 +225,18 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
         accelerator.print(f"weights: {loaded}")
     for fold in wanted:
         rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
+    prepare = preparation_of(cfg, table)
+    if cfg.cache_gb != DEFAULT_GB and not table.of_photos:
+        warn("--cache-gb has no effect: the images are no photos")
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     if cfg.restart and accelerator.is_main_process:
         start_over(run_folder)
     accelerator.wait_for_everyone()
-    converted = conversion(table, cfg.channels, cfg.img_size)
-    if converted:
+    if converted := conversion(table, prepare):
         accelerator.print(f"images: {converted}")
-    images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
-    facts = run_facts(cfg, accelerator.num_processes, folds, table)
+    cache = Cache(0 if cfg.limit else cfg.cache_gb, str(Path(cfg.runs_dir) / DECODED_FOLDER))
+    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, threads, accelerator.print)
+    facts = run_facts(cfg, accelerator.num_processes, folds, table, prepare)
     for position, fold in enumerate(wanted):
         folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
@@ -299,8 +300,8 @@ def train_fold(
 
         def predict_valid_rows() -> np.ndarray:
             rows = torch.from_numpy(valid_rows).to(accelerator.device)
-            views, precision = TTA["none"], cfg.mixed_precision
-            logits = predict(accelerator, training.scored, images, rows, normalise, views, precision, at_once)[0]
+            how = (normalise, TTA["none"], cfg.mixed_precision, at_once, cfg.img_size)
+            logits = predict(accelerator, training.scored, images, rows, *how)[0]
             check_logits(f"fold {fold}, epoch {epoch + 1}", logits, REMEDY)
             return logits
 
@@ -376,9 +377,9 @@ def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarra
     return train, valid
 
 
-def run_facts(cfg: Config, processes: int, folds: Folds, table: Table) -> dict[str, Any]:
+def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
     """What a weights file must say for itself, so that infer.py needs nothing else."""
-    from common.data import image_shape
+    from common.images import image_shape
     from common.training import versions
 
     return {
@@ -388,6 +389,7 @@ def run_facts(cfg: Config, processes: int, folds: Folds, table: Table) -> dict[s
         "folds_fingerprint": folds.fingerprint,
         "classes": folds.classes,
         "image_shape": image_shape(table),
+        "preparation": dataclasses.asdict(prepare),
         "processes": processes,
         "threads": cfg.threads,
         "versions": versions(),

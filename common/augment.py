@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import UserError
-from common.geometry import PADDING, moved, points_of, sample
+from common.geometry import PADDING, cropped, moved, points_of, sample
 from common.mixing import mixture, size_of_batch
 
 Uniform = Callable[[int], Tensor]
@@ -250,7 +250,11 @@ def erasing(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A preset with its arguments; called with images and their random numbers it returns augmented images."""
+    """A preset with its arguments; called with images and their random numbers it returns augmented images.
+
+    Where the images are larger than ``side``, the side of what is returned (0: their own), a random crop takes its part
+    from anywhere in them; without one it is their middle that is augmented, as it is what the model is scored on.
+    """
 
     on_points: tuple[partial, ...] = ()
     on_pixels: tuple[partial, ...] = ()
@@ -258,12 +262,17 @@ class Augmentation:
     mix: partial | None = None  # of two images each: see common/mixing.py
     size: partial | None = None  # of a batch
 
-    def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
+    def __call__(self, images: Tensor, uniform: Uniform, side: int = 0) -> Tensor:
+        side = side or images.shape[-1]
         if self.on_points:
-            points = points_of(images)
+            points = points_of(images, side)
+            if side != images.shape[-1] and crop not in [operation.func for operation in self.on_points]:
+                points = points * (side / images.shape[-1])
             for operation in self.on_points:
                 points = operation(points, uniform)
             images = sample(images, points, self.border)
+        elif side != images.shape[-1]:
+            images = cropped(images, side)
         for operation in self.on_pixels:
             images = operation(images, uniform)
         return images

@@ -22,11 +22,11 @@ class Config:
     config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
     restart: bool = False  # say what this run's folder holds, then throw it away
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[str, ...] = ()  # for the model's constructor: drop_rate=0.2 global_pool=catavgmax; sync_bn=True
+    model_args: tuple[str, ...] = ()  # the constructor's, as drop_rate=0.2; or sync_bn=True; or crop_pct=1 of photos
     pretrained: bool = False  # start from timm's weights of this model, from the hub
     weights: str = ""  # start from this .safetensors file, in our names or timm's
-    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all of them: last layer only), stages=N (stem and N stages)
-    img_size: int = 0  # side of the model's input in pixels (0: the images' own)
+    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
+    img_size: int = 0  # side of the model's input in pixels (0: the images' own; photos: the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: int = 10  # passes over the training folds
     batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
@@ -67,7 +67,7 @@ class Config:
 
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
-_PLACES |= {"show_batch", "log_with", "store"}
+_PLACES |= {"show_batch", "log_with", "store", "cache_gb"}
 
 
 def check_config(cfg: Config, processes: int) -> None:

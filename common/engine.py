@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from common.data import Normalise
 from common.errors import NUMBERS, UserError
+from common.geometry import cropped
 from common.hardware import autocast
+from common.images import Images, pixels_of
 from common.optim import set_learning_rate
 from common.training import Training
 from common.tta import View
@@ -104,27 +106,33 @@ def evaluation_batch(micro_batch: int) -> int:
 def predict(
     accelerator: Accelerator,
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     rows: Tensor,
     normalise: Normalise,
     views: Sequence[View],
     precision: str,
     batch_size: int,
+    side: int = 0,
 ) -> np.ndarray:
-    """Logits of ``images[rows]``, float32 (views, len(rows), classes), the same on every process.
+    """Logits of some rows' images, float32 (views, len(rows), classes), the same on every process.
 
-    ``batch_size`` images at a time per process, in ``precision`` (no, fp16 or bf16). Each batch carries its
-    places in ``rows``; every place is written exactly once (asserted), whatever the number of processes.
+    A view sees a part of ``side`` px (0: all) of the images. ``batch_size`` images at a time per process, in
+    ``precision`` (no, fp16 or bf16). Each batch carries its places in ``rows``; every place is written exactly once
+    (asserted), whatever the number of processes.
     """
     model.eval()
     logits, written = None, np.zeros(len(rows), dtype=np.int64)
-    together = batch_size * accelerator.num_processes
-    for first in range(0, len(rows), together):
-        mine = torch.arange(first, first + together, device=rows.device).view(-1, batch_size)[accelerator.process_index]
-        real = mine < len(rows)
-        pixels = images[rows[mine.clamp_max(len(rows) - 1)]].float().div_(255)
-        with autocast(accelerator.device, precision):
-            outputs = torch.stack([model(normalise(view.look(pixels))).float() for view in views], dim=1)
+    together, device = batch_size * accelerator.num_processes, accelerator.device
+    places_of_all = [
+        torch.arange(first, first + together, device=device).view(-1, batch_size)[accelerator.process_index]
+        for first in range(0, len(rows), together)
+    ]
+    wanted = (rows[places.clamp_max(len(rows) - 1)] for places in places_of_all)
+    for mine, pixels in zip(places_of_all, pixels_of(images, wanted, device), strict=True):
+        real, pixels = mine < len(rows), pixels.float().div_(255)
+        seen = {view.place: cropped(pixels, side or pixels.shape[-1], *view.place) for view in views}
+        with autocast(device, precision):
+            outputs = torch.stack([model(normalise(view.look(seen[view.place]))).float() for view in views], dim=1)
         places, outputs = accelerator.gather((torch.where(real, mine, -1), outputs))
         places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
         if logits is None:

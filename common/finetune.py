@@ -2,7 +2,8 @@
 
 The four usual ways: the last layer alone (--freeze backbone=EPOCHS of all epochs); it alone for the first epochs, then
 everything (--freeze backbone=2); everything at different speeds (--layer-decay, --backbone-lr-scale); everything but
-the shallow stages (--freeze stages=2).
+the shallow stages (--freeze stages=2). Each of the last three can leave BatchNorm's statistics as they were loaded
+(--freeze batchnorm=True), which small batches would otherwise replace by noisier ones.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Frozen:
     always: frozenset[str] = frozenset()
     at_first: frozenset[str] = frozenset()
     epochs: int = 0  # how long ``at_first`` lasts
+    batchnorm: bool = False  # whether every BatchNorm keeps its statistics; its weights may train all the same
 
     def apply(self, model: nn.Module, epoch: int) -> None:
         """Freeze what does not train in ``epoch`` (from 0). To be called after every ``model.train()``.
@@ -36,7 +38,8 @@ class Frozen:
             model.get_parameter(name).requires_grad_(name not in frozen)
         for module in model.modules():
             own = list(module.parameters(recurse=False))
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and own and not any(p.requires_grad for p in own):
+            still = self.batchnorm or (own and not any(parameter.requires_grad for parameter in own))
+            if still and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
@@ -52,7 +55,7 @@ def frozen_parts(cfg: Config, model: nn.Module) -> Frozen:
     return _freeze(cfg, model, **asked)
 
 
-def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0) -> Frozen:
+def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, batchnorm: bool = False) -> Frozen:
     head = head_names(model)
     backbone_names = frozenset(name for name, _ in model.named_parameters() if name not in head)
     layers = layers_of(model, cfg.model, coarse=True) if stages else {}
@@ -61,13 +64,16 @@ def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0) -
         raise UserError("--freeze", f"backbone={backbone} of {cfg.epochs} epochs", f"use 1 to {cfg.epochs}")
     if stages not in range(deepest):
         raise UserError("--freeze", f"stages={stages} of the {deepest} of {cfg.model}", f"use 1 to {deepest - 1}")
+    layers_with_statistics = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    if batchnorm and not layers_with_statistics:
+        raise UserError("--freeze", f"{cfg.model} has no BatchNorm to hold still", "leave batchnorm out")
     if backbone == cfg.epochs and (stages or (cfg.layer_decay, cfg.backbone_lr_scale) != (1, 1)):
         what = "nothing but the last layer ever trains: stages, --layer-decay and --backbone-lr-scale have no effect"
         raise UserError("--freeze", what, "leave them out, or free the backbone after fewer epochs")
     if backbone == cfg.epochs:
-        return Frozen(always=backbone_names)
+        return Frozen(always=backbone_names, batchnorm=batchnorm)
     shallow = frozenset(name for name in layers.keys() & backbone_names if layers[name] <= stages)  # 0 is the stem
-    return Frozen(shallow, backbone_names, backbone)
+    return Frozen(shallow, backbone_names, backbone, batchnorm)
 
 
 def layers_of(model: nn.Module, name: str, coarse: bool) -> dict[str, int]:

@@ -11,9 +11,10 @@ from torch import Tensor
 PADDING = {"black": "zeros", "reflect": "reflection", "edge": "border"}  # what lies beyond an image's border
 
 
-def points_of(images: Tensor) -> Tensor:
-    """Where each pixel of the images is: the points that change nothing."""
-    steps = (torch.arange(images.shape[-1], device=images.device) * 2 + 1) / images.shape[-1] - 1
+def points_of(images: Tensor, side: int = 0) -> Tensor:
+    """Where each pixel of the images is: the points that change nothing, or all of it at another ``side`` (0: own)."""
+    side = side or images.shape[-1]
+    steps = (torch.arange(side, device=images.device) * 2 + 1) / side - 1
     down, across = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([across, down], dim=2).expand(len(images), -1, -1, -1)
 
@@ -34,6 +35,15 @@ def moved(points: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: 
 def sample(images: Tensor, points: Tensor, border: str = "black") -> Tensor:
     """The images (n, channels, side, side) at the points, bilinear."""
     return F.grid_sample(images, points, mode="bilinear", padding_mode=PADDING[border], align_corners=False)
+
+
+def cropped(images: Tensor, side: int, across: float = 0.0, down: float = 0.0) -> Tensor:
+    """A square of ``side`` px of larger images (n, channels, height, width); -1 is the left or upper end, 1 the other.
+
+    The middle one is timm's centre crop.
+    """
+    left, top = (round((1 + place) * (images.shape[-1] - side) / 2) for place in (across, down))
+    return images[..., top : top + side, left : left + side]
 
 
 def affine(images: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: Tensor) -> Tensor:

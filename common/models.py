@@ -1,6 +1,7 @@
 """Models by name: everything timm has, and digit_cnn, a small plain network for small grey images."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -8,9 +9,12 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
+from timm.data import resolve_data_config
 from timm.models import register_model
 from torch import Tensor, nn
 
+from common.decoding import CROP_MODES, Preparation
 from common.errors import UserError
 
 # The sizes that are tried, in this order, to tell a user which one a model can work at.
@@ -23,7 +27,9 @@ PATCHES_PER_SIDE = 7  # a vision transformer of fewer sees too little of where t
 DECIDED_ELSEWHERE = {"num_classes", "in_chans", "img_size", "features_only", "pretrained", "pretrained_cfg"}
 DECIDED_ELSEWHERE |= {"pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "exportable"}
 
-SYNC_BN = "sync_bn"  # among a model's arguments, but no constructor's: training converts the finished model
+# Among a model's arguments, but no constructor's: training converts the finished model, and photos are prepared so.
+SYNC_BN = "sync_bn"
+CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 
 
 class DigitCNN(nn.Module):
@@ -107,7 +113,7 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
         UserError: no such model, an argument it does not know, or a size it cannot work at or looks at only a part
             of, with settings that do work.
     """
-    model_args = {argument: value for argument, value in model_args.items() if argument != SYNC_BN}
+    model_args = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, *CROPS)}
     for argument in DECIDED_ELSEWHERE & model_args.keys():
         raise UserError("--model-args", f"{argument} is decided by the data and other flags", "leave it out")
     _check_name(name)
@@ -128,6 +134,43 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
         raise UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
     what = "would look at a part of each image only" if works else "cannot work with them"
     raise UserError("--model", f"the images are {img_size} px and {name} {what}", f"use {', or '.join(remedies)}")
+
+
+def photo_size(name: str) -> int:
+    """The side of the images that timm's weights of a model were made for, px; 0 where it says nothing.
+
+    Raises:
+        UserError: timm has no such model.
+    """
+    _check_name(name)
+    facts = timm.get_pretrained_cfg(name)
+    return facts.input_size[-1] if facts else 0
+
+
+def photo_preparation(name: str, model_args: Mapping[str, Any], channels: int, img_size: int) -> Preparation:
+    """How photos are prepared for a model: as timm's data config says, unless ``model_args`` say otherwise.
+
+    ``crop_pct`` is the share of a photo's side that the model sees. Source: timm.data.resolve_data_config, by which
+    timm's own validation prepares images.
+
+    Raises:
+        UserError: a crop or interpolation that does not exist.
+    """
+    facts = timm.get_pretrained_cfg(name)
+    own = resolve_data_config(pretrained_cfg=facts.to_dict()) if facts else {}
+    used = {argument: model_args.get(argument, own.get(argument, default)) for argument, default in CROPS.items()}
+    known = {"crop_mode": CROP_MODES, "interpolation": [each.name.lower() for each in Image.Resampling]}
+    for argument, values in known.items():
+        if used[argument] not in values:
+            what = f"{argument}={used[argument]} does not exist"
+            raise UserError("--model-args", what, f"use one of: {', '.join(values)}")
+    share = used.pop("crop_pct")
+    if not (isinstance(share, int | float) and 0 < share <= 1):
+        raise UserError("--model-args", f"crop_pct={share} is no share", "use more than 0, up to 1")
+    mean = own.get("mean", (0.0,))
+    mean = mean if len(mean) == channels else (sum(mean) / len(mean),) * channels
+    fill = tuple(round(255 * value) for value in mean)
+    return Preparation(channels, img_size, math.floor(img_size / share), fill=fill, **used)
 
 
 def working_settings(

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
+from common.decoding import read_photo
+from common.errors import UserError
 from common.significance import says_p
+from common.text import file_bytes
 
 STYLE = Path(__file__).with_suffix(".css")
 EMPTY_ELEMENTS = ("img", "link", "meta")
@@ -204,10 +207,12 @@ def data_uri(image: np.ndarray | Path) -> str:
         Image.fromarray(image).save(content, format=kind, optimize=True)
     else:
         kind = "jpeg"
-        with Image.open(image) as photo:
-            photo = ImageOps.exif_transpose(photo).convert("RGB")
-            photo.thumbnail((THUMBNAIL, THUMBNAIL))
-            photo.save(content, format=kind, quality=80)
+        try:
+            photo = read_photo(file_bytes(image), THUMBNAIL).convert("RGB")
+        except ValueError as error:
+            raise UserError(str(image), str(error), "restore the image") from error
+        photo.thumbnail((THUMBNAIL, THUMBNAIL))
+        photo.save(content, format=kind, quality=80)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 

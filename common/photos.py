@@ -1,26 +1,36 @@
 """Photos as files: those that a table's rows name, and those that lie in a folder."""
 
 import os
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from common.errors import UserError, warn
-from common.text import row_of
+from common.text import read_cells, row_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def image_file(path: Path, index: int, name: str) -> Path:
-    """The file a row names, with or without its suffix; never one outside the csv's folder."""
+    """The file a row of the csv ``path`` names, with or without its suffix; never one outside the csv's folder.
+
+    It lies in the csv's folder, in images/ below it, or in a folder called like the csv: train.csv's in train/ or
+    train_images/.
+    """
     root, where = path.parent, row_of(path, index)
     named = PureWindowsPath(name)  # knows both kinds of slashes and drives
     if named.anchor or ".." in named.parts:
         raise UserError(where, f"{name!r} leads out of {root}", "name images by their path below the csv's folder")
-    for folder in (root, root / "images"):
-        for suffix in ("", *IMAGE_SUFFIXES):
-            file = folder / f"{name}{suffix}"
-            if os.path.isfile(file):  # unlike Path.is_file, says no to a name that is too long
-                _refuse_outside(root, file, where)
-                return file
+    called = path.name.partition(".")[0]
+    for folder in ("", "images", called, f"{called}_images"):
+        exact = os.path.join(root, folder, name)
+        candidates = [exact] if os.path.isfile(exact) else [exact + suffix for suffix in IMAGE_SUFFIXES]
+        # unlike Path.is_file, os.path.isfile says no to a name that is too long
+        found = [Path(candidate) for candidate in candidates if os.path.isfile(candidate)]
+        if len(found) > 1:
+            what = f"{name!r} may be {' or '.join(file.name for file in found)}"
+            raise UserError(where, what, "write the suffix, or remove the others")
+        if found:
+            _refuse_outside(root, found[0], where)
+            return found[0]
     raise UserError(where, f"there is no image {name!r} below {root}", "put it there or remove the row")
 
 
@@ -50,6 +60,36 @@ def images_in(root: Path) -> dict[str, Path]:
     for name, file in images.items():
         _refuse_outside(root, file, f"{root}, {name}")
     return dict(sorted(images.items()))
+
+
+def named_as_in(sample: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """The images of a folder by the names that a sample submission's first column has for them, in its order.
+
+    A name may lack the suffix, or have more or fewer folders in front.
+
+    Raises:
+        UserError: an image without a row, a row without an image, or one that may be several.
+    """
+    cells = read_cells(sample)
+    column, ids = next(iter(cells.items()))
+    if set(ids) == images.keys():
+        return images
+    known = {}
+    for name, file in images.items():
+        known.setdefault(PurePosixPath(name).name, []).append(file)
+        known.setdefault(PurePosixPath(name).stem, []).append(file)
+    named = {}
+    for index, name in enumerate(ids):
+        found = known.get(PurePosixPath(name).name, [])
+        if len(found) != 1:
+            what = f"{name!r} may be {len(found)} of the folder's images" if found else f"there is no image {name!r}"
+            raise UserError(f"{row_of(sample, index)}, column {column}", what, "name each test image once")
+        named[name] = found[0]
+    if len(set(named.values())) < len(images):
+        unnamed = next(file.name for file in images.values() if file not in set(named.values()))
+        what = f"names {len(set(named.values()))} of {len(images)} images of the folder, and not {unnamed}"
+        raise UserError(str(sample), what, "use the sample submission that belongs to the folder")
+    return named
 
 
 def _refuse_outside(root: Path, file: Path, where: str) -> None:

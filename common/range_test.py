@@ -7,18 +7,22 @@ a schedule, so sweep.py draws it beside what whole runs say.
 import dataclasses
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from common.cache import DEFAULT_GB, Cache
 from common.config import Config
-from common.data import image_shape, load_images, seed_of
+from common.data import seed_of
+from common.images import read_images
 from common.metrics import targets_of
 from common.optim import set_learning_rate
+from common.runs import DECODED_FOLDER
 from common.splits import Folds
 from common.tables import Table
-from common.training import prepare_training
+from common.training import preparation_of, prepare_training, with_images_of
 
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
 GIVE_UP = 4.0  # stop where the loss is this many times its lowest
@@ -44,13 +48,12 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
     """
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(seed_of("weights", cfg.seed, int(cfg.fold) + 1))
-    own_channels, own_size = image_shape(table)
     halves = 2 - cfg.batch_size % 2
-    cfg = dataclasses.replace(
-        cfg, channels=cfg.channels or own_channels, img_size=cfg.img_size or own_size, accumulate=halves
-    )
+    cfg = dataclasses.replace(with_images_of(cfg, table), accumulate=halves)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
-    images = load_images(table, cfg.channels, cfg.img_size).to(accelerator.device)
+    cache = Cache(DEFAULT_GB, str(Path(cfg.runs_dir) / DECODED_FOLDER))
+    prepare = preparation_of(cfg, table)
+    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads)
     rows = np.flatnonzero(folds.fold != int(cfg.fold))
     training = prepare_training(cfg, accelerator, images, targets_of(folds.labels, folds.classes), rows, folds.classes)
     training.start_epoch(0)

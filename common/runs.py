@@ -1,5 +1,6 @@
 """What a run's folder holds and how its files are called.
 
+runs/.decoded/<key>.safetensors                          photos as pixels, decoded once for all runs
 runs/<run>/memory_format.json                            measured once for all folds
 runs/<run>/fold<k>/  (or full/)
     config.json        settings, written first
@@ -20,6 +21,7 @@ from typing import Any
 from common.errors import UserError, warn
 from common.files import read_json
 
+DECODED_FOLDER = ".decoded"
 MEMORY_FORMAT_FILE = "memory_format.json"
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.csv"

@@ -12,12 +12,12 @@ import numpy as np
 
 from common.errors import UserError, warn
 from common.files import sha256
-from common.photos import class_folders, image_file, images_in
+from common.photos import class_folders, image_file, images_in, named_as_in
 from common.pixels import is_pixel_header, read_pixels
 from common.text import cells_of, csv_bytes, file_bytes, header_of, row_of, text_array
 
 EMBEDDED = "digits"
-IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "id")  # the first one present names the photo
+IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")  # the first one present names the photo
 ID_COLUMNS = ("id", "image_id", "ImageId")  # the first one present names the rows of a pixel table
 LABEL_COLUMNS = ("label", "predict", "target", "class")
 
@@ -33,6 +33,11 @@ class Table:
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
+
+    @property
+    def of_photos(self) -> bool:
+        """Whether the images are files, to be decoded."""
+        return not isinstance(self.images, np.ndarray)
 
     def row_shas(self) -> np.ndarray:
         """Text, n: the first 16 hex digits of the sha256 of each row's pixels, or of its image file's bytes."""
@@ -55,17 +60,21 @@ def read_train_table(data: str) -> Table:
     return _with_whole_labels(table)
 
 
-def read_test_table(test: str, data: str) -> Table:
+def read_test_table(test: str, data: str, sample: str = "") -> Table:
     """Read a test table (``.csv``, ``.csv.gz``) or a folder of images; its labels are kept where it has them.
 
-    With ``test`` empty and ``data`` the embedded digits, this is their held-out part.
+    The images of a folder are called as ``sample`` (a sample submission, "" for none) calls them: with or without
+    folder and suffix. With ``test`` empty and ``data`` the embedded digits, this is their held-out part.
     """
     if (test or data) == EMBEDDED:
         return _embedded_digits(test=True)
     if not test:
         raise UserError("--test", "is not given", "name the test table or the folder of test images")
     path = Path(test)
-    table = _folder_table(path, images_in(path)) if path.is_dir() else _csv_table(path, test=True)
+    if path.is_dir():
+        images = images_in(path)
+        return _folder_table(path, named_as_in(Path(sample), images) if sample else images)
+    table = _csv_table(path, test=True)
     if not any(table.labels):  # a column that waits to be filled in
         return replace(table, labels=text_array([]))
     return _with_whole_labels(table)
@@ -90,7 +99,7 @@ def _pixel_table(path: Path, header: list[str], content: bytes) -> Table:
 
 
 def _photo_table(path: Path, columns: dict[str, np.ndarray], test: bool) -> Table:
-    """Ids are the image column's cells; the files lie in the csv's folder or in images/ below it."""
+    """Ids are the image column's cells; where the files lie, common/photos.py says."""
     id_name = next((name for name in IMAGE_COLUMNS if name in columns), "")
     if not id_name:
         what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)})"

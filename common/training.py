@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
@@ -31,15 +31,20 @@ from common.checkpoint import (
 from common.cli import keyword_arguments
 from common.config import Config, differences, saved_config
 from common.data import Normalise, TrainBatches
+from common.decoding import Preparation
 from common.errors import UserError, warn
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.hardware import check_compile, memory_format
+from common.images import Images, image_shape, pixels_of
 from common.losses import Loss, create_loss, with_head_for
 from common.metrics import check_metric, goodness
-from common.models import SYNC_BN, create_model, works_at
+from common.models import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
 from common.optim import create_optimiser
 from common.schedules import Length, create_schedule
+from common.tables import Table
 from common.weights import Loaded, hub_file, load_weights
+
+MEASURED_AT_ONCE = 4096  # images, when their mean is taken
 
 
 @dataclass
@@ -109,10 +114,10 @@ class Training:
                 member.load_state_dict(state)
         elif kept:
             self.scored.load_state_dict(kept[0])
-        if self.selection.averages:
+        if self.selection.averages and not self.frozen.batchnorm:
             batches = self.batches
             size = batches.batch_size // (batches.processes * batches.micro_batches)
-            measure_batchnorm(self.scored, batches.images, batches.rows, batches.normalise, size)
+            measure_batchnorm(self.scored, batches.images, batches.rows, batches.normalise, size, batches.side)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
@@ -166,6 +171,37 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
     """
     changes = keyword_arguments("augment-args", cfg.augment_args)
     return create_augmentation(cfg.augment, changes, grey or cfg.channels == 1)
+
+
+def with_images_of(cfg: Config, table: Table) -> Config:
+    """The settings with channels and size where 0 asks for the images' own, or for photos the pretrained model's."""
+    channels, size = image_shape(table)
+    if table.of_photos:
+        size = photo_size(cfg.model) or size
+    return replace(cfg, channels=cfg.channels or channels, img_size=cfg.img_size or size)
+
+
+def preparation_of(cfg: Config, table: Table) -> Preparation:
+    """How the table's images are prepared; of ``cfg`` with its channels and size known (:func:`with_images_of`).
+
+    Raises:
+        UserError: a crop that does not exist, or one of images that are no photos.
+    """
+    model_args = keyword_arguments("model-args", cfg.model_args)
+    if table.of_photos:
+        return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
+    for argument in CROPS.keys() & model_args.keys():
+        raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
+    return Preparation(cfg.channels, cfg.img_size, cfg.img_size)
+
+
+def saved_preparation(facts: Mapping[str, Any]) -> Preparation:
+    """How the images were prepared on which the model of a weights file was trained."""
+    settings = facts["settings"]
+    # Files of older versions know pixel tables alone.
+    whole = {"channels": settings["channels"], "side": settings["img_size"], "stored": settings["img_size"]}
+    saved = facts.get("preparation", whole)
+    return Preparation(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
@@ -248,20 +284,21 @@ def unused_at_first(cfg: Config) -> bool:
 
 def create_batches(
     cfg: Config,
-    images: Tensor,
+    images: Images,
     targets: np.ndarray,
     rows: np.ndarray,
     num_classes: int,
     normalise: Normalise,
+    device: torch.device,
     process: int = 0,
     processes: int = 1,
     grey: bool = False,
 ) -> TrainBatches:
-    """The batches that one of ``processes`` processes trains on."""
+    """The batches that one of ``processes`` processes trains on, on ``device``."""
     return TrainBatches(
         images=images,
-        targets=torch.from_numpy(targets).to(images.device),
-        rows=torch.from_numpy(rows).to(images.device),
+        targets=torch.from_numpy(targets).to(device),
+        rows=torch.from_numpy(rows).to(device),
         num_classes=num_classes,
         batch_size=cfg.batch_size,
         micro_batches=cfg.accumulate,
@@ -273,21 +310,24 @@ def create_batches(
         label_smoothing=cfg.label_smoothing,
         epochs=cfg.epochs,
         sampling=cfg.sampling,
+        side=cfg.img_size,
     )
 
 
 def prepare_training(
-    cfg: Config, accelerator: Accelerator, images: Tensor, targets: np.ndarray, rows: np.ndarray, classes: Sequence[str]
+    cfg: Config, accelerator: Accelerator, images: Images, targets: np.ndarray, rows: np.ndarray, classes: Sequence[str]
 ) -> Training:
     """Build model, optimiser, average and batches for the training ``rows``.
 
-    ``images`` is uint8 (n, channels, side, side) on the device, ``targets`` the class number of every row.
+    ``images`` are those of every row (common/images.py), ``targets`` their class numbers.
     The initial weights follow torch's random seed.
     """
     model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, classes, accelerator.device)
-    normalise = loaded.normalise or Normalise.of(images[torch.from_numpy(rows).to(images.device)])
+    normalise = loaded.normalise or Normalise.of_batches(
+        pixels_of(images, torch.from_numpy(rows).split(MEASURED_AT_ONCE), accelerator.device)
+    )
     place = accelerator.process_index, accelerator.num_processes
-    batches = create_batches(cfg, images, targets, rows, len(classes), normalise, *place)
+    batches = create_batches(cfg, images, targets, rows, len(classes), normalise, accelerator.device, *place)
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     example, _ = next(batches.epoch(0))
     layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example)

@@ -27,6 +27,7 @@ class View:
     name: str
     look: Look
     weight: float
+    place: tuple[float, float] = (0.0, 0.0)  # across and down, of what it sees of a larger image; see cropped()
 
 
 def identity(images: "Tensor") -> "Tensor":
@@ -54,6 +55,15 @@ def mirrored(images: "Tensor") -> "Tensor":
 def upside_down(images: "Tensor") -> "Tensor":
     """Top and bottom exchanged."""
     return images.flip(-2)
+
+
+def turned(quarters: int, mirror: bool = False) -> Look:
+    """A view turned by some quarters of a circle, counter-clockwise; with ``mirror``, mirrored before that."""
+
+    def look(images: "Tensor") -> "Tensor":
+        return (images.flip(-1) if mirror else images).rot90(quarters, (-2, -1))
+
+    return look
 
 
 def scaled(factor: float) -> Look:
@@ -87,6 +97,10 @@ SHIFTS = {
 TURNS = {"turned left": moved(rotation=-6), "turned right": moved(rotation=6)}
 ZOOMS = {"smaller": moved(zoom=0.95), "larger": moved(zoom=1.05)}
 FLIPS = {"mirrored": mirrored, "upside down": upside_down}
+TURNED = {"quarter turn": turned(1), "half turn": turned(2), "three quarters": turned(3)}
+TRANSPOSED = {"transposed": turned(1, mirror=True), "transposed, half turn": turned(3, mirror=True)}
+# (-1, -1) is the upper left corner of the photo that is kept, which is larger than what the model sees of it.
+CORNERS = {"upper left": (-1, -1), "upper right": (1, -1), "lower left": (-1, 1), "lower right": (1, 1)}
 
 
 # ---- which views help
@@ -204,6 +218,18 @@ TTA = {
     "turns": half_identity(TURNS),
     "zooms": half_identity(ZOOMS),
     "flips": half_identity(FLIPS),  # not for digits: a mirrored 2 looks like a 5
+    "hflip": half_identity({"mirrored": mirrored}),
+    "d4": half_identity(FLIPS | TURNED | TRANSPOSED),  # the eight symmetries of a square
+    # The six views of a course on leaves, the last two of which are its second and third again.
+    "brief_002": [
+        View("identity", identity, 1 / 6),
+        View("mirrored", mirrored, 2 / 6),
+        View("upside down", upside_down, 2 / 6),
+        View("half turn", turned(2), 1 / 6),
+    ],
+    # Its purpose, six views of flips and transpositions that are six.
+    "six": half_identity(FLIPS | {"half turn": turned(2)} | TRANSPOSED),
+    "five_crop": [View("identity", identity, 0.5), *(View(name, identity, 1 / 8, at) for name, at in CORNERS.items())],
     "centre": half_identity({"centre": moved(zoom=8 / 7)}),  # the usual crop of 224 of 256 px
     "scales": half_identity({"7/8 of the size": scaled(7 / 8), "8/7 of the size": scaled(8 / 7)}),
 }

@@ -12,8 +12,8 @@ from torch.amp import GradScaler
 from tqdm import tqdm
 
 from common.config import Config
-from common.data import load_images
 from common.engine import train_epoch
+from common.images import load_images
 from common.tables import read_train_table
 from common.training import prepare_training
 

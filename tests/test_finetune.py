@@ -58,6 +58,17 @@ def test_a_backbone_frozen_at_first_trains_later(tiny, tmp_path, start):
     assert names >= {name for name in load_file(start) if "features" in name and "num_batches" not in name}
 
 
+@pytest.mark.parametrize("select", [["last"], ["swa", "--select-args", "last=2"]], ids=["last", "swa"])
+def test_held_batchnorm_keeps_its_statistics_and_trains_its_weights(tiny, tmp_path, start, select):
+    """--freeze batchnorm=True: every running mean is the file's, to the bit; every weight moves, BatchNorm's too."""
+    names = moved(tiny, tmp_path, start, "--freeze", "batchnorm=True", "--select", *select)
+    assert not [name for name in names if "running" in name or "num_batches" in name]
+    assert {"features.1.weight", "features.1.bias", "features.0.weight", "head.2.weight"} <= names
+    with pytest.raises(UserError, match="test_vit has no BatchNorm to hold still"):
+        cfg = Config(model="test_vit", freeze=("batchnorm=True",))
+        frozen_parts(cfg, create_model("test_vit", {}, 3, 1, 32))
+
+
 def test_frozen_batchnorm_stays_in_evaluation_mode_after_train():
     """model.train() puts it back into training mode; apply freezes it again, and frees it when its time has come."""
     model = create_model("test_resnet", {}, 10, 1, 32)

@@ -211,6 +211,24 @@ def test_photo_table(tmp_path, header):
     assert len(set(table.row_shas())) == 3
 
 
+def test_photos_lie_in_a_folder_called_like_their_table(tmp_path):
+    """train.csv and test.csv may both name 1: the photos are found in train/ and test/, or test_images/."""
+    photos(tmp_path, ["train/1.jpg", "test_images/1.jpg"])
+    train = read_train_table(write(tmp_path / "train.csv", "name,class,group\n1.jpg,7,a\n"))
+    test = read_test_table(write(tmp_path / "test.csv", "id\n1\n"), "")
+    found = [table.images[0].relative_to(tmp_path).as_posix() for table in (train, test)]
+    assert found == ["train/1.jpg", "test_images/1.jpg"]
+    assert (train.labels.tolist(), list(train.columns)) == (["7"], ["group"])
+
+
+def test_a_name_that_may_be_two_photos_is_refused(tmp_path):
+    """Without its suffix a name must belong to one file."""
+    photos(tmp_path, ["a.jpg", "a.png"])
+    assert read_train_table(write(tmp_path / "t.csv", "image,label\na.png,x\n")).images[0].name == "a.png"
+    with pytest.raises(UserError, match="row 1: 'a' may be a.jpg or a.png"):
+        read_train_table(write(tmp_path / "t.csv", "image,label\na,x\n"))
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

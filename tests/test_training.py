@@ -9,10 +9,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from common.augment import create_augmentation
 from common.config import Config, check_config
-from common.data import Normalise, TrainBatches, load_images
+from common.data import Normalise, TrainBatches
 from common.errors import UserError
 from common.geometry import affine
 from common.hardware import asked_precision, usable_precision
+from common.images import load_images
 from common.schedules import Length, warmup_cosine
 from common.tables import read_train_table
 

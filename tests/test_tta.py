@@ -1,6 +1,8 @@
 """Views: what they do to an image, and that only those stay which help on rows no model has seen."""
 
 import json
+from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from conftest import train, write_pixel_csv
 import infer
 import train_fold
 from common.errors import UserError
+from common.geometry import cropped
 from common.metrics import errors, log_mean_probability
 from common.predictions import join_oof, read_predictions
 from common.runs import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
@@ -17,20 +20,38 @@ from common.splits import make_folds, match_folds, read_folds, write_folds
 from common.tables import read_train_table
 from common.tta import TTA, choose_views, choose_weights, score_views
 
+PHOTO_PRESETS = {"flips", "hflip", "d4", "six", "brief_002", "five_crop", "scales"}  # not for digits
+
 # ---- the views
 
 
 @pytest.mark.parametrize("preset", sorted(set(TTA) - {"scales"}))
 def test_views_of_a_preset_are_weighted_to_one(preset):
-    """Weights sum to 1, the identity leads, every name stands for one view, and no view changes the shape."""
+    """Weights sum to 1, the identity leads, every name stands for a view of its own, and none changes the shape."""
     views = TTA[preset]
     assert sum(view.weight for view in views) == pytest.approx(1)
-    assert views[0].name == "identity" and views[0].weight >= 0.5
+    assert views[0].name == "identity" and (views[0].weight >= 0.5 or preset == "brief_002")
     assert len({view.name for view in views}) == len(views)
-    images = torch.rand(2, 3, 28, 28)
-    seen = [view.look(images) for view in views]
-    assert all(look.shape == images.shape for look in seen)
-    assert all((look - images).abs().sum() > 1 for look in seen[1:])
+    images = torch.rand(2, 3, 32, 32)
+    seen = [view.look(cropped(images, 28, *view.place)) for view in views]
+    assert all(look.shape == (2, 3, 28, 28) for look in seen)
+    assert all((one - other).abs().sum() > 1 for one, other in combinations(seen, 2))
+
+
+def test_d4_is_every_symmetry_of_a_square_and_six_a_part_of_it():
+    """Eight different views that are permutations of the pixels; the course's six are four, by its own code."""
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    seen = {view.name: tuple(view.look(image).flatten().tolist()) for view in TTA["d4"]}
+    assert len(set(seen.values())) == len(seen) == 8
+    assert all(sorted(pixels) == list(range(9)) for pixels in seen.values())
+    transposed = image.transpose(-1, -2)
+    transpositions = [transposed, transposed.flip([-2, -1])]
+    assert {seen["transposed"], seen["transposed, half turn"]} == {tuple(t.flatten().tolist()) for t in transpositions}
+    flips = [image, image.flip(-1), image.flip(-2), image.flip([-2, -1])]
+    flips += [image.flip(-1).flip([-2, -1]), image.flip(-2).flip([-2, -1])]  # as its inference loop has them
+    counts = Counter(tuple(each.flatten().tolist()) for each in flips)
+    weights = {tuple(view.look(image).flatten().tolist()): 6 * view.weight for view in TTA["brief_002"]}
+    assert weights == pytest.approx(counts)
 
 
 def test_scales_are_the_image_with_other_numbers_of_pixels():
@@ -41,7 +62,7 @@ def test_scales_are_the_image_with_other_numbers_of_pixels():
     assert all(look.mean().item() == pytest.approx(0.5) for look in seen)
 
 
-@pytest.mark.parametrize("preset", sorted(set(TTA) - {"flips", "scales"}))
+@pytest.mark.parametrize("preset", sorted(set(TTA) - PHOTO_PRESETS))
 def test_views_for_digits_never_mirror(preset):
     """No view of an asymmetric image is nearer to its mirror image than to itself; flips are."""
     image = torch.zeros(1, 1, 28, 28)
