@@ -20,10 +20,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from common.cache import Cache
 from common.checkpoint import load_any, load_tensors, save_tensors
-from common.data import load_images
+from common.decoding import Preparation
 from common.errors import UserError
 from common.files import read_json, write_json
+from common.images import read_images
 from common.predictions import Predictions, read_predictions, write_predictions
 from common.splits import make_folds, read_folds, write_folds
 from common.tables import Table, read_train_table
@@ -233,7 +235,7 @@ def test_images(tmp_path, figures, suffix):
 
     def accepted() -> None:
         assert (table.row_shas()[0] == row_sha) == (path.read_bytes() == content)
-        images = load_images(table, 3, 8)
+        images = read_images(table, Preparation(3, 8, 8), torch.device("cpu"), Cache(1.0), say=str)
         assert images.shape == (1, 3, 8, 8) and images.dtype == torch.uint8
 
     fuzz(path, 300, figures, accepted)
