@@ -124,6 +124,8 @@ ALLOWED = {
     ("system.py", "path.open('a+', encoding='utf-8')"),  # a lock
     ("system.py", "os.open(folder, os.O_RDONLY)"),  # to sync it
     ("errors.py", "os.open(os.devnull, os.O_WRONLY)"),
+    ("errors.py", "os.open(os.devnull, os.O_RDWR)"),
+    ("errors.py", "os.fdopen(os.open(os.devnull, os.O_RDWR), 'r' if name == 'stdin' else 'w')"),
     ("checkpoint.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
     ("predictions.py", "np.savez(file, **arrays)"),  # write_file's own
     ("jobs.py", "Path(job.log).open('ab')"),  # what a job prints, line by line
