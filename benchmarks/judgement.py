@@ -6,7 +6,6 @@ takes the finished runs below runs/ and trains one more, on a copy of the data w
 work/judgement/ (the same command again goes on). Writes benchmarks/judgement.md.
 """
 
-import platform
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from benchmarks.machine import hardware
 from common.audit import label_audit, likely_errors
 from common.cli import parse
 from common.errors import run_script
@@ -26,7 +26,6 @@ from common.metrics import describe, log_softmax, score
 from common.runs import finished_runs
 from common.significance import LEVEL, compare, least_shown, p_value
 from common.splits import Folds, read_folds
-from common.system import cpu_count
 
 REPORT = Path(__file__).with_suffix(".md")
 SCRIPTS = Path(__file__).parents[1]
@@ -180,8 +179,7 @@ def main() -> None:
         "# Is the report right?",
         "",
         f"`python -m benchmarks.judgement --data {Path(options.data).name} --runs-dir runs`: the finished runs on "
-        f"{len(folds.ids):,} rows of real digits, and another. {cpu_count()} cores ({platform.machine()}), no GPU; "
-        f"torch {run.metrics[0]['versions']['torch']}, numpy {np.__version__}.",
+        f"{len(folds.ids):,} rows of real digits, and another. {hardware()}.",
         "",
         "## Is a difference shown where there is none, and found where there is one?",
         "",

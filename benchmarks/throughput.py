@@ -1,0 +1,200 @@
+"""How fast train_fold.py trains: against the way of most notebooks, and against the arithmetic alone.
+
+    python -m benchmarks.throughput --data train.csv.gz
+    python -m benchmarks.throughput --data train.csv.gz --photos photos/train.csv    # adds the photos' line
+
+For each model three contestants take turns, each a process of its own: `fivefold` is train_fold.py itself, with
+augmentation, smoothing, schedule and progress bar; `notebook` is benchmarks/notebook.py on the same images; `ceiling`
+is forward, backward and optimiser step on one batch that never changes, in the faster memory format. Counted are
+training images per second after the first steps. Machines drift, so the ratios are taken within a round, and the
+table shows their medians. Writes benchmarks/throughput.md.
+"""
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import timm
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import v2
+
+import common.models  # noqa: F401 - registers digit_cnn with timm
+from benchmarks.machine import hardware
+from benchmarks.notebook import Rows, training_steps
+from benchmarks.ratios import speed_table
+from common.cli import parse
+from common.errors import run_script
+from common.files import write_file
+from common.metrics import targets_of
+from common.runs import LOG_FILE, fold_folder
+from common.splits import make_folds, write_folds
+from common.system import cpu_count, keep_freed_memory
+from common.tables import read_train_table
+
+REPORT = Path(__file__).with_suffix(".md")
+WARM_UP, SECONDS = 5, 15.0  # steps that are not counted; seconds that a contestant other than fivefold then takes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained."""
+
+    model: str
+    size: int
+    batch_size: int
+    train_rows: int  # of fivefold's epochs
+    photos: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.size} px"
+
+
+SETTINGS = (
+    Setting("digit_cnn", 28, 128, 16_000),
+    Setting("convnext_atto", 32, 128, 6_000),
+    Setting("efficientnet_b0", 28, 128, 5_000),
+    Setting("tf_efficientnet_lite0", 160, 32, 600, photos=True),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure training images per second: python -m benchmarks.throughput --data train.csv.gz"""
+
+    data: str = "train.csv.gz"  # train table of 28 x 28 digits
+    photos: str = ""  # train table of photos, for the model that is trained on them
+    work: str = "work/throughput"  # folder for the runs
+    rounds: int = 3  # turns of each contestant
+    threads: int = 0  # CPU threads (0: all cores)
+    contestant: str = ""  # for the processes that this one starts: notebook or ceiling ...
+    model: str = ""  # ... and its model
+
+
+def main() -> None:
+    options = parse(Options)
+    settings = [setting for setting in SETTINGS if options.photos or not setting.photos]
+    if options.contestant:
+        setting = next(setting for setting in settings if setting.model == options.model)
+        torch.set_num_threads(options.threads or cpu_count())
+        steps = {"notebook": notebook_steps, "ceiling": ceiling_steps}[options.contestant]
+        print(images_per_second(steps(setting, options)))
+        return
+    rows = []
+    for setting in settings:
+        for number in range(options.rounds):
+            found: dict[str, object] = {"setting": setting.name}
+            found["fivefold"] = fivefold(setting, options, number)
+            found |= {name: in_a_process(name, setting) for name in ("notebook", "ceiling")}
+            print(found, flush=True)
+            rows.append(found)
+    text = (
+        f"# Training speed\n\n`python -m benchmarks.throughput`: {hardware()}. Medians of {options.rounds} rounds,\n"
+        "ratios within a round with the least and the greatest of them in brackets.\n\n"
+    )
+    text += speed_table(pd.DataFrame(rows), "fivefold", ["notebook", "ceiling"], "images/s")
+    write_file(REPORT, text)
+    print(text)
+
+
+# ---- the contestants
+
+
+def in_a_process(contestant: str, setting: Setting) -> float:
+    """The speed of a contestant that has a process to itself."""
+    command = [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]]
+    command += ["--contestant", contestant, "--model", setting.model]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def fivefold(setting: Setting, options: Options, number: int) -> float:
+    """The speed of train_fold.py in its second and third epoch, the faster of the two."""
+    table = read_train_table(source(setting, options))
+    folds = make_folds(table)
+    folds_file = Path(options.work) / f"{'photos' if setting.photos else 'digits'}.csv"
+    write_folds(folds_file, folds)
+    run = f"{setting.model}-{number}"
+    fraction = min(1.0, setting.train_rows / int((folds.fold != 0).sum()))
+    command = [sys.executable, "train_fold.py", "--data", table.source, "--folds", str(folds_file), "--fold", "0"]
+    command += ["--runs-dir", options.work, "--run", run, "--restart", "--model", setting.model, "--epochs", "3"]
+    command += ["--img-size", str(setting.size), "--batch-size", str(setting.batch_size), "--lr", "1e-3"]
+    command += ["--train-fraction", f"{fraction:.4f}", "--threads", str(options.threads)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = pd.read_csv(fold_folder(Path(options.work) / run, 0) / LOG_FILE)
+    trained = int((folds.fold != 0).sum() * fraction) // setting.batch_size * setting.batch_size
+    return float(trained / log.train_seconds.iloc[1:].min())
+
+
+def notebook_steps(setting: Setting, options: Options) -> Iterator[int]:
+    """Training in the way of benchmarks/notebook.py."""
+    frame, classes = frame_of(setting, options)
+    if setting.photos:
+        transforms = [v2.RandomResizedCrop(setting.size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()]
+    else:
+        resize = [v2.Resize(setting.size)] if setting.size != 28 else []
+        transforms = [v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1)), *resize]
+    model = timm.create_model(setting.model, num_classes=len(classes), in_chans=3 if setting.photos else 1)
+    rows = Rows(frame, len(classes), transforms)
+    return itertools.chain.from_iterable(training_steps(model, rows, setting.batch_size) for _ in itertools.count())
+
+
+def ceiling_steps(setting: Setting, options: Options) -> Iterator[int]:
+    """The same step on one batch, in the memory format that is faster."""
+    keep_freed_memory()
+    frame, classes = frame_of(setting, options)
+    channels = 3 if setting.photos else 1
+    rows = Rows(frame, len(classes), [v2.Resize((setting.size, setting.size))])
+    items = [rows[index] for index in range(setting.batch_size)]
+    images, targets = torch.stack([item[0] for item in items]), torch.stack([item[1] for item in items])
+
+    def steps(memory_format: torch.memory_format) -> Iterator[int]:
+        model = timm.create_model(setting.model, num_classes=len(classes), in_chans=channels).train()
+        model, batch = model.to(memory_format=memory_format), images.contiguous(memory_format=memory_format)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        while True:
+            F.cross_entropy(model(batch), targets).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            yield len(batch)
+
+    formats = (torch.contiguous_format, torch.channels_last)
+    return steps(max(formats, key=lambda each: images_per_second(steps(each), seconds=3.0)))
+
+
+def images_per_second(steps: Iterator[int], seconds: float = SECONDS) -> float:
+    """Images of the ``steps`` that begin within ``seconds`` after the warm-up, per second."""
+    for _ in itertools.islice(steps, WARM_UP):
+        pass
+    images, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        images += next(steps)
+    return images / (time.perf_counter() - started)
+
+
+def source(setting: Setting, options: Options) -> str:
+    """The train table of a setting."""
+    return options.photos if setting.photos else options.data
+
+
+def frame_of(setting: Setting, options: Options) -> tuple[pd.DataFrame, list[str]]:
+    """The train table as a notebook has it, and the classes."""
+    table = read_train_table(source(setting, options))
+    classes = sorted(set(table.labels))
+    if setting.photos:
+        frame = pd.DataFrame({"path": table.images})
+    else:
+        pixels = table.images.reshape(len(table.ids), -1)
+        frame = pd.DataFrame(pixels, columns=[f"pixel{number}" for number in range(pixels.shape[1])])
+    frame.insert(0, "label", targets_of(table.labels, classes))
+    return frame, classes
+
+
+if __name__ == "__main__":
+    run_script(main)
