@@ -10,14 +10,12 @@ trained: nothing here is about scores. Writes scale.csv, scale_pieces.csv and sc
 """
 
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +24,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from benchmarks.machine import hardware
 from common.calibration import temperature
 from common.cli import parse
 from common.errors import UserError, run_script
@@ -206,8 +205,7 @@ def report(done: pd.DataFrame, options: Options) -> str:
         lines.append(f"| {step} | {' | '.join(cells)} |")
     return TEXT.format(
         command=f"python -m benchmarks.scale --sizes {' '.join(options.sizes)} --threads {options.threads}",
-        machine=f"{os.cpu_count()} cores of {processor()}, no GPU, shared with other work",
-        versions=f"Python {platform.python_version()}, torch {version('torch')}, numpy {np.__version__}",
+        machine=hardware(),
         folds=options.k,
         units=", ".join(f"{rows:,} x {classes:,} is {rows * classes * 4 / 2**20:,.0f} MB" for rows, classes in sizes),
         steps="\n".join(lines),
@@ -218,7 +216,7 @@ def report(done: pd.DataFrame, options: Options) -> str:
 
 TEXT = """# Rows x classes: memory and time of every step
 
-`{command}`; {machine}; {versions}. {folds} folds, one epoch on a twentieth of the rows, five models of each of two runs
+`{command}`; {machine}. {folds} folds, one epoch on a twentieth of the rows, five models of each of two runs
 at inference.
 
 The unit is rows x classes as float32: {units}. MB is the peak of the process, of which Python, torch and
@@ -286,11 +284,6 @@ def exponent(of_step: pd.DataFrame, column: str) -> str:
     before, after = of_step.iloc[-2], of_step.iloc[-1]
     cells = after.rows * after.classes / (before.rows * before.classes)
     return f"{np.log(after[column] / before[column]) / np.log(cells):.2f}"
-
-
-def processor() -> str:
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
