@@ -22,6 +22,7 @@ from common.errors import UserError, run_script
 from common.files import check_folder, write_json
 from common.metrics import describe, score
 from common.predictions import Predictions, check_store, oof_score, write_predictions
+from common.run_folder import METRICS_FACTS
 from common.runs import (
     CONFIG_FILE,
     DECODED_FOLDER,
@@ -38,8 +39,6 @@ from common.tables import read_train_table
 # What must be the same in all of them for their weights to mean the same.
 SHARED_SETTINGS = ("model", "model_args", "img_size", "channels", "loss", "loss_args")
 SHARED_FACTS = ("fold", "folds_fingerprint", "fold_count", "classes", "normalise", "image_shape")
-# What metrics.json says of how the runs were trained.
-METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ config.json, log.csv, model.safetensors, oof.npz and, last, metrics.json.
 
 import dataclasses
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,31 +24,24 @@ import pandas as pd
 
 from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
-from common.config import Config, check_config, differences, training_settings
-from common.decoding import Preparation
+from common.config import Config, check_config
 from common.errors import ENVIRONMENT, UserError, run_script, warn
-from common.files import check_folder, read_json, remove_strays, write_file, write_json
+from common.files import check_folder, write_file
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import accuracy, describe, score, show, targets_of
-from common.predictions import Predictions, check_store, oof_score, write_predictions
+from common.predictions import check_store, oof_score
+from common.run_folder import check_place, run_facts, save_fold, start_or_go_on, start_over
 from common.runs import (
     CHECKPOINT_FILE,
-    CONFIG_FILE,
     DECODED_FOLDER,
     LOG_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    OOF_FILE,
     fold_folder,
     is_finished,
     read_metrics,
 )
 from common.splits import Folds, leaks, match_folds, read_folds
-from common.system import check_unlocked, cpu_count, die_of_ctrl_c, end_with_parent, keep_freed_memory, locked
+from common.system import cpu_count, die_of_ctrl_c, end_with_parent, keep_freed_memory, locked
 from common.tables import Table, read_train_table
-
-# What metrics.json repeats of the weights file's facts, for readers that do not load torch.
-METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for finding in leaks(folds) if STARTED_BY_US not in os.environ else ():
         warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
-        show_batch(cfg, table, folds, wanted[0])
+        from common.preview import draw_batch
+
+        draw_batch(Path(cfg.show_batch), cfg, table, folds, rows_of(folds, wanted[0], cfg)[0])
         return
     check_place(Path(cfg.runs_dir) / cfg.run_name, wanted)
     slots = device_slots()
@@ -102,31 +96,6 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     return [asked]
 
 
-def check_place(run_folder: Path, wanted: list[str]) -> None:
-    """Refuse, before torch is loaded, a run's folder that cannot be written into or that another process trains in."""
-    if os.environ.get("RANK", "0") == "0":
-        check_folder(run_folder)
-        folders = [fold_folder(run_folder, fold) for fold in wanted]
-        for folder in [folder for folder in folders if not is_finished(folder)][:1]:  # a later one may be free by then
-            check_unlocked(folder)
-
-
-def start_over(run_folder: Path) -> None:
-    """Throw a run away after saying what is in it; refused while another process trains in it."""
-    if not run_folder.exists():
-        return
-    if not any(run_folder.glob(f"*/{CONFIG_FILE}")):
-        raise UserError(str(run_folder), "is no run that --restart may throw away", "delete it yourself")
-    with ExitStack() as locks:
-        for folder in sorted(path.parent for path in run_folder.glob(f"*/{CONFIG_FILE}")):
-            locks.enter_context(locked(folder))
-            state = "finished" if is_finished(folder) else "unfinished"
-            print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
-        files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
-        print(f"--restart throws away {run_folder} ({', '.join(files)})")
-        shutil.rmtree(run_folder)
-
-
 def train_side_by_side(
     cfg: Train, arguments: list[str], table: Table, folds: Folds, wanted: list[str], slots: list[dict[str, str]]
 ) -> None:
@@ -135,7 +104,7 @@ def train_side_by_side(
     from common.training import check_choices, with_images_of
 
     check_trackers(cfg.log_with)
-    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, grey(table))
+    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     threads = cfg.threads or max(1, cpu_count() // len(slots))
@@ -154,36 +123,6 @@ def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
     for fold in range(folds.count):
         print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
     print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
-
-
-def grey(table: Table) -> bool:
-    """Whether the images themselves have no colours."""
-    return not table.of_photos
-
-
-def show_batch(cfg: Train, table: Table, folds: Folds, fold: str) -> None:
-    """Draw the first training batch of a fold as the model would see it, before normalisation and smoothing."""
-    import torch
-
-    from common.data import Normalise
-    from common.images import read_images
-    from common.plots import draw_images
-    from common.training import create_batches, preparation_of, with_images_of
-
-    cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
-    device, nothing_kept = torch.device("cpu"), Cache(0)
-    images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
-    targets, rows = targets_of(folds.labels, folds.classes), rows_of(folds, fold, cfg)[0]
-    plain = Normalise((0.0,), (1.0,))
-    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, device, grey=grey(table))
-    images, targets = next(batches.epoch(0))
-    shares = [
-        [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
-        for row in targets.numpy()
-    ]
-    titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
-    draw_images(Path(cfg.show_batch), images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
-    print(f"{cfg.show_batch}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")
 
 
 def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
@@ -221,7 +160,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
             f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
-    if loaded := check_choices(cfg, folds.classes, share, grey(table)):
+    if loaded := check_choices(cfg, folds.classes, share, not table.of_photos):
         accelerator.print(f"weights: {loaded}")
     for fold in wanted:
         rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
@@ -344,20 +283,6 @@ def train_fold(
             save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
 
 
-def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
-    """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
-    settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
-    for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
-        if changed := differences(read_json(other), settings):
-            remedy = "take the same settings, another --run, or --restart to throw the run away"
-            raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
-    remove_strays(folder)
-    if is_finished(folder):
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
-    if not (folder / CONFIG_FILE).exists():
-        write_json(folder / CONFIG_FILE, settings)
-
-
 def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and to validate on, after --train-fraction (per class) and --limit."""
     held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
@@ -375,69 +300,6 @@ def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarra
         what = f"{cfg.batch_size} images are more than the {len(train)} training rows"
         raise UserError("--batch-size", what, f"use at most {len(train)}")
     return train, valid
-
-
-def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
-    """What a weights file must say for itself, so that infer.py needs nothing else."""
-    from common.images import image_shape
-    from common.training import versions
-
-    return {
-        "settings": training_settings(cfg),
-        "run": cfg.run_name,
-        "fold_count": folds.count,
-        "folds_fingerprint": folds.fingerprint,
-        "classes": folds.classes,
-        "image_shape": image_shape(table),
-        "preparation": dataclasses.asdict(prepare),
-        "processes": processes,
-        "threads": cfg.threads,
-        "versions": versions(),
-    }
-
-
-def save_fold(
-    folder: Path,
-    training,
-    facts: dict[str, Any],
-    folds: Folds,
-    valid_rows: np.ndarray,
-    logits: np.ndarray | None,
-    store: str,
-) -> None:
-    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
-    from common.averaging import best_epoch
-    from common.checkpoint import save_tensors
-
-    members = len(training.members.members) if training.members else 1
-    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
-    log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
-    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
-    if facts["settings"]["limit"]:
-        metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
-    metrics["seconds"] = sum(row["seconds"] for row in log)
-    images = len(log) * training.batches.steps * training.batches.batch_size
-    metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
-    metrics |= {"epochs": len(log), "steps": len(log) * training.batches.steps}
-    if logits is not None:
-        oof = Predictions(
-            folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
-        )
-        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
-        best = best_epoch(training.scores)
-        metrics |= score(oof.logits, oof.targets)
-        metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
-        print(
-            f"fold {facts['fold']}: {describe(metrics, metric)}; last epoch {show(metric, metrics['last'])}, "
-            f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
-        )
-        if len(log) < epochs:
-            print(
-                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
-                "rows that score it decided when: against runs of a fixed length its score is flattered"
-            )
-    write_json(folder / METRICS_FILE, metrics)
-    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def epoch_bar(fold: str, epoch: int, images: int, shown: bool):

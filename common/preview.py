@@ -1,0 +1,35 @@
+"""What the model will see: the first training batch of a fold as a picture."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.cache import Cache
+from common.config import Config
+from common.data import Normalise
+from common.images import read_images
+from common.metrics import targets_of
+from common.plots import draw_images
+from common.splits import Folds
+from common.tables import Table
+from common.training import create_batches, preparation_of, with_images_of
+
+
+def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> None:
+    """Draw the first batch of the training ``rows``, augmented, with its labels, before normalisation and smoothing."""
+    cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
+    device, nothing_kept = torch.device("cpu"), Cache(0)
+    images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
+    targets = targets_of(folds.labels, folds.classes)
+    plain = Normalise((0.0,), (1.0,))
+    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, device, grey=not table.of_photos)
+    images, targets = next(batches.epoch(0))
+    shares = [
+        [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
+        for row in targets.numpy()
+    ]
+    titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
+    draw_images(path, images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
+    print(f"{path}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")

@@ -1,0 +1,140 @@
+"""A run's folder while it is trained in: looked at before torch is loaded, gone on with or thrown away, completed.
+
+What lies in it is said in common/runs.py.
+"""
+
+import dataclasses
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.config import Config, differences, training_settings
+from common.decoding import Preparation
+from common.errors import UserError
+from common.files import check_folder, read_json, remove_strays, write_json
+from common.metrics import describe, score, show
+from common.predictions import Predictions, write_predictions
+from common.runs import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    OOF_FILE,
+    fold_folder,
+    is_finished,
+)
+from common.splits import Folds
+from common.system import check_unlocked, locked
+from common.tables import Table
+
+if TYPE_CHECKING:
+    from common.training import Training
+
+# What metrics.json repeats of the weights file's facts, for readers that do not load torch.
+METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+
+
+def check_place(run_folder: Path, wanted: list[str]) -> None:
+    """Refuse, before torch is loaded, a run's folder that cannot be written into or that another process trains in."""
+    if os.environ.get("RANK", "0") == "0":
+        check_folder(run_folder)
+        folders = [fold_folder(run_folder, fold) for fold in wanted]
+        for folder in [folder for folder in folders if not is_finished(folder)][:1]:  # a later one may be free by then
+            check_unlocked(folder)
+
+
+def start_over(run_folder: Path) -> None:
+    """Throw a run away after saying what is in it; refused while another process trains in it."""
+    if not run_folder.exists():
+        return
+    if not any(run_folder.glob(f"*/{CONFIG_FILE}")):
+        raise UserError(str(run_folder), "is no run that --restart may throw away", "delete it yourself")
+    with ExitStack() as locks:
+        for folder in sorted(path.parent for path in run_folder.glob(f"*/{CONFIG_FILE}")):
+            locks.enter_context(locked(folder))
+            state = "finished" if is_finished(folder) else "unfinished"
+            print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
+        files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
+        print(f"--restart throws away {run_folder} ({', '.join(files)})")
+        shutil.rmtree(run_folder)
+
+
+def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
+    settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
+    for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
+        if changed := differences(read_json(other), settings):
+            remedy = "take the same settings, another --run, or --restart to throw the run away"
+            raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
+    remove_strays(folder)
+    if is_finished(folder):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
+    if not (folder / CONFIG_FILE).exists():
+        write_json(folder / CONFIG_FILE, settings)
+
+
+def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
+    """What a weights file must say for itself, so that infer.py needs nothing else."""
+    from common.images import image_shape
+    from common.training import versions
+
+    return {
+        "settings": training_settings(cfg),
+        "run": cfg.run_name,
+        "fold_count": folds.count,
+        "folds_fingerprint": folds.fingerprint,
+        "classes": folds.classes,
+        "image_shape": image_shape(table),
+        "preparation": dataclasses.asdict(prepare),
+        "processes": processes,
+        "threads": cfg.threads,
+        "versions": versions(),
+    }
+
+
+def save_fold(
+    folder: Path,
+    training: "Training",
+    facts: dict[str, Any],
+    folds: Folds,
+    valid_rows: np.ndarray,
+    logits: np.ndarray | None,
+    store: str,
+) -> None:
+    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
+    from common.averaging import best_epoch
+    from common.checkpoint import save_tensors
+
+    members = len(training.members.members) if training.members else 1
+    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
+    log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
+    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
+    if facts["settings"]["limit"]:
+        metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
+    metrics["seconds"] = sum(row["seconds"] for row in log)
+    images = len(log) * training.batches.steps * training.batches.batch_size
+    metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
+    metrics |= {"epochs": len(log), "steps": len(log) * training.batches.steps}
+    if logits is not None:
+        oof = Predictions(
+            folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
+        )
+        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
+        best = best_epoch(training.scores)
+        metrics |= score(oof.logits, oof.targets)
+        metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
+        print(
+            f"fold {facts['fold']}: {describe(metrics, metric)}; last epoch {show(metric, metrics['last'])}, "
+            f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
+        )
+        if len(log) < epochs:
+            print(
+                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
+                "rows that score it decided when: against runs of a fixed length its score is flattered"
+            )
+    write_json(folder / METRICS_FILE, metrics)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
