@@ -18,7 +18,7 @@ FOLDS := --folds $(WORK)/folds.csv
 RUNS := --runs-dir $(WORK)/runs
 SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 
-FAULTS := $(foreach what,faults fuzz crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
+FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
 
 .PHONY: run test faults lint bounds
 
