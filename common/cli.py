@@ -48,9 +48,14 @@ def parse(options: type[Options], argv: Sequence[str] | None = None) -> Options:
 def recipe_flags(path: Path) -> list[str]:
     """The entries of a recipe (flat yaml) as flags; every scalar stays the text that was written."""
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        text = path.read_text(encoding="utf-8")
+        tag = next((token for token in yaml.scan(text) if isinstance(token, yaml.TagToken)), None)
+        entries = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read ({' '.join(str(error).split())})", "check --config") from error
+    if tag:  # the loader leaves it out, whoever wrote it meant more than text
+        where = f"{path}, line {tag.start_mark.line + 1}"
+        raise UserError(where, f"has the tag {''.join(tag.value)}", "write plain text")
     if not isinstance(entries, dict):
         raise UserError(str(path), "is not a list of `flag: value` lines", "see recipes/ for examples")
     flags = []

@@ -193,7 +193,7 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
         arrays["source"] = np.asarray(json.dumps(predictions.source, sort_keys=True, ensure_ascii=False))
     if predictions.is_short:
         arrays["columns"] = predictions.columns.astype(np.int32, copy=False)
-    arrays["sha256"] = np.asarray(digest(arrays))
+    arrays = {"sha256": np.asarray(digest(arrays))} | arrays  # the first: an archive that lost its end still has it
     write_file(path, lambda file: np.savez(file, **arrays))
     return str(arrays["sha256"])
 
@@ -232,6 +232,8 @@ def read_predictions(path: Path) -> Predictions:
     except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds
         what = "is not a whole npz file without pickles"
         raise UserError(str(path), what, "run the step that writes it again") from error
+    if unknown := sorted(arrays.keys() - _ARRAYS.keys() - {"sha256"}):
+        raise UserError(str(path), f"holds an unknown {unknown[0]!r}", "run the step that writes it again")
     for name, (kind, dimensions) in _ARRAYS.items():
         needed = name in ("ids", "logits", "classes")
         if (name in arrays or needed) and _kind(arrays.get(name)) != (kind, dimensions):
