@@ -97,6 +97,17 @@ def torch_forks(tmp_path_factory):
     server.close()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Forks processes that are killed, or whose system calls are made to fail."""
+    from disturbed import Server, needs_strace
+
+    needs_strace()
+    server = Server(tmp_path_factory.mktemp("said"))
+    yield server
+    server.close()
+
+
 # What a case of faults.csv means by a command's first word; its further words are added.
 MODEL = "--model test_efficientnet --img-size 32 --epochs 1 --batch-size 8 --threads 1 --channels-last no"
 COMMANDS = {

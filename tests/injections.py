@@ -215,17 +215,20 @@ def twin_names(path: Path, number: str) -> None:
 # ---- json, npz and safetensors
 
 
+def _set(content: dict, key: str, value: str) -> None:
+    *outer, last = key.split(".")
+    for name in outer:
+        content = content[name]
+    if value == "absent":
+        del content[last]
+    else:
+        content[last] = json.loads(value)
+
+
 def set_json(path: Path, key: str, value: str) -> None:
     """Set a key (a.b for nested ones) to a JSON value; `absent` removes it."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    *outer, last = key.split(".")
-    inner = content
-    for name in outer:
-        inner = inner[name]
-    if value == "absent":
-        del inner[last]
-    else:
-        inner[last] = json.loads(value)
+    _set(content, key, value)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -300,14 +303,7 @@ def facts(path: Path, key: str, value: str, resigned: str = "") -> None:
     """
     header, body = _parts(path)
     content = json.loads(header["__metadata__"]["fivefold"])
-    *outer, last = key.split(".")
-    inner = content
-    for name in outer:
-        inner = inner[name]
-    if value == "absent":
-        del inner[last]
-    else:
-        inner[last] = json.loads(value)
+    _set(content, key, value)
     if resigned:
         from common.files import sha256_of_json
 

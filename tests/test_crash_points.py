@@ -6,21 +6,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from disturbed import FULL, Child, Server, calls_of, needs_strace, strace
+from disturbed import FULL, Child, calls_of, strace
 from forked import WRITERS
 
 FAULTS = {"SIGKILL": "signal=SIGKILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
 # Where an error must be said; elsewhere (closing, looking for strays) the file may be written all the same.
 NEEDED = ("write", "fsync", "rename")
 NEVER_FAIL = ("lseek", "ioctl")  # on a file in a folder; zipfile would write another form of the same archive
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    needs_strace()
-    server = Server(tmp_path_factory.mktemp("said"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL
-from disturbed import FULL, Child, Server, alive, needs_strace, strace, wait_until
+from disturbed import FULL, Child, Server, alive, strace, wait_until
 
 from common.checkpoint import load_tensors
 from common.predictions import read_predictions
@@ -28,14 +28,6 @@ IN_SAVES = ("fsync", "rename")
 # By world size: either way the last step of every epoch has its share in the weights that are kept.
 AVERAGES = {1: ("--ema-decay", 0.9), 2: ("--select", "swa", "--select-args", "last=8")}
 RESULTS = ("model.safetensors", "oof.npz")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    needs_strace()
-    server = Server(tmp_path_factory.mktemp("said"))
-    yield server
-    server.close()
 
 
 class Run:
