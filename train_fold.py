@@ -181,6 +181,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
         tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
         train_fold(cfg, tracked, images, folds, fold, facts, folds_after)
+    accelerator.end_training()  # a process that leaves while the group's threads live on may abort
 
 
 def train_fold(

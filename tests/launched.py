@@ -31,3 +31,4 @@ buffers = accelerator.gather(norm.running_mean).tolist()
 if accelerator.is_main_process:
     report = {"processes": accelerator.num_processes, "results": results, "buffers": buffers}
     Path(sys.argv[1]).write_text(json.dumps(report), encoding="utf-8")
+accelerator.end_training()
