@@ -35,6 +35,7 @@ from common.runs import (
     CHECKPOINT_FILE,
     DECODED_FOLDER,
     LOG_FILE,
+    TRACE_FILE,
     fold_folder,
     is_finished,
     read_metrics,
@@ -51,6 +52,8 @@ class Train(Config):
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that follow the epochs: tensorboard, wandb, mlflow ...
     cache_gb: float = DEFAULT_GB  # decoded photos kept in one file below runs_dir (0, or too many: decoded every epoch)
+    profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all
+    trace: bool = False  # write torch's trace of the first epoch into the fold's folder, for ui.perfetto.dev
     store: str = "float32"  # form of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
 
 
@@ -201,6 +204,7 @@ def train_fold(
         train_epoch,
     )
     from common.hardware import out_of_memory_named
+    from common.profiling import part, parts_timed, traced
     from common.trackers import finish_trackers, start_trackers
     from common.training import prepare_training
     from common.tta import TTA
@@ -248,16 +252,19 @@ def train_fold(
         # Train
         start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
         epoch = len(training.log) - 1
+        held.enter_context(parts_timed(cfg.profile and accelerator.is_main_process))
         while not training.is_over:
             epoch, started = len(training.log), time.perf_counter()
             torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
-            with epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator.is_main_process) as bar:
+            trace = folder / TRACE_FILE if cfg.trace and epoch == 0 and accelerator.is_main_process else None
+            with traced(trace, steps), epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator) as bar:
                 train_loss = train_epoch(accelerator, training, epoch, cfg.clip_grad, bar)
             train_seconds = time.perf_counter() - started
             share_buffers(accelerator, training.model, training.scored)
             row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
             if len(valid_rows):
-                logits, valid_targets = predict_valid_rows(), targets[valid_rows]
+                with part("evaluation"):
+                    logits, valid_targets = predict_valid_rows(), targets[valid_rows]
                 valid = share_scores(accelerator, score(logits, valid_targets))
                 row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
                 if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
@@ -269,8 +276,9 @@ def train_fold(
             if accelerator.is_main_process:
                 check_lock()
                 # The log first: an epoch whose checkpoint was not written is trained, and logged, again.
-                write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
-                training.save(folder / CHECKPOINT_FILE, facts)
+                with part("saving"):
+                    write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
+                    training.save(folder / CHECKPOINT_FILE, facts)
                 print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
 
         finish_trackers(accelerator)
@@ -278,10 +286,12 @@ def train_fold(
         # Keep the chosen weights and what they say about the rows that they have not seen
         training.use_selected()
         share_buffers(accelerator, training.scored)
-        logits = predict_valid_rows() if len(valid_rows) else None
+        with part("evaluation"):
+            logits = predict_valid_rows() if len(valid_rows) else None
         if accelerator.is_main_process:
             check_lock()
-            save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
+            with part("saving"):
+                save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
 
 
 def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -303,11 +313,11 @@ def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarra
     return train, valid
 
 
-def epoch_bar(fold: str, epoch: int, images: int, shown: bool):
+def epoch_bar(fold: str, epoch: int, images: int, accelerator):
     """A live bar of the epoch's images, for a person at a terminal."""
     from tqdm import tqdm
 
-    disable = not (shown and sys.stderr.isatty())
+    disable = not (accelerator.is_main_process and sys.stderr.isatty())
     return tqdm(total=images, desc=f"fold {fold} epoch {epoch + 1}", unit=" images", leave=False, disable=disable)
 
 

@@ -67,7 +67,7 @@ class Config:
 
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
-_PLACES |= {"show_batch", "log_with", "store", "cache_gb"}
+_PLACES |= {"show_batch", "log_with", "store", "cache_gb", "profile", "trace"}
 
 
 def check_config(cfg: Config, processes: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common.augment import Augmentation, Uniform
 from common.images import Images, pixels_of
+from common.profiling import part
 
 
 def seed_of(purpose: str, *parts: int) -> int:
@@ -95,8 +96,12 @@ class TrainBatches:
                 share = slice(first, first + size)
                 shares.append((step, share, batch[share], batch.flip(0)[share] if mix else batch[:0]))
         pixels = pixels_of(self.images, (torch.cat([rows, others]) for _, _, rows, others in shares), self.rows.device)
-        for (step, share, rows, others), found in zip(shares, pixels, strict=True):
-            yield self._micro_batch(found, rows, others, share, epoch, step)
+        for step, share, rows, others in shares:
+            with part("data"):
+                found = next(pixels)
+            with part("augmentation"):
+                micro_batch = self._micro_batch(found, rows, others, share, epoch, step)
+            yield micro_batch
 
     def _micro_batch(
         self, pixels: Tensor, rows: Tensor, others: Tensor, share: slice, epoch: int, step: int

@@ -15,6 +15,7 @@ from common.geometry import cropped
 from common.hardware import autocast
 from common.images import Images, pixels_of
 from common.optim import set_learning_rate
+from common.profiling import part
 from common.training import Training
 from common.tta import View
 
@@ -35,17 +36,21 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
         step = number // batches.micro_batches
         set_learning_rate(optimiser, training.learning_rate(epoch * batches.steps + step))
         with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
-            loss = training.loss(model(images), targets)  # accelerate runs the model in mixed precision
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and clip_grad > 0:
-                accelerator.clip_grad_norm_(model.parameters(), clip_grad)
-            optimiser.step()
-            optimiser.zero_grad()
+            with part("forward"):
+                loss = training.loss(model(images), targets)  # accelerate runs the model in mixed precision
+            with part("backward"):
+                accelerator.backward(loss)
+            with part("optimiser"):
+                if accelerator.sync_gradients and clip_grad > 0:
+                    accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+                optimiser.step()
+                optimiser.zero_grad()
         losses[step] += loss.detach().float() / batches.micro_batches
         if not accelerator.sync_gradients:
             continue
         if training.ema is not None and not accelerator.optimizer_step_was_skipped:
-            training.ema.update(training.model, step=epoch * batches.steps + step)
+            with part("average"):
+                training.ema.update(training.model, step=epoch * batches.steps + step)
         bar.update(batches.batch_size)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
             so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")

@@ -9,6 +9,7 @@ runs/<run>/fold<k>/  (or full/)
     model.safetensors  the weights, with all that infer.py needs to know
     oof.npz            predictions of the rows that the fold held out
     metrics.json       written last: the fold is finished
+    trace.json         with --trace
 runs/<run>/test.npz, submission.csv, inference.json      by infer.py; with test-time augmentation also
     oof_tta.npz        the OOF predictions under the same views
 runs/ensemble/weights.json, oof.npz, test.npz, submission.csv
@@ -29,6 +30,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FILE = "model.safetensors"
 OOF_FILE = "oof.npz"
 METRICS_FILE = "metrics.json"
+TRACE_FILE = "trace.json"
 TEST_FILE = "test.npz"
 TTA_OOF_FILE = "oof_tta.npz"
 INFERENCE_FILE = "inference.json"
