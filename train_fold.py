@@ -251,7 +251,7 @@ def train_fold(
 
         # Train
         start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
-        epoch = len(training.log) - 1
+        epoch, logits = len(training.log) - 1, None
         held.enter_context(parts_timed(cfg.profile and accelerator.is_main_process))
         while not training.is_over:
             epoch, started = len(training.log), time.perf_counter()
@@ -284,10 +284,10 @@ def train_fold(
         finish_trackers(accelerator)
 
         # Keep the chosen weights and what they say about the rows that they have not seen
-        training.use_selected()
-        share_buffers(accelerator, training.scored)
-        with part("evaluation"):
-            logits = predict_valid_rows() if len(valid_rows) else None
+        if training.use_selected() or logits is None:  # else they are those that the last epoch was scored with
+            share_buffers(accelerator, training.scored)
+            with part("evaluation"):
+                logits = predict_valid_rows() if len(valid_rows) else None
         if accelerator.is_main_process:
             check_lock()
             with part("saving"):

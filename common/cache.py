@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.decoding import RULES, Decoder
 from common.errors import warn
-from common.files import sha256, write_file
+from common.files import make_room, sha256, write_file
 from common.system import locked
 
 CHUNK = 64  # photos that are decoded and written together
@@ -68,7 +68,7 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
             os.utime(path)
             say(f"photos: {_gigabytes(size)} in {path}, decoded before")
         else:
-            _make_room(folder, cache.gb * 1e9 - size)
+            make_room(folder, cache.gb * 1e9 - size)
             if shutil.disk_usage(folder).free < size + SPARE:
                 warn(f"{folder}: no room for {_gigabytes(size)} of decoded photos: they are {again}")
                 return None
@@ -107,14 +107,6 @@ def _is_whole(path: Path, header: bytes, size: int) -> bool:
             return file.read(len(header)) == header and path.stat().st_size == len(header) + size
     except OSError:
         return False
-
-
-def _make_room(folder: Path, left: float) -> None:
-    """Remove what was not used for longest, until the files are at most ``left`` bytes."""
-    for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
-        left -= path.stat().st_size
-        if left < 0:
-            path.unlink()
 
 
 def _gigabytes(size: int) -> str:

@@ -101,6 +101,15 @@ def check_folder(folder: Path, needed: int = 0) -> None:
         raise UserError(str(there), what, "free space or choose another folder", ENVIRONMENT)
 
 
+def make_room(folder: Path, left: float) -> None:
+    """Remove the files of a cache that were not used for longest, until those that stay are at most ``left`` bytes."""
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        left -= path.stat().st_size
+        if left < 0:
+            path.unlink(missing_ok=True)
+
+
 def size_text(count: int) -> str:
     """A number of bytes in MB, as in ``1.3 MB``."""
     return f"{count / 1e6:,.1f} MB"

@@ -1,17 +1,29 @@
-"""Tables whose cells are pixels: label,pixel0,pixel1, ..."""
+"""Tables whose cells are pixels: label,pixel0,pixel1, ...
+
+Reading tens of thousands of rows takes seconds, and every fold, sweep cell and script would pay them again: what was
+read from a large table is kept in the user's cache folder, under the hash of its content.
+"""
 
 import math
+import os
 import re
+import zipfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import make_room, sha256, write_file
 from common.text import row_of, text_array, wrong_width
 
 _PIXEL = re.compile(r"pixel(0|[1-9][0-9]*)")
 _COMMA, _NEWLINE, _ZERO = b",\n0"
 _BLOCK = 512  # rows parsed at once: few enough to stay in the processor's cache
+_LARGE = 10e6  # bytes of a table that is worth keeping
+_KEPT = 1e9  # bytes of all that is kept; what was not used for longest goes
+_PARSER = 1  # to be raised when this file reads the same table to other values
 
 
 def is_pixel_header(header: list[str]) -> bool:
@@ -23,8 +35,36 @@ def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarr
     """The images, uint8 (n, side, side), and the other columns as text; the columns may stand in any order."""
     pixel_columns = _pixel_columns(path, header)
     side = math.isqrt(len(pixel_columns))
-    pixels, columns = _parse_pixels(path, header, pixel_columns, content[content.index(b"\n") + 1 :])
-    return pixels.reshape(-1, side, side), columns
+    kept = _cache_folder() / f"{sha256(content)}-{_PARSER}.npz"
+    found = _kept_before(kept)
+    if not found:
+        found = _parse_pixels(path, header, pixel_columns, content)
+        if len(content) > _LARGE:
+            _keep(kept, *found)
+    return found[0].reshape(-1, side, side), found[1]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fivefold"
+
+
+def _kept_before(kept: Path) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """What :func:`_keep` wrote, or None where there is no such file or it is damaged (zip has checksums)."""
+    try:
+        with np.load(kept, allow_pickle=False) as file:
+            arrays = dict(file)
+        os.utime(kept)
+        return arrays.pop("pixels"), {name[1:]: text_array(cells) for name, cells in arrays.items()}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(kept: Path, pixels: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    """Write them for later; where that does not work, nothing is lost but time."""
+    texts = {f"_{name}": cells.astype(str) for name, cells in columns.items()}
+    with suppress(UserError, OSError):
+        write_file(kept, partial(np.savez, pixels=pixels, **texts))
+        make_room(kept.parent, _KEPT)
 
 
 def _pixel_columns(path: Path, header: list[str]) -> list[int]:
@@ -40,14 +80,14 @@ def _pixel_columns(path: Path, header: list[str]) -> list[int]:
 
 
 def _parse_pixels(
-    path: Path, header: list[str], pixel_columns: list[int], body: bytes
+    path: Path, header: list[str], pixel_columns: list[int], content: bytes
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The pixels, uint8 (n, pixels), and the other columns as text.
 
     Cells are cut and read by numpy from the raw bytes, which checks every one of them and is still as fast as
     a csv parser: a cell is one to three digits, at most 255.
     """
-    content = np.frombuffer(body, np.uint8)
+    content = np.frombuffer(content, np.uint8)[content.index(b"\n") + 1 :]
     line_ends = np.flatnonzero(content == _NEWLINE)
     if not line_ends.size:
         raise UserError(str(path), "has a header but no row", "download it again")

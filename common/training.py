@@ -105,8 +105,8 @@ class Training:
         self.log.append(row)
         self.selection.end_epoch(self.scored.state_dict(), len(self.log), self.scores)
 
-    def use_selected(self) -> None:
-        """Put the weights that ``--select`` kept into the scored module; training is over."""
+    def use_selected(self) -> bool:
+        """Put the weights that ``--select`` kept into the scored module, training being over; False: they are there."""
         kept = self.selection.kept
         if len(kept) > 1:
             self.members = Members(self.scored, len(kept))
@@ -118,6 +118,7 @@ class Training:
             batches = self.batches
             size = batches.batch_size // (batches.processes * batches.micro_batches)
             measure_batchnorm(self.scored, batches.images, batches.rows, batches.normalise, size, batches.side)
+        return bool(kept)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
