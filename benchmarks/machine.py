@@ -1,12 +1,20 @@
-"""The machine and the versions that a measurement was made with."""
+"""The machine that a measurement was made on, and what a script of ours takes of it."""
 
 import importlib.metadata
+import os
 import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from common.errors import UserError
 from common.system import cpu_count
+
+ROOT = Path(__file__).parents[1]
 
 
 def hardware() -> str:
@@ -17,3 +25,19 @@ def hardware() -> str:
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm", "accelerate")]
     return ", ".join([f"{cpu_count()} cores of {processor}", *(gpus or ["no GPU"]), *versions])
+
+
+def measured(command: Sequence[str], log: Path) -> dict[str, float]:
+    """Run a script in a process of its own: its peak memory (MB), CPU seconds and seconds; ``log`` takes its output.
+
+    Raises:
+        UserError: it failed.
+    """
+    started = time.perf_counter()
+    with log.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=file, stderr=file)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise UserError(str(log), f"{' '.join(command)} failed", "see its last lines")
+    found = {"peak_mb": usage.ru_maxrss / 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+    return found | {"seconds": time.perf_counter() - started}

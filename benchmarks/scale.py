@@ -9,10 +9,7 @@ tail of classes down to a single photo, groups of one to five photos that must s
 trained: nothing here is about scores. Writes scale.csv, scale_pieces.csv and scale.md beside this file.
 """
 
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +21,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.machine import hardware
+from benchmarks.machine import hardware, measured
 from common.calibration import temperature
 from common.cli import parse
-from common.errors import UserError, run_script
+from common.errors import run_script
 from common.files import write_file
 from common.metrics import blocks, nll
 from common.predictions import Predictions, read_predictions, short_form, write_predictions
@@ -35,7 +32,6 @@ from common.splits import make_folds
 from common.tables import Table
 from common.text import text_array
 
-ROOT = Path(__file__).parents[1]
 TABLE, PIECES, REPORT = (Path(__file__).with_name(f"scale{end}") for end in (".csv", "_pieces.csv", ".md"))
 SIDE = 32
 GROUPED = ["--split", "stratified-group", "--group", "group", "--rare", "train"]
@@ -80,7 +76,9 @@ def main() -> None:
         for name, command in steps(folder, options):
             if len(done) and ((done.rows == rows) & (done.classes == classes) & (done.step == name)).any():
                 continue  # the same command again goes on
-            done = pd.concat([done, pd.DataFrame([measured(folder, rows, classes, name, command)])], ignore_index=True)
+            print(f"{rows:,} x {classes:,}: {name}", flush=True)
+            found = {"rows": rows, "classes": classes, "step": name, **measured(command, folder / "log.txt")}
+            done = pd.concat([done, pd.DataFrame([found])], ignore_index=True)
             write_file(TABLE, done.to_csv(index=False))
     write_file(REPORT, report(done, options))
     print(REPORT.read_text(encoding="utf-8"))
@@ -129,19 +127,6 @@ def steps(folder: Path, options: Options) -> list[tuple[str, list[str]]]:
         ("ensemble", ["ensemble.py", *folds, *runs]),
         ("report", ["report.py", "--data", data, *folds, *runs, "--out", page]),
     ]
-
-
-def measured(folder: Path, rows: int, classes: int, step: str, command: list[str]) -> dict[str, object]:
-    """Run a script and note its peak memory (MB, of the whole process) and its seconds."""
-    print(f"{rows:,} x {classes:,}: {step}", flush=True)
-    started = time.perf_counter()
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log)
-        _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise UserError(str(folder / "log.txt"), f"{' '.join(command)} failed", "see its last lines")
-    found = {"rows": rows, "classes": classes, "step": step, "peak_mb": usage.ru_maxrss / 1024}
-    return found | {"cpu_seconds": usage.ru_utime + usage.ru_stime, "seconds": time.perf_counter() - started}
 
 
 def long_tail(rows: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
