@@ -130,7 +130,7 @@ def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
 
 def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
     """Train the folds one after another in this process (and in those the launcher put beside it)."""
-    keep_freed_memory()
+    kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
@@ -156,7 +156,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {accelerator.num_processes} processes x "
         f"{cfg.accumulate} accumulation steps x {share} images; {threads} threads, {accelerator.device.type}, "
-        f"mixed precision {cfg.mixed_precision}"
+        f"mixed precision {cfg.mixed_precision}{kept}"
     )
     if torch.cuda.device_count() > accelerator.num_processes:
         warn(

@@ -68,17 +68,17 @@ def die_of_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of handing them back to the system at every training step.
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed blocks instead of handing them back to the system at every training step; whether it does.
 
-    Each returned block costs page faults at the next step. Source: mallopt(3), M_MMAP_THRESHOLD (-3),
-    M_TRIM_THRESHOLD (-1), M_TOP_PAD (-2). Other C libraries are left alone.
+    Each returned block costs page faults at the next step. Source: mallopt(3), M_MMAP_THRESHOLD (-3; some versions
+    take at most 32 MB), M_TRIM_THRESHOLD (-1), M_TOP_PAD (-2). Other C libraries are left alone.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "gnu_get_libc_version"):
-            for option, value in ((-3, 1 << 30), (-1, 1 << 30), (-2, 64 << 20)):
-                libc.mallopt(option, value)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    kept = any(libc.mallopt(-3, most) for most in (1 << 30, 32 << 20))
+    return bool(kept and libc.mallopt(-1, 1 << 30) and libc.mallopt(-2, 64 << 20))
 
 
 @contextmanager
