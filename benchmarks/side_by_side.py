@@ -1,0 +1,90 @@
+"""Two folds on a machine's cores: one after another on all of them, side by side on half each, or shared by DDP.
+
+    python -m benchmarks.side_by_side --data train.csv.gz
+
+The same two folds are trained in each way, the ways in turn; counted are the training images per second of both folds
+together in their second epoch, start-up and evaluation left out. Ratios are taken within a round. Writes
+benchmarks/side_by_side.md.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.machine import hardware
+from benchmarks.ratios import speed_table
+from common.cli import parse
+from common.errors import run_script
+from common.files import write_file
+from common.runs import LOG_FILE, fold_folder
+from common.splits import make_folds, write_folds
+from common.system import cpu_count
+from common.tables import read_train_table
+
+REPORT = Path(__file__).with_suffix(".md")
+# Model, arguments, training rows of an epoch.
+SETTINGS = {
+    "digit_cnn": ((), 8_000),
+    "convnext_atto": (("--img-size", "32"), 3_000),
+    "efficientnet_b0": ((), 3_000),
+    "resnet18": ((), 2_000),
+}
+LAUNCH = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure two folds in three ways: python -m benchmarks.side_by_side --data train.csv.gz"""
+
+    data: str = "train.csv.gz"  # train table of 28 x 28 digits
+    work: str = "work/side_by_side"  # folder for the runs
+    rounds: int = 3  # turns of each way
+
+
+def main() -> None:
+    options, half = parse(Options), str(max(1, cpu_count() // 2))
+    table = read_train_table(options.data)
+    folds_file = Path(options.work) / "folds.csv"
+    write_folds(folds_file, make_folds(table, k=2))
+    ways = {
+        "one after another": ((), ("--jobs", "1", "--threads", str(cpu_count()))),
+        "side by side": ((), ("--jobs", "2", "--threads", half)),
+        "DDP": ((*LAUNCH, "--num_cpu_threads_per_process", half), ("--threads", half)),
+    }
+    rows = []
+    for model, (arguments, count) in SETTINGS.items():
+        fraction = count / (len(table.ids) / 2)
+        train = ["--data", options.data, "--folds", str(folds_file), "--runs-dir", options.work, "--restart"]
+        train += ["--fold", "all", "--model", model, *arguments, "--epochs", "2", "--batch-size", "128"]
+        train += ["--train-fraction", f"{fraction:.4f}"]
+        for number in range(options.rounds):
+            found: dict[str, object] = {"setting": model}
+            for way, (launcher, how) in ways.items():
+                command = [sys.executable, *launcher, "train_fold.py", *train, *how, "--run", f"{model}-{number}"]
+                found[way] = speed(command, Path(options.work) / f"{model}-{number}", count // 128 * 128, way)
+            print(found, flush=True)
+            rows.append(found)
+    text = (
+        f"# Two folds on all cores\n\n`python -m benchmarks.side_by_side`: {hardware()}. Batch size 128; medians of "
+        f"{options.rounds} rounds,\nratios within a round with the least and the greatest of them in brackets.\n\n"
+    )
+    text += speed_table(pd.DataFrame(rows), "side by side", ["one after another", "DDP"], "images/s")
+    write_file(REPORT, text)
+    print(text)
+
+
+def speed(command: Sequence[str], run: Path, images: int, way: str) -> float:
+    """Training images per second of both folds together."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": command[-3]}, **quiet)
+    seconds = [pd.read_csv(fold_folder(run, fold) / LOG_FILE).train_seconds.iloc[-1] for fold in (0, 1)]
+    return float(sum(images / each for each in seconds) / (1 if way == "side by side" else 2))
+
+
+if __name__ == "__main__":
+    run_script(main)
