@@ -21,7 +21,8 @@ from common.cli import keyword_arguments, parse
 from common.errors import UserError, run_script
 from common.files import check_folder, write_json
 from common.metrics import describe, score
-from common.predictions import Predictions, check_store, oof_score, write_predictions
+from common.oof import oof_score
+from common.predictions import Predictions, check_store, write_predictions
 from common.run_folder import METRICS_FACTS
 from common.runs import (
     CONFIG_FILE,

@@ -21,10 +21,9 @@ from common.errors import UserError, run_script, warn
 from common.files import check_folder, read_json, write_json
 from common.metrics import describe, losses, names_in_short, score
 from common.nesting import Choice, choose_nested, noise_members, smallest_set, try_method
+from common.oof import check_test_source, join_oof_like_test
 from common.predictions import (
     Predictions,
-    check_test_source,
-    join_oof_like_test,
     kept_classes,
     read_predictions,
     rows_in_order,

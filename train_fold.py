@@ -29,7 +29,8 @@ from common.errors import ENVIRONMENT, UserError, run_script, warn
 from common.files import check_folder, write_file
 from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
 from common.metrics import accuracy, describe, score, show, targets_of
-from common.predictions import check_store, oof_score
+from common.oof import oof_score
+from common.predictions import check_store
 from common.run_folder import check_place, run_facts, save_fold, start_or_go_on, start_over
 from common.runs import (
     CHECKPOINT_FILE,

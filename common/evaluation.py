@@ -13,7 +13,8 @@ from common.config import Config, training_settings
 from common.errors import UserError, warn
 from common.files import read_json
 from common.metrics import METRICS, goodness, interval, nll, softmax
-from common.predictions import Predictions, join_oof, kept_classes, read_predictions, rows_in_order, short_form
+from common.oof import join_oof
+from common.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
 from common.records import read_records
 from common.reliability import calibration_error
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds

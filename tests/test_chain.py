@@ -19,7 +19,8 @@ import infer
 from common.checkpoint import load_tensors
 from common.errors import UserError
 from common.metrics import log_mean_probability, score, targets_of
-from common.predictions import join_oof, read_predictions
+from common.oof import join_oof
+from common.predictions import read_predictions
 from common.runs import finished_folds, finished_runs
 from common.splits import match_folds, read_folds
 from common.tables import read_test_table, read_train_table

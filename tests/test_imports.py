@@ -10,7 +10,7 @@ from conftest import ROOT
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
-WITHOUT_TORCH += ["predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
+WITHOUT_TORCH += ["oof", "predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
 WITHOUT_TORCH += ["blending", "comparison", "nesting", "photos", "pixels", "tables", "text", "tta"]
 WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "records", "reliability", "shortlist", "significance"]
 WITHOUT_TORCH += ["cache", "decoding", "run_folder"]

@@ -13,7 +13,8 @@ import pytest
 
 from common.errors import UserError
 from common.files import write_json
-from common.predictions import Predictions, join_oof, read_predictions, rows_in_order, write_predictions
+from common.oof import join_oof
+from common.predictions import Predictions, read_predictions, rows_in_order, write_predictions
 from common.runs import METRICS_FILE, OOF_FILE, finished_runs, fold_folder
 from common.splits import Folds
 from common.text import text_array

@@ -20,8 +20,9 @@ from common.cells import LAW_FILE
 from common.config import Config, training_settings
 from common.errors import UserError
 from common.files import read_json, write_file, write_json
+from common.oof import join_oof
 from common.page import element, table
-from common.predictions import Predictions, join_oof, read_predictions, write_predictions
+from common.predictions import Predictions, read_predictions, write_predictions
 from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.splits import Folds, make_folds, read_folds, write_folds
 from common.tables import read_train_table

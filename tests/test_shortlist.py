@@ -19,15 +19,8 @@ from common.calibration import temperature
 from common.errors import UserError
 from common.files import write_json
 from common.metrics import METRICS, describe, log_softmax, nll, score, softmax
-from common.predictions import (
-    Predictions,
-    join_oof,
-    oof_score,
-    read_predictions,
-    short_form,
-    side_by_side,
-    write_predictions,
-)
+from common.oof import join_oof, oof_score
+from common.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
 from common.runs import METRICS_FILE, OOF_FILE, fold_folder
 from common.splits import WIDE, Folds, leaks, make_folds, missing_classes, read_folds, write_folds
 from common.submission import write_submission

@@ -14,7 +14,8 @@ import train_fold
 from common.errors import UserError
 from common.geometry import cropped
 from common.metrics import errors, log_mean_probability
-from common.predictions import join_oof, read_predictions
+from common.oof import join_oof
+from common.predictions import read_predictions
 from common.runs import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
 from common.splits import make_folds, match_folds, read_folds, write_folds
 from common.tables import read_train_table
