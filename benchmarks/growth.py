@@ -43,7 +43,7 @@ def main() -> None:
     lines = (gzip.decompress(content) if options.data.endswith(".gz") else content).splitlines(keepends=True)
     found = []
     for rows in options.rows:
-        shutil.rmtree(work / "runs", ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         write_file(work / "train.csv", b"".join(lines[: rows + 1]))
         for script, command in steps(work).items():
             found.append({"script": script, "rows": rows, **measured(command, work / "log.txt")})
