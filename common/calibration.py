@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from common.metrics import nll
 
@@ -18,6 +17,8 @@ def temperature(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> flo
     is (Guo 2017, arXiv 1706.04599). Fit it on what is used: after averaging, not on each net before (Rahaman and
     Thiery 2021, arXiv 2007.08792). The last column stands for ``others`` classes.
     """
+    from scipy.optimize import minimize_scalar  # a second that who only trains does not pay
+
     by_class = np.ascontiguousarray(np.asarray(logits, dtype=np.float64).T)  # numpy sums long rows much faster
     above = by_class - by_class[targets, np.arange(len(targets))]  # of each class over the right one
     highest = above.max(axis=0)

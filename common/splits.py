@@ -332,4 +332,5 @@ def _divided(keys: np.ndarray, values: np.ndarray) -> list[int]:
     positions = {}
     for at, key in enumerate(keys):
         positions.setdefault(key, []).append(at)
-    return [at for rows in positions.values() if len(set(values[rows])) > 1 for at in rows]
+    shared = [rows for rows in positions.values() if len(rows) > 1]  # first: most keys occur once
+    return [at for rows in shared if len(set(values[rows])) > 1 for at in rows]
