@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, run_script
 
-from common.jobs import Job, device_slots, run_jobs
+from common.jobs import Job, LocalSlot, device_slots, run_jobs
 
 
 def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
@@ -18,7 +18,9 @@ def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
     code = "import os, sys; open(sys.argv[1], 'a').write(os.environ['SLOT']); sys.exit(int(sys.argv[2]))"
     jobs = [Job(f"job{k}", ("-c", code, str(tmp_path / f"{k}"), str(7 * (k == 2)))) for k in range(5)]
     ended = []
-    exit_codes = run_jobs(jobs, [{"SLOT": "a"}, {"SLOT": "b"}], lambda job, exit_code: ended.append(job.name))
+    exit_codes = run_jobs(
+        jobs, [LocalSlot({"SLOT": "a"}), LocalSlot({"SLOT": "b"})], lambda job, exit_code: ended.append(job.name)
+    )
     assert exit_codes == {"job0": 0, "job1": 0, "job2": 7, "job3": 0, "job4": 0}
     assert sorted(ended) == sorted(exit_codes)
     assert {(tmp_path / str(k)).read_text() for k in range(5)} == {"a", "b"}
@@ -27,9 +29,9 @@ def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
 def test_slots_are_the_visible_devices(monkeypatch):
     """CUDA_VISIBLE_DEVICES decides; a machine that hides its GPUs has one slot."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert device_slots() == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in device_slots()] == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device_slots() == [{}]
+    assert device_slots() == [LocalSlot()]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
@@ -43,9 +45,9 @@ def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     runner = (
-        "import signal, sys; from common.errors import run_script; from common.jobs import Job, run_jobs;"
+        "import signal, sys; from common.errors import run_script; from common.jobs import Job, LocalSlot, run_jobs;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
-        "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [{}, {}]))"
+        "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [LocalSlot()] * 2))"
     )
     paths = [str(tmp_path / name) for name in ("a", "b")]
     process = subprocess.Popen([sys.executable, "-c", runner, sleeper, *paths], cwd=ROOT, stderr=subprocess.DEVNULL)
