@@ -7,6 +7,7 @@ folder, with code, data and runs, must exist on every node under the same path, 
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -33,13 +34,16 @@ def cluster_slots(address: str, threads: int, jobs_per_gpu: int, most: int) -> t
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray", "Ray is not installed", "pip install 'ray>=2.40'", ENVIRONMENT) from None
+        raise UserError("--engine ray", "Ray is not installed", "pip install 'ray>=2.44'", ENVIRONMENT) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        if address:  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        what = f"there is no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split())[:100]})"
-        raise UserError("--address", what, "ray start joins a machine to one", ENVIRONMENT) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        what = f"there is no Ray cluster {f'at {address}' if address else 'that this machine belongs to'}"
+        raise UserError("--address", f"{what} ({type(error).__name__})", "see docs/scaling.md", ENVIRONMENT) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     sizes = [(int(node.get("CPU", 0)), int(node.get("GPU", 0)) * jobs_per_gpu) for node in nodes]
     if shares := [(cpus, gpus) for cpus, gpus in sizes if gpus]:
@@ -115,7 +119,7 @@ def run_on_node(job: Job) -> Iterator[str | int]:
     name = next(node["NodeName"] for node in ray.nodes() if node["NodeID"] == own)
     for path in (Path(job.folder), Path(job.folder, job.command[0])):
         if not path.exists():
-            yield f"error: node {name}: there is no {path}; code, data and runs must be on a disk that all nodes share\n"
+            yield f"error: node {name}: there is no {path}; code, data and runs must lie on a disk that all share\n"
             yield ENVIRONMENT
             return
     process = start_child(job, {}, piped=True)
