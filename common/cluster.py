@@ -34,7 +34,7 @@ def cluster_slots(address: str, threads: int, jobs_per_gpu: int, most: int) -> t
     try:
         import ray
     except ImportError:
-        raise UserError("--engine ray", "Ray is not installed", "pip install 'ray>=2.44'", ENVIRONMENT) from None
+        raise UserError("--engine ray", "Ray is not installed", "pip install 'ray>=2.60'", ENVIRONMENT) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if address:  # Ray itself would try for minutes

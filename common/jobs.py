@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
@@ -145,7 +145,7 @@ def run_jobs(
     running: dict[str, Process] = {}
     exit_codes, again = {}, set()
     piped = len(slots) > 1 or slots[0].elsewhere
-    with _sigterm_as_exit(), Screen(len(slots) if piped else 0) as screen:
+    with _sigterm_as_exit(), closing(Screen(len(slots) if piped else 0)) as screen:
 
         def start(job: Job, slot: int) -> None:
             seen = replace(job, environment={**job.environment, **screen.environment})

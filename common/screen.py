@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from contextlib import ExitStack
 
 from tqdm import tqdm
 
@@ -10,28 +9,22 @@ BAR_WANTED = "FIVEFOLD_BAR"  # in a job's environment: we draw the bar that it p
 
 
 class Screen:
-    """Shows the output of as many jobs at a time as there are ``slots``; use it in a ``with`` statement."""
+    """Shows the output of ``slots`` jobs at a time (0: they write to the terminal themselves)."""
 
     def __init__(self, slots: int):
-        self.slots, self.bars, self.held = slots, [], ExitStack()
+        self.slots, self.bars = slots, {}  # bars by slot
         self.environment: dict[str, str] = {}  # what jobs must find in theirs
-
-    def __enter__(self) -> "Screen":
-        if self.slots and sys.stderr.isatty():
-            places = range(self.slots)
-            self.bars = [self.held.enter_context(tqdm(bar_format="{desc}", position=n, leave=False)) for n in places]
+        if slots and sys.stderr.isatty():
             columns = shutil.get_terminal_size().columns - 1
             self.environment = {BAR_WANTED: "1", "TQDM_NCOLS": str(columns), "TQDM_MININTERVAL": "0.5"}
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.held.close()
 
     def show(self, name: str, slot: int, said: str) -> None:
         """Show what the job in a slot has printed: a line, or with a carriage return at its end a state of its bar."""
         if not said.endswith("\r"):
             self.say(f"[{name}] {said}" if self.slots > 1 else said)
-        elif self.bars:
+        elif self.environment:
+            if slot not in self.bars:
+                self.bars[slot] = tqdm(bar_format="{desc}", position=slot, leave=False)
             self.bars[slot].set_description_str(said.strip())
 
     def say(self, line: str) -> None:
@@ -40,3 +33,8 @@ class Screen:
             tqdm.write(line, end="")
         else:
             print(line, end="", flush=True)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        for bar in self.bars.values():
+            bar.close()
