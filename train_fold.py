@@ -33,7 +33,7 @@ from common.jobs import STARTED_BY_US, SideBySide, slots_for
 from common.metrics import accuracy, describe, score, show, targets_of
 from common.oof import oof_score
 from common.predictions import check_store
-from common.run_folder import check_place, run_facts, save_fold, start_or_go_on, start_over
+from common.run_folder import check_place, check_shared, run_facts, save_fold, start_or_go_on, start_over
 from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, read_metrics
 from common.screen import BAR_WANTED
 from common.splits import Folds, leaks, match_folds, read_folds
@@ -219,7 +219,8 @@ def train_fold(
             check_lock = held.enter_context(locked(folder))
             start_or_go_on(folder, cfg, folds)
         accelerator.wait_for_everyone()
-        if is_finished(folder):
+        check_shared(folder)
+        if agreed(accelerator, is_finished(folder)):
             metrics = read_metrics(folder)
             scored = f": {describe(metrics, cfg.metric)}" if "accuracy" in metrics else ""
             accelerator.print(f"fold {fold} is finished{scored}")
@@ -237,7 +238,7 @@ def train_fold(
             "normalise": dataclasses.asdict(normalise),
             "memory_format": training.memory_format,
         }
-        if (folder / CHECKPOINT_FILE).exists():
+        if agreed(accelerator, (folder / CHECKPOINT_FILE).exists()):
             training.restore(folder / CHECKPOINT_FILE, facts)
             accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
 

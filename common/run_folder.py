@@ -6,6 +6,8 @@ What lies in it is said in common/runs.py.
 import dataclasses
 import os
 import shutil
+import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from common.config import Config, differences, training_settings
 from common.decoding import Preparation
-from common.errors import UserError
+from common.errors import ENVIRONMENT, OwnError, UserError
 from common.files import check_folder, read_json, remove_strays, write_json
 from common.metrics import describe, score, show
 from common.predictions import Predictions, write_predictions
@@ -75,6 +77,19 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
     if not (folder / CONFIG_FILE).exists():
         write_json(folder / CONFIG_FILE, settings)
+
+
+def check_shared(folder: Path, patience: float = 60) -> None:
+    """Refuse to train beside processes of another machine on a run that this one cannot see.
+
+    A network disk may show a new folder late; ``patience`` is how many seconds it gets.
+    """
+    end = time.monotonic() + patience
+    while not (folder / CONFIG_FILE).exists():
+        if time.monotonic() > end:
+            what = f"the main process has made it, and {socket.gethostname()} does not see it"
+            raise OwnError(str(folder), what, "let --runs-dir lie on a disk that all machines share", ENVIRONMENT)
+        time.sleep(0.5)
 
 
 def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
