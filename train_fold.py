@@ -28,13 +28,21 @@ from common.config import Config, check_config
 from common.deadline import Deadline
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
-from common.fold_jobs import late, train_side_by_side, unfinished
+from common.fold_jobs import late, train_side_by_side
 from common.jobs import STARTED_BY_US, SideBySide, slots_for
-from common.metrics import accuracy, describe, score, show, targets_of
-from common.oof import oof_score
+from common.metrics import accuracy, score, show, targets_of
 from common.predictions import check_store
-from common.run_folder import check_place, check_shared, run_facts, save_fold, start_or_go_on, start_over
-from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, read_metrics
+from common.run_folder import (
+    check_place,
+    check_shared,
+    finished_line,
+    run_facts,
+    save_fold,
+    say_result,
+    start_or_go_on,
+    start_over,
+)
+from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, unfinished
 from common.screen import BAR_WANTED
 from common.splits import Folds, leaks, match_folds, read_folds
 from common.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
@@ -86,10 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         train_in_turn(cfg, table, folds, wanted, deadline)
     if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
-        if left := unfinished(run_folder, wanted):
-            print(f"{cfg.run_name}: no time for fold {', '.join(left)}; the same command goes on")
-        else:
-            print_local_cv(run_folder, folds, cfg.metric)
+        say_result(run_folder, folds, cfg.metric)
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:
@@ -111,13 +116,6 @@ def check_everything(cfg: Train, table: Table, folds: Folds) -> None:
     check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
-
-
-def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
-    """The score of every fold, and of the joined out-of-fold predictions: the local CV."""
-    for fold in range(folds.count):
-        print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
-    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
 
 
 def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], deadline: Deadline) -> None:
@@ -175,22 +173,15 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(accelerator, late(deadline, run_folder, fold, cfg.epochs)):
             continue
-        folds_after = len(unfinished(run_folder, wanted[position + 1 :]))
+        later = len(unfinished(run_folder, wanted[position + 1 :]))
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
         tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
-        train_fold(cfg, tracked, images, folds, fold, facts, folds_after, deadline)
+        train_fold(cfg, tracked, images, folds, fold, facts, later, deadline)
     accelerator.end_training()  # a process that leaves while the group's threads live on may abort
 
 
 def train_fold(
-    cfg: Train,
-    accelerator,
-    images,
-    folds: Folds,
-    fold: str,
-    facts: dict[str, Any],
-    folds_after: int,
-    deadline: Deadline,
+    cfg: Train, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], later: int, deadline: Deadline
 ) -> None:
     """Train one fold, from scratch or from its last finished epoch, and predict its rows, if the time allows."""
     import torch
@@ -221,9 +212,7 @@ def train_fold(
         accelerator.wait_for_everyone()
         check_shared(folder)
         if agreed(accelerator, is_finished(folder)):
-            metrics = read_metrics(folder)
-            scored = f": {describe(metrics, cfg.metric)}" if "accuracy" in metrics else ""
-            accelerator.print(f"fold {fold} is finished{scored}")
+            accelerator.print(finished_line(folder, fold, cfg.metric))
             return
 
         # Set up: rows, model and optimiser, then where an interrupted call left them
@@ -289,7 +278,7 @@ def train_fold(
                 with part("saving"):
                     write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
                     training.save(folder / CHECKPOINT_FILE, facts)
-                print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
+                print(epoch_line(fold, training.log, cfg, later), flush=True)
 
         finish_trackers(accelerator)
 

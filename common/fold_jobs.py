@@ -9,7 +9,7 @@ from common.deadline import Deadline
 from common.errors import ENVIRONMENT, UserError
 from common.jobs import TRAIN_SCRIPT, Job, Slot, in_words, run_jobs
 from common.records import read_records
-from common.runs import LOG_FILE, fold_folder, is_finished
+from common.runs import LOG_FILE, fold_folder, unfinished
 
 
 def train_side_by_side(
@@ -51,8 +51,3 @@ def late(deadline: Deadline, run_folder: Path, fold: str, epochs: int) -> bool:
     an_epoch = float(pd.concat(logs.values()).median()) if logs else 0.0
     missing = epochs - len(logs.get(fold_folder(run_folder, fold), ()))
     return deadline.leaves_out(missing * an_epoch, part=an_epoch)
-
-
-def unfinished(run_folder: Path, folds: Sequence[str]) -> list[str]:
-    """Those of a run's folds whose training has not come to its end."""
-    return [fold for fold in folds if not is_finished(fold_folder(run_folder, fold))]

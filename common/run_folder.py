@@ -19,6 +19,7 @@ from common.decoding import Preparation
 from common.errors import ENVIRONMENT, OwnError, UserError
 from common.files import check_folder, read_json, remove_strays, write_json
 from common.metrics import describe, score, show
+from common.oof import oof_score
 from common.predictions import Predictions, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
@@ -28,6 +29,8 @@ from common.runs import (
     OOF_FILE,
     fold_folder,
     is_finished,
+    read_metrics,
+    unfinished,
 )
 from common.splits import Folds
 from common.system import check_unlocked, locked
@@ -153,3 +156,20 @@ def save_fold(
             )
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def finished_line(folder: Path, fold: str, metric: str) -> str:
+    """That a fold is finished, with its score if it has one."""
+    metrics = read_metrics(folder)
+    return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "accuracy" in metrics else "")
+
+
+def say_result(run_folder: Path, folds: Folds, metric: str) -> None:
+    """Print the score of every fold, and of the joined out-of-fold predictions, the local CV; or what is left."""
+    numbers = [str(number) for number in range(folds.count)]
+    if left := unfinished(run_folder, numbers):
+        print(f"{run_folder.name}: no time for fold {', '.join(left)}; the same command goes on")
+        return
+    for number in numbers:
+        print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
+    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
