@@ -109,14 +109,15 @@ from common.system import end_with_parent
 end_with_parent(int(os.environ["FIVEFOLD_JOB"]))
 with open(sys.argv[1], "a") as file:
     file.write(f"{os.getpid()}\\n")
-if sys.argv[1] == "a" and len(pathlib.Path("a").read_text().split()) == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
+if len(pathlib.Path(sys.argv[1]).read_text().split()) == 1:
+    os.kill(os.getpid() if sys.argv[1] == "a" else os.getppid(), signal.SIGKILL)
 time.sleep(60)
 """
 
 
 def test_a_clusters_jobs_are_repeated_once_and_end_with_us(address, tmp_path):
-    """A folder that a node lacks is named; a killed job is started once more; after Ctrl-C none is alive."""
+    """A folder that a node lacks is named; a job that is killed, or whose Ray worker is, is started once more; after
+    Ctrl-C nothing is alive."""
     (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SLEEPER}")
     said = tmp_path / "said"
     with said.open("wb") as output:
@@ -126,13 +127,14 @@ def test_a_clusters_jobs_are_repeated_once_and_end_with_us(address, tmp_path):
     def pids() -> list[int]:
         return [int(pid) for name in ("a", "b") for pid in (tmp_path / name).read_text().split()]
 
-    wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists() and len(pids()) == 3, said.read_text())
+    wait_until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists() and len(pids()) == 4, "four starts")
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=20) == 130, said.read_text()
     wait_until(lambda: not any(map(alive, pids())), "the end of what the nodes have started", seconds=5)
     assert re.search(rf"\[gone\] error: node (first|second): there is no {tmp_path}/gone;", said.read_text())
     assert "gone ended with 3" in said.read_text()
-    assert said.read_text().count("a was ended by SIGKILL: it is started once more") == 1
+    for name in ("a", "b"):
+        assert said.read_text().count(f"{name} was ended by SIGKILL: it is started once more") == 1
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
