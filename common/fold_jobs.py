@@ -1,5 +1,6 @@
 """The folds of a run as jobs, each train_fold.py with one --fold: side by side on this machine, or on a cluster's."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def train_side_by_side(
     if failed := {name: code for name, code in exit_codes.items() if code != 0}:
         named = ", ".join(f"{name} ({in_words(code)})" for name, code in failed.items())
         worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal
-        raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", worst)
+        mend = "free memory, or lower --jobs," if -signal.SIGKILL in failed.values() else "mend it"
+        raise UserError("--fold all", f"{named} failed", f"{mend} and run the same command again", worst)
     if not deadline.is_set and unfinished(run_folder, folds):
         what = "holds no result of jobs that have ended well"
         raise UserError(str(run_folder), what, "let --runs-dir lie on a disk that all nodes share", ENVIRONMENT)

@@ -114,7 +114,8 @@ def slots_for(options: SideBySide, threads: int, most: int) -> tuple[list[Slot],
         if options.jobs_per_gpu > 1:
             warn("--jobs-per-gpu has no effect: there is no GPU here, --jobs says how many run on the CPU")
         alone = is_launched() or has_other_accelerator()
-        slots *= options.jobs or (1 if alone else max(1, cpu_count() // max(1, threads)))
+        cores = max(1, cpu_count() // max(1, threads))
+        slots *= options.jobs or (1 if alone else cores)
         if options.jobs > most:
             warn(f"--jobs {options.jobs}: there are no more than {most} to run side by side")
     slots = slots[: max(1, most)]

@@ -158,20 +158,8 @@ def test_flips_stay_where_left_and_right_mean_nothing(tmp_path):
     write_pixel_csv(tmp_path / "test.csv", images[:20])
     places = ["--data", str(table), "--folds", str(tmp_path / "folds.csv")]
     write_folds(tmp_path / "folds.csv", make_folds(read_train_table(str(table)), k=3))
-    settings = [
-        "--epochs",
-        "4",
-        "--batch-size",
-        "32",
-        "--threads",
-        "1",
-        "--jobs",
-        "1",
-        "--channels-last",
-        "no",
-        "--augment",
-        "none",
-    ]
+    settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no", "--augment", "none"]
+    settings += ["--jobs", "1"]
     train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
     arguments = ["--data", str(table), "--test", str(tmp_path / "test.csv"), "--tta", "auto", "--views", "flips"]
     views = infer_views(tmp_path, *arguments)
