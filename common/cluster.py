@@ -81,7 +81,8 @@ class Task:
     """A job that runs on a node, seen from here as a process."""
 
     def __init__(self, outputs):
-        self.outputs, self.exit_code, self.over = outputs, -signal.SIGKILL, threading.Event()
+        self.outputs, self.exit_code = outputs, -signal.SIGKILL
+        self.over, self.cancelled = threading.Event(), False
         self.stdout = self._said()
 
     def _said(self) -> Iterator[str]:
@@ -94,8 +95,9 @@ class Task:
                     self.exit_code = said
                 else:
                     yield said
-        except ray.exceptions.RayError as error:  # its node or worker died, or we have cancelled it
-            yield f"lost: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}\n"
+        except ray.exceptions.RayError as error:  # its node or worker died, or we cancelled it
+            if not self.cancelled:
+                yield f"lost: {(str(error).strip() or type(error).__name__).splitlines()[0]}\n"
         finally:
             self.over.set()
 
@@ -108,6 +110,7 @@ class Task:
         """End the worker; the command it has started does not outlive it (common/system.py, end_with_parent)."""
         import ray
 
+        self.cancelled = True
         ray.cancel(self.outputs, force=True)
 
 
