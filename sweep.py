@@ -40,6 +40,7 @@ from common.config import Config, check_config
 from common.errors import UserError, run_script, warn
 from common.files import read_json, write_json
 from common.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
+from common.jobs import SideBySide
 from common.law import WORST, Law
 from common.regression import Estimate
 from common.splits import match_folds, read_folds
@@ -48,14 +49,13 @@ from common.tables import read_train_table
 
 
 @dataclass(frozen=True)
-class Run(Config):
+class Run(SideBySide, Config):
     """Train a grid of learning rates and batch sizes, everything else fixed: python sweep.py run"""
 
     batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)  # images per optimiser step
     lrs: tuple[str, ...] = ("auto",)  # peak learning rates (auto: chosen around lr * sqrt(size / batch_size))
     repeats: int = 1  # runs of every cell, each with a seed of its own
     budget: Literal["epochs", "steps"] = "epochs"  # what cells have the same of (steps: as many as the smallest size)
-    hours: float = 0.0  # start no cell that would not end in time (0: no limit)
     fold: str = "0"  # number of the fold that is held out
 
 
@@ -110,7 +110,7 @@ def run(options: Run) -> None:
     sweep = sweep_of(options)
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
-    cells = Trainer(sweep, plan, options.hours * 3600).run()
+    cells = Trainer(sweep, plan, options).run()
     if left := missing(plan(cells), cells):
         print(f"{sweep.folder}: {len(left)} cells are left; the same command goes on")
     else:
@@ -199,7 +199,7 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
     doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
-    held_out = Trainer(beside, lambda _: row).run()
+    held_out = Trainer(beside, lambda _: row, SideBySide()).run()
     both = Law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
     if batch_size not in both.batch_sizes:
         raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")

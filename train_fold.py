@@ -1,7 +1,7 @@
 """Train one fold, or all of them, and predict the rows that each fold held out.
 
     accelerate launch train_fold.py --fold 0                      # one fold over every GPU present
-    python train_fold.py --fold all                               # folds side by side, one per GPU
+    python train_fold.py --fold all                               # folds side by side, one per GPU or CPU core
     python train_fold.py --data train.csv.gz --config recipes/digits_fast.yaml
 
 The same command again goes on where it was stopped. A fold's folder, runs/<run>/fold<k>/, ends up with
@@ -25,29 +25,32 @@ import pandas as pd
 from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
 from common.config import Config, check_config
-from common.errors import ENVIRONMENT, UserError, run_script, warn
+from common.deadline import Deadline
+from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
-from common.jobs import STARTED_BY_US, Job, device_slots, run_jobs
-from common.metrics import accuracy, describe, score, show, targets_of
-from common.oof import oof_score
+from common.fold_jobs import late, train_side_by_side
+from common.jobs import STARTED_BY_US, SideBySide, slots_for
+from common.metrics import accuracy, score, show, targets_of
 from common.predictions import check_store
-from common.run_folder import check_place, run_facts, save_fold, start_or_go_on, start_over
-from common.runs import (
-    CHECKPOINT_FILE,
-    DECODED_FOLDER,
-    LOG_FILE,
-    TRACE_FILE,
-    fold_folder,
-    is_finished,
-    read_metrics,
+from common.run_folder import (
+    check_place,
+    check_shared,
+    finished_line,
+    run_facts,
+    save_fold,
+    say_result,
+    start_or_go_on,
+    start_over,
 )
+from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, unfinished
+from common.screen import BAR_WANTED
 from common.splits import Folds, leaks, match_folds, read_folds
-from common.system import cpu_count, die_of_ctrl_c, end_with_parent, keep_freed_memory, locked
+from common.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
 from common.tables import Table, read_train_table
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class Train(SideBySide, Config):
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
@@ -62,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if STARTED_BY_US in os.environ:
         end_with_parent(int(os.environ[STARTED_BY_US]))
-    elif {"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+    elif is_launched():
         end_with_parent()  # a launcher that dies must not leave us behind
     cfg = parse(Train, arguments)
+    deadline = Deadline(cfg.hours)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         die_of_ctrl_c()
@@ -80,14 +84,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         draw_batch(Path(cfg.show_batch), cfg, table, folds, rows_of(folds, wanted[0], cfg)[0])
         return
-    check_place(Path(cfg.runs_dir) / cfg.run_name, wanted)
-    slots = device_slots()
-    if len(wanted) > 1 and processes == 1 and len(slots) > 1:
-        train_side_by_side(cfg, arguments, table, folds, wanted, slots)
+    run_folder = Path(cfg.runs_dir) / cfg.run_name
+    check_place(run_folder, wanted)
+    todo = wanted if cfg.restart else unfinished(run_folder, wanted)
+    slots, threads = slots_for(cfg, cfg.threads, len(todo))
+    if todo and (len(slots) > 1 or slots[0].elsewhere):
+        check_everything(cfg, table, folds)
+        train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
     else:
-        train_in_turn(cfg, table, folds, wanted)
+        train_in_turn(cfg, table, folds, wanted, deadline)
     if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
-        print_local_cv(Path(cfg.runs_dir) / cfg.run_name, folds, cfg.metric)
+        say_result(run_folder, folds, cfg.metric)
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:
@@ -100,10 +107,8 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     return [asked]
 
 
-def train_side_by_side(
-    cfg: Train, arguments: list[str], table: Table, folds: Folds, wanted: list[str], slots: list[dict[str, str]]
-) -> None:
-    """One process a fold, one fold a device; each is this command with its own --fold and share of the threads."""
+def check_everything(cfg: Train, table: Table, folds: Folds) -> None:
+    """Refuse here, once, what every job would refuse; with --restart, throw the run away."""
     from common.trackers import check_trackers
     from common.training import check_choices, with_images_of
 
@@ -111,30 +116,15 @@ def train_side_by_side(
     check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
-    threads = cfg.threads or max(1, cpu_count() // len(slots))
-    own = ("--no-restart", "--threads", str(threads), "--fold")
-    jobs = [Job(f"fold {fold}", (str(Path(__file__).resolve()), *arguments, *own, fold)) for fold in wanted]
-    exit_codes = run_jobs(jobs, slots)
-    failed = {name: code for name, code in exit_codes.items() if code != 0}
-    if failed:
-        named = ", ".join(f"{name} (exit {code})" for name, code in failed.items())
-        worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal
-        raise UserError("--fold all", f"{named} failed", "mend it and run the same command again", worst)
 
 
-def print_local_cv(run_folder: Path, folds: Folds, metric: str) -> None:
-    """The score of every fold, and of the joined out-of-fold predictions: the local CV."""
-    for fold in range(folds.count):
-        print(f"fold {fold}: {describe(read_metrics(fold_folder(run_folder, fold)), metric)}")
-    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
-
-
-def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
+def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], deadline: Deadline) -> None:
     """Train the folds one after another in this process (and in those the launcher put beside it)."""
     kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    from common.engine import agreed
     from common.hardware import asked_precision, usable_precision
     from common.images import conversion, read_images
     from common.trackers import check_trackers, tracking
@@ -181,22 +171,25 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> 
     images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, threads, accelerator.print)
     facts = run_facts(cfg, accelerator.num_processes, folds, table, prepare)
     for position, fold in enumerate(wanted):
-        folds_after = sum(not is_finished(fold_folder(run_folder, later)) for later in wanted[position + 1 :])
+        if deadline.is_set and agreed(accelerator, late(deadline, run_folder, fold, cfg.epochs)):
+            continue
+        later = len(unfinished(run_folder, wanted[position + 1 :]))
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
         tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
-        train_fold(cfg, tracked, images, folds, fold, facts, folds_after)
+        train_fold(cfg, tracked, images, folds, fold, facts, later, deadline)
     accelerator.end_training()  # a process that leaves while the group's threads live on may abort
 
 
 def train_fold(
-    cfg: Train, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], folds_after: int
+    cfg: Train, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], later: int, deadline: Deadline
 ) -> None:
-    """Train one fold to its end, from scratch or from its last finished epoch, and predict its rows."""
+    """Train one fold, from scratch or from its last finished epoch, and predict its rows, if the time allows."""
     import torch
 
     from common.data import seed_of
     from common.engine import (
         REMEDY,
+        agreed,
         check_logits,
         evaluation_batch,
         predict,
@@ -217,10 +210,9 @@ def train_fold(
             check_lock = held.enter_context(locked(folder))
             start_or_go_on(folder, cfg, folds)
         accelerator.wait_for_everyone()
-        if is_finished(folder):
-            metrics = read_metrics(folder)
-            scored = f": {describe(metrics, cfg.metric)}" if "accuracy" in metrics else ""
-            accelerator.print(f"fold {fold} is finished{scored}")
+        check_shared(folder)
+        if agreed(accelerator, is_finished(folder)):
+            accelerator.print(finished_line(folder, fold, cfg.metric))
             return
 
         # Set up: rows, model and optimiser, then where an interrupted call left them
@@ -235,7 +227,7 @@ def train_fold(
             "normalise": dataclasses.asdict(normalise),
             "memory_format": training.memory_format,
         }
-        if (folder / CHECKPOINT_FILE).exists():
+        if agreed(accelerator, (folder / CHECKPOINT_FILE).exists()):
             training.restore(folder / CHECKPOINT_FILE, facts)
             accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
 
@@ -255,6 +247,12 @@ def train_fold(
         epoch, logits = len(training.log) - 1, None
         held.enter_context(parts_timed(cfg.profile and accelerator.is_main_process))
         while not training.is_over:
+            pace = training.log[-1]["seconds"] if training.log else 0.0
+            if deadline.is_set and agreed(accelerator, deadline.misses(pace)):
+                done = f"fold {fold} stops after epoch {len(training.log)} of {cfg.epochs}"
+                accelerator.print(f"{done}: the next would not end within --hours; the same command goes on")
+                finish_trackers(accelerator)
+                return
             epoch, started = len(training.log), time.perf_counter()
             torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
             trace = folder / TRACE_FILE if cfg.trace and epoch == 0 and accelerator.is_main_process else None
@@ -280,7 +278,7 @@ def train_fold(
                 with part("saving"):
                     write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
                     training.save(folder / CHECKPOINT_FILE, facts)
-                print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
+                print(epoch_line(fold, training.log, cfg, later), flush=True)
 
         finish_trackers(accelerator)
 
@@ -318,7 +316,7 @@ def epoch_bar(fold: str, epoch: int, images: int, accelerator):
     """A live bar of the epoch's images, for a person at a terminal."""
     from tqdm import tqdm
 
-    disable = not (accelerator.is_main_process and sys.stderr.isatty())
+    disable = not (accelerator.is_main_process and (sys.stderr.isatty() or BAR_WANTED in os.environ))
     return tqdm(total=images, desc=f"fold {fold} epoch {epoch + 1}", unit=" images", leave=False, disable=disable)
 
 

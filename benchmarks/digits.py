@@ -18,7 +18,7 @@ import pandas as pd
 from common.cli import parse
 from common.errors import run_script
 from common.files import write_file
-from common.jobs import Job, run_jobs
+from common.jobs import Job, LocalSlot, run_jobs
 from common.predictions import read_predictions
 from common.runs import OOF_FILE, fold_folder, is_finished, read_metrics
 from common.significance import compare
@@ -61,7 +61,7 @@ class Options:
 
 def main() -> None:
     options = parse(Options)
-    run_jobs(jobs(options), [{}] * cpu_count(), lambda job, exit_code: print(f"{job.name}: exit {exit_code}"))
+    run_jobs(jobs(options), [LocalSlot()] * cpu_count(), lambda job, exit_code: print(f"{job.name}: exit {exit_code}"))
     table = study_table(Path(options.runs_dir), options.seeds)
     write_file(REPORT, table.to_csv(index=False))
     print(table.to_string(index=False))

@@ -27,7 +27,7 @@ from common.errors import run_script
 from common.files import read_json, write_file, write_json
 from common.geometry import cropped
 from common.images import pixels_of, read_images
-from common.jobs import Job, run_jobs
+from common.jobs import Job, LocalSlot, run_jobs
 from common.metrics import score, targets_of
 from common.models import create_model, photo_preparation
 from common.runs import DECODED_FOLDER, is_finished, read_metrics
@@ -87,7 +87,7 @@ def main() -> None:
                 continue
             start = ["--weights", options.weights] if pretrained else []
             own = ["--run", run, "--seed", str(seed), *start, *flags]
-            run_jobs([Job(f"{name}, seed {seed}", ("train_fold.py", *places, *SETTINGS, *own))], [{}])
+            run_jobs([Job(f"{name}, seed {seed}", ("train_fold.py", *places, *SETTINGS, *own))], [LocalSlot()])
     if not (Path(options.runs_dir) / REGRESSION_FILE).is_file():
         write_json(Path(options.runs_dir) / REGRESSION_FILE, regression_on_features(options, SIDE, {}, [0]))
     path = Path(__file__).with_suffix(".csv")

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from common.cli import parse
 from common.errors import UserError, run_script
 from common.files import write_file
-from common.jobs import Job, run_jobs
+from common.jobs import Job, LocalSlot, run_jobs
 from common.metrics import describe
 from common.models import create_model, working_settings
 from common.runs import is_finished, read_metrics
@@ -105,7 +105,7 @@ def train_families(options: Options) -> None:
         size, arguments = setting_of(name)
         own = ["--model", name, "--img-size", str(size)] + (["--lr", RATES[name]] if name in RATES else [])
         own += ["--model-args", *(f"{argument}={value}" for argument, value in arguments.items())] if arguments else []
-        run_jobs([Job(name, ("train_fold.py", *places, *SETTINGS, *own))], [{}])
+        run_jobs([Job(name, ("train_fold.py", *places, *SETTINGS, *own))], [LocalSlot()])
 
 
 def family_table(runs_dir: Path) -> pd.DataFrame:

@@ -26,17 +26,18 @@ import pandas as pd
 
 from common.calibration import cross_fitted_temperature_nll
 from common.config import Config, differences, saved_config, training_settings
+from common.deadline import Deadline
 from common.errors import ENVIRONMENT, INPUT, NUMBERS, UserError
 from common.files import read_json, write_file, write_json
 from common.grid import Cell, Grid, missing
-from common.jobs import INTERRUPTED, Job, device_slots, run_jobs
+from common.jobs import INTERRUPTED, TRAIN_SCRIPT, Job, SideBySide, Slot, run_jobs, slots_for
 from common.law import MIN_STEPS
 from common.metrics import errors
 from common.predictions import read_predictions
 from common.records import read_records
 from common.runs import CONFIG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.splits import read_folds
-from common.system import cpu_count, locked
+from common.system import locked
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.csv"
@@ -48,7 +49,6 @@ CELL_FILE = "cell.json"
 LOG_FILE = "train.log"
 CLAIM_FOLDER = "claim"
 COLUMNS = ["batch_size", "lr", "seed", "steps", "status", "nll", "errors", "n", "seconds_per_epoch", "seconds"]
-TRAIN_SCRIPT = Path(__file__).parents[1] / "train_fold.py"
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,15 @@ def settled(sweep: Sweep) -> Sweep:
 
 
 class Trainer:
-    """Trains the cells that ``plan`` asks for, one per device at a time.
+    """Trains the cells that ``plan`` asks for, side by side as ``options`` say.
 
     ``plan`` maps the table of ended cells to all cells wanted so far. Several processes may do the same at once:
-    a cell belongs to whoever locks its claim. With ``seconds``, no cell is started that is expected to
-    end later than that.
+    a cell belongs to whoever locks its claim.
     """
 
-    def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], seconds: float = 0):
-        self.sweep, self.plan = sweep, plan
-        self.deadline = time.monotonic() + seconds if seconds else math.inf
+    def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], options: SideBySide):
+        self.sweep, self.plan, self.options = sweep, plan, options
+        self.deadline = Deadline(options.hours)
         self.rows, self.slots = 0, []
         self.claims: dict[str, tuple[Cell, float, ExitStack]] = {}  # by name, with the time it began
 
@@ -176,12 +175,14 @@ class Trainer:
         """
         if not self._missing():
             return self._cells()
-        self.rows, self.slots = self.sweep.training_rows, device_slots()
+        self.rows = self.sweep.training_rows
         largest = max(cell.batch_size for cell in self._missing())
         if largest > self.rows:
             what = f"{largest} images are more than the {self.rows:,} training rows"
             raise UserError("--batch-sizes", what, "leave it out")
-        self.sweep = self.sweep.with_config(threads=self.sweep.config.threads or max(1, cpu_count() // len(self.slots)))
+        most = len(self.plan(self._cells()))  # not what is missing: a sweep that goes on has the threads it began with
+        self.slots, threads = slots_for(self.options, self.sweep.config.threads, most)
+        self.sweep = self.sweep.with_config(threads=threads)
         with locked(self.sweep.folder, wait=True):  # the first cell measures for all others, so it runs alone
             self.sweep = settled(self.sweep)
             while "auto" in (self.sweep.config.channels_last, self.sweep.config.mixed_precision):
@@ -203,7 +204,7 @@ class Trainer:
         cells = self._cells()
         return missing(self.plan(cells), cells)
 
-    def _train(self, todo: list[Cell], slots: list[dict[str, str]]) -> bool:
+    def _train(self, todo: list[Cell], slots: list[Slot]) -> bool:
         """Train those of ``todo`` that nobody else does; whether there were any."""
         try:
             return bool(run_jobs(self._claimed(todo), slots, self._ended))
@@ -238,9 +239,10 @@ class Trainer:
         with claim:
             first = not (self._cells().status == "done").any()
             if exit_code == ENVIRONMENT or (exit_code == INPUT and first):
-                said = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                log = folder / LOG_FILE
+                said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
                 what = said[-1].removeprefix("error: ") if said else "nothing was said"
-                raise UserError(str(folder / LOG_FILE), what, "the sweep ends here", exit_code)
+                raise UserError(str(log), what, "the sweep ends here", exit_code)
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
             write_json(folder / CELL_FILE, row)
         cells = self._cells()
@@ -274,7 +276,7 @@ class Trainer:
         }
 
     def _late(self, cell: Cell) -> bool:
-        return time.monotonic() + self._expected_seconds(self._cells(), cell) > self.deadline
+        return self.deadline.misses(self._expected_seconds(self._cells(), cell))
 
     def _expected_seconds(self, cells: pd.DataFrame, cell: Cell) -> float:
         """What a cell of the nearest batch size took (median), and more where this one has more steps."""

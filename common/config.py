@@ -67,7 +67,6 @@ class Config:
 
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
-_PLACES |= {"show_batch", "log_with", "store", "cache_gb", "profile", "trace"}
 
 
 def check_config(cfg: Config, processes: int) -> None:
@@ -128,7 +127,8 @@ def check_config(cfg: Config, processes: int) -> None:
 
 def training_settings(cfg: Config) -> dict[str, Any]:
     """The fields that decide the result; two folds of one run agree in all of them."""
-    return {name: value for name, value in dataclasses.asdict(cfg).items() if name not in _PLACES}
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in _PLACES]
+    return {name: getattr(cfg, name) for name in names}  # a script's own options are no settings
 
 
 def saved_config(settings: Mapping[str, Any]) -> Config:

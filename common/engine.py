@@ -102,6 +102,11 @@ def share_scores(accelerator: Accelerator, scores: dict[str, float]) -> dict[str
     return {name: type(value)(said) for (name, value), said in zip(scores.items(), shared, strict=True)}
 
 
+def agreed(accelerator: Accelerator, decision: bool) -> bool:
+    """The main process's decision on every process: each has a clock, and a disk, of its own."""
+    return share_scores(accelerator, {"decision": decision})["decision"]
+
+
 def evaluation_batch(micro_batch: int) -> int:
     """Images to predict at once: without gradients there is room for more than a training step's."""
     return max(64, 4 * micro_batch)

@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 class OwnError(UserError):
-    """A :class:`UserError` that the other processes of a training do not meet: this one says it, whatever its rank."""
+    """A :class:`UserError` that the machine's other processes do not meet: this one says it, whatever its rank."""
 
 
 def warn(message: str) -> None:
@@ -37,15 +37,15 @@ def warn_of_unhashed(name: str) -> None:
 
 
 def _say(line: str, own: bool = False) -> None:
-    """One line on stderr, unless it is its ``own`` from rank 0 alone; a newline in a name is written as it is typed."""
-    if own or os.environ.get("RANK", "0") == "0":
+    """One line on stderr, from one process of a machine or as its ``own``; a newline in a name is written as typed."""
+    if own or os.environ.get("LOCAL_RANK", "0") == "0":
         print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main; the one place where a :class:`UserError` is caught.
 
-    Under a launcher every rank meets the same mistake, so rank 0 alone speaks (but see :class:`OwnError`).
+    Under a launcher all processes of a machine meet the same mistake, so one alone speaks (but see :class:`OwnError`).
     """
     if sys.getfilesystemencoding() != "utf-8":  # a C locale: no file with an accent in its name could be opened
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

@@ -6,6 +6,8 @@ What lies in it is said in common/runs.py.
 import dataclasses
 import os
 import shutil
+import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,10 @@ import numpy as np
 
 from common.config import Config, differences, training_settings
 from common.decoding import Preparation
-from common.errors import UserError
+from common.errors import ENVIRONMENT, OwnError, UserError
 from common.files import check_folder, read_json, remove_strays, write_json
 from common.metrics import describe, score, show
+from common.oof import oof_score
 from common.predictions import Predictions, write_predictions
 from common.runs import (
     CHECKPOINT_FILE,
@@ -26,6 +29,8 @@ from common.runs import (
     OOF_FILE,
     fold_folder,
     is_finished,
+    read_metrics,
+    unfinished,
 )
 from common.splits import Folds
 from common.system import check_unlocked, locked
@@ -75,6 +80,19 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
     if not (folder / CONFIG_FILE).exists():
         write_json(folder / CONFIG_FILE, settings)
+
+
+def check_shared(folder: Path, patience: float = 60) -> None:
+    """Refuse to train beside processes of another machine on a run that this one cannot see.
+
+    A network disk may show a new folder late; ``patience`` is how many seconds it gets.
+    """
+    end = time.monotonic() + patience
+    while not (folder / CONFIG_FILE).exists():
+        if time.monotonic() > end:
+            what = f"the main process has made it, and {socket.gethostname()} does not see it"
+            raise OwnError(str(folder), what, "let --runs-dir lie on a disk that all machines share", ENVIRONMENT)
+        time.sleep(0.5)
 
 
 def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
@@ -138,3 +156,20 @@ def save_fold(
             )
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def finished_line(folder: Path, fold: str, metric: str) -> str:
+    """That a fold is finished, with its score if it has one."""
+    metrics = read_metrics(folder)
+    return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "accuracy" in metrics else "")
+
+
+def say_result(run_folder: Path, folds: Folds, metric: str) -> None:
+    """Print the score of every fold, and of the joined out-of-fold predictions, the local CV; or what is left."""
+    numbers = [str(number) for number in range(folds.count)]
+    if left := unfinished(run_folder, numbers):
+        print(f"{run_folder.name}: no time for fold {', '.join(left)}; the same command goes on")
+        return
+    for number in numbers:
+        print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
+    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")

@@ -16,6 +16,7 @@ runs/ensemble/weights.json, oof.npz, test.npz, submission.csv
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def fold_folder(run_folder: Path, fold: int | str) -> Path:
 def is_finished(fold_path: Path) -> bool:
     """Whether the training in a fold's folder came to its end."""
     return (fold_path / METRICS_FILE).is_file()
+
+
+def unfinished(run_folder: Path, folds: Iterable[str]) -> list[str]:
+    """Those of a run's folds whose training has not come to its end."""
+    return [fold for fold in folds if not is_finished(fold_folder(run_folder, fold))]
 
 
 def read_metrics(fold_path: Path) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from common.calibration import cross_fitted_temperature_nll
-from common.cells import CLAIM_FOLDER, LOG_FILE, TRAIN_SCRIPT, flags
+from common.cells import CLAIM_FOLDER, LOG_FILE, flags
 from common.cli import parse
 from common.config import Config
 from common.errors import ENVIRONMENT, UserError
-from common.jobs import INTERRUPTED, Job, device_slots, run_jobs
+from common.jobs import INTERRUPTED, TRAIN_SCRIPT, Job, device_slots, run_jobs
 from common.predictions import read_predictions
 from common.runs import OOF_FILE, fold_folder
 from common.system import locked

@@ -48,6 +48,16 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
+def has_other_accelerator() -> bool:
+    """Whether torch may find a device here that :func:`gpu_count` does not count: Apple's or AMD's."""
+    return (sys.platform == "darwin" and os.uname().machine == "arm64") or os.path.exists("/dev/kfd")
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process: accelerate's, or torchrun."""
+    return bool({"RANK", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys())
+
+
 def end_with_parent(parent: int = _PARENT) -> None:
     """Ask Linux to end this process when ``parent``, which started it, dies or is dead; elsewhere nothing happens.
 

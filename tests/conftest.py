@@ -63,7 +63,7 @@ def train(tiny: Path, runs_dir: Path, *arguments: object) -> None:
     import train_fold
 
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir]
-    train_fold.main([str(argument) for argument in [*places, *SMALL, *arguments]])
+    train_fold.main([str(argument) for argument in [*places, *SMALL, "--jobs", 1, *arguments]])
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ def server(tmp_path_factory):
 
 
 # What a case of faults.csv means by a command's first word; its further words are added.
-MODEL = "--model test_efficientnet --img-size 32 --epochs 1 --batch-size 8 --threads 1 --channels-last no"
+MODEL = "--model test_efficientnet --img-size 32 --epochs 1 --batch-size 8 --threads 1 --channels-last no --jobs 1"
 COMMANDS = {
     "folds": "folds.py --k 3 --data train.csv",
     "check": "folds.py --check --data train.csv --test test.csv",

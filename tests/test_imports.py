@@ -13,7 +13,7 @@ WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "gr
 WITHOUT_TORCH += ["oof", "predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
 WITHOUT_TORCH += ["blending", "comparison", "nesting", "photos", "pixels", "tables", "text", "tta"]
 WITHOUT_TORCH += ["audit", "evaluation", "figures", "page", "records", "reliability", "shortlist", "significance"]
-WITHOUT_TORCH += ["cache", "decoding", "run_folder"]
+WITHOUT_TORCH += ["cache", "decoding", "run_folder", "cluster", "deadline", "fold_jobs", "screen"]
 
 
 def imports(path) -> set[str]:

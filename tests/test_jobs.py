@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run_script
+from conftest import ROOT, SMALL, run_script, train
 
-from common.jobs import Job, device_slots, run_jobs
+from common.deadline import Deadline
+from common.errors import UserError
+from common.fold_jobs import late
+from common.jobs import Job, LocalSlot, SideBySide, device_slots, run_jobs, slots_for
+from common.system import cpu_count
 
 
 def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
@@ -18,7 +22,9 @@ def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
     code = "import os, sys; open(sys.argv[1], 'a').write(os.environ['SLOT']); sys.exit(int(sys.argv[2]))"
     jobs = [Job(f"job{k}", ("-c", code, str(tmp_path / f"{k}"), str(7 * (k == 2)))) for k in range(5)]
     ended = []
-    exit_codes = run_jobs(jobs, [{"SLOT": "a"}, {"SLOT": "b"}], lambda job, exit_code: ended.append(job.name))
+    exit_codes = run_jobs(
+        jobs, [LocalSlot({"SLOT": "a"}), LocalSlot({"SLOT": "b"})], lambda job, exit_code: ended.append(job.name)
+    )
     assert exit_codes == {"job0": 0, "job1": 0, "job2": 7, "job3": 0, "job4": 0}
     assert sorted(ended) == sorted(exit_codes)
     assert {(tmp_path / str(k)).read_text() for k in range(5)} == {"a", "b"}
@@ -27,9 +33,9 @@ def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
 def test_slots_are_the_visible_devices(monkeypatch):
     """CUDA_VISIBLE_DEVICES decides; a machine that hides its GPUs has one slot."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert device_slots() == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in device_slots()] == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert device_slots() == [{}]
+    assert device_slots() == [LocalSlot()]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
@@ -43,9 +49,9 @@ def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     runner = (
-        "import signal, sys; from common.errors import run_script; from common.jobs import Job, run_jobs;"
+        "import signal, sys; from common.errors import run_script; from common.jobs import Job, LocalSlot, run_jobs;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
-        "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [{}, {}]))"
+        "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [LocalSlot()] * 2))"
     )
     paths = [str(tmp_path / name) for name in ("a", "b")]
     process = subprocess.Popen([sys.executable, "-c", runner, sleeper, *paths], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -62,12 +68,152 @@ def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
 
 
 def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path):
-    """With two devices, --fold all trains two folds at a time, and writes the bytes of one after another."""
+    """--jobs 2 trains two folds at a time, and writes the bytes of one after another at as many threads each."""
     arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
-    done = run_script("train_fold.py", *arguments, "--run", "one", "--fold", "all", CUDA_VISIBLE_DEVICES="0,1")
+    done = run_script("train_fold.py", *arguments, "--run", "one", "--jobs", 2)
     assert done.returncode == 0, done.stderr
     assert "[fold 0] fold 0:" in done.stdout and "local CV of one" in done.stdout
     for fold in range(3):
         for name in ("model.safetensors", "oof.npz"):
             path = f"one/fold{fold}/{name}"
             assert (tmp_path / path).read_bytes() == (chain / path).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("end", "starts", "expected"),
+    [("os.kill(os.getpid(), 9) if first else None", 2, 0), ("os.kill(os.getpid(), 9)", 2, -9), ("sys.exit(3)", 1, 3)],
+    ids=["killed once", "killed every time", "refused"],
+)
+def test_a_killed_job_is_started_once_more(end, starts, expected, tmp_path, capfd):
+    """What the out-of-memory killer does not end twice comes to its end; a job that says no is not asked again."""
+    count = "file = open(sys.argv[1], 'a'); first = file.tell() == 0; file.write('x'); file.close()"
+    code = f"import os, sys; {count}; {end}"
+    assert run_jobs([Job("it", ("-c", code, str(tmp_path / "starts")))], [LocalSlot()]) == {"it": expected}
+    assert (tmp_path / "starts").read_text() == "x" * starts
+    assert capfd.readouterr().out.count("it was ended by SIGKILL: it is started once more") == starts - 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "options", "threads", "most", "slots", "threads_each", "warned"),
+    [
+        ("0,1", {}, 1, 5, ["0", "1"], 1, ""),
+        ("0,1", {"jobs_per_gpu": 2}, 1, 5, ["0", "1", "0", "1"], 1, ""),
+        ("0,1", {"jobs_per_gpu": 2}, 1, 3, ["0", "1", "0"], 1, ""),
+        ("0,1", {"jobs": 2}, 1, 5, ["0", "1"], 1, "--jobs has no effect"),
+        ("0", {}, 3, 5, ["0"], 3, ""),
+        ("", {"jobs": 3}, 2, 5, [None] * 3, 2, ""),
+        ("", {"jobs": 3, "jobs_per_gpu": 2}, 2, 5, [None] * 3, 2, "--jobs-per-gpu has no effect"),
+        ("", {"jobs": 3}, 1, 1, [None], 1, "--jobs 3: there are no more than 1"),
+        ("", {"jobs": 10_000}, 0, 10_000, [None] * 10_000, 1, ""),
+    ],
+)
+def test_jobs_are_shared_out(devices, options, threads, most, slots, threads_each, warned, monkeypatch, capsys):
+    """GPUs in turn and as often as asked for, else CPUs; an option that does nothing here says so."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    found, threads = slots_for(SideBySide(**options), threads, most)
+    assert [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in found] == slots and threads == threads_each
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {warned}") if warned else not said
+
+
+def test_cpus_are_shared_out_to_as_many_jobs_as_there_are_cores(monkeypatch):
+    """Without an option: one thread each, fewer jobs with more threads, and under a launcher one after another."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cores = cpu_count()
+    assert len(slots_for(SideBySide(), 0, 10_000)[0]) == cores
+    assert slots_for(SideBySide(), 0, 1) == ([LocalSlot()], cores)
+    assert len(slots_for(SideBySide(), cores, 10_000)[0]) == 1
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert slots_for(SideBySide(), 0, 10_000) == ([LocalSlot()], cores)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="accelerate launch: its processes train each fold together"):
+        slots_for(SideBySide(jobs=2), 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobs": -1}, "--jobs: -1 is too small"),
+        ({"jobs_per_gpu": 0}, "--jobs-per-gpu: 0 is too small"),
+        ({"hours": -0.5}, "--hours: -0.5 is too small"),
+        ({"address": "host:6379"}, "--address: is a Ray cluster's and has no effect here"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, message):
+    """Numbers out of range, and a cluster's address without the cluster."""
+    with pytest.raises(UserError, match=message):
+        slots_for(SideBySide(**options), 0, 5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of our own")
+def test_at_a_terminal_each_job_has_a_bar(tmp_path):
+    """Two jobs at once: their bars stay on the screen while their lines, and nothing else, are led by their names."""
+    import pty
+    import termios
+
+    job = (
+        "import os, sys, time; from tqdm import tqdm; assert 'FIVEFOLD_BAR' in os.environ\n"
+        "for _ in tqdm(range(5), 'bar ' + sys.argv[1], mininterval=0, leave=False): time.sleep(0.05)\n"
+        "print('line of', sys.argv[1])"
+    )
+    runner = (
+        "import sys; from common.jobs import Job, LocalSlot, run_jobs;"
+        "run_jobs([Job(n, ('-c', sys.argv[1], n)) for n in ('a', 'b')], [LocalSlot()] * 2)"
+    )
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with subprocess.Popen([sys.executable, "-c", runner, job], cwd=ROOT, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while read := os.read(ours, 1 << 16):
+                said += read
+        except OSError:  # the other end is closed
+            pass
+        finally:
+            os.close(ours)
+    assert process.returncode == 0, said
+    for name in "ab":
+        assert f"[{name}] line of {name}".encode() in said
+        assert f"bar {name}:  40%".encode() in said and f"[{name}] bar".encode() not in said
+
+
+# ---- --hours
+
+
+@pytest.mark.parametrize(
+    ("logged", "hours", "hours_left", "expected"),
+    [
+        ({}, 1, 1, False),  # nobody knows how long it takes
+        ({}, 1, 0, True),
+        ({"fold0": 10}, 1, 0.5, False),  # 10 epochs of 100 s
+        ({"fold0": 10}, 1, 0.25, True),
+        ({"fold0": 10, "fold1": 8}, 1, 0.1, False),  # it has begun: 2 epochs are missing
+        ({"fold0": 10}, 0.25, 0.2, False),  # it never fits: it is begun, and stops after an epoch
+        ({"fold0": 10}, 0.25, 0.02, True),  # ... but not for less than an epoch
+    ],
+)
+def test_no_fold_is_begun_that_would_end_too_late(logged, hours, hours_left, expected, tmp_path):
+    """The epochs that a fold lacks, at the run's pace so far, must fit into the time left."""
+    for name, epochs in logged.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.csv").write_text("epoch,seconds\n" + "".join(f"{n},100.0\n" for n in range(epochs)))
+    deadline = Deadline(hours)
+    deadline.end = time.time() + 3600 * hours_left
+    assert late(deadline, tmp_path, "1", epochs=10) == expected
+    assert not late(Deadline(0), tmp_path, "1", epochs=10)
+
+
+def test_a_run_without_time_stops_after_an_epoch_and_says_so(tiny, tmp_path, capsys):
+    """--hours: a fold that would not end in time keeps its checkpoint, the rest is named, and nothing is an error."""
+    import common.engine  # noqa: F401  its import would take seconds of the time
+
+    said, hours = "", 0.001
+    while "fold 0 stops" not in said:  # on a busy machine there may be no time to begin at all
+        train(tiny, tmp_path, "--run", "it", "--epochs", 100_000, "--warmup-epochs", 0, "--hours", hours)
+        said, hours = capsys.readouterr().out, 4 * hours
+    assert "fold 0 stops after epoch" in said and "the same command goes on" in said
+    assert said.splitlines()[-1] == "it: no time for fold 0, 1, 2; the same command goes on"
+    assert (tmp_path / "it" / "fold0" / "checkpoint.safetensors").exists()
+    assert not list(tmp_path.rglob("metrics.json"))

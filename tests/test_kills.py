@@ -40,17 +40,17 @@ class Run:
         self.command = ["train_fold", *places, *SMALL, *options]
         self.folder = runs_dir / "it" / "fold0"
 
-    def start(self) -> list[Child]:
-        """Its processes, as a launcher would start them."""
+    def start(self, *more: object) -> list[Child]:
+        """Its processes, as a launcher would start them, with ``more`` options."""
         if self.processes == 1:
-            return [self.server.start(*self.command)]
+            return [self.server.start(*self.command, *more)]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         shared |= {"OMP_NUM_THREADS": "1"}
         ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        return [self.server.start(*self.command, environment=environment) for environment in ranks]
+        return [self.server.start(*self.command, *more, environment=environment) for environment in ranks]
 
     def finish(self) -> dict[str, bytes]:
         """Train to the end and return the results."""
@@ -153,6 +153,17 @@ def test_a_signal_ends_training_at_once(sent, expected, processes, whom, server,
     finished = len(load_tensors(run.folder / "checkpoint.safetensors")[1]["log"])
     assert announced(children[0]) <= finished <= announced(children[0]) + 1
     assert not (run.folder / "model.safetensors").exists()
+
+
+def test_all_processes_stop_together_when_the_time_is_over(server, tiny, tmp_path):
+    """--hours with two processes: both end well after the same epoch, whose checkpoint stands."""
+    run, hours, stopped = Run(server, tiny, tmp_path, 2, epochs=100_000), 0.001, None
+    while not stopped:  # on a busy machine there may be no time to begin at all
+        children = run.start("--hours", hours)
+        assert [child.wait() for child in children] == [0, 0], children[0].said()
+        stopped, hours = re.search(r"fold 0 stops after epoch (\d+) of 100000: ", children[0].said()), 4 * hours
+    log = load_tensors(run.folder / "checkpoint.safetensors")[1]["log"]
+    assert int(stopped[1]) == announced(children[0]) == len(log)
 
 
 @pytest.mark.parametrize(("flags", "expected"), [(["--lr", -1], 2), (["--lr", 1e30], 4)], ids=["input", "numbers"])

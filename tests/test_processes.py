@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -9,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, run_script
 
 from common.checkpoint import load_tensors
+from common.errors import UserError
 from common.predictions import read_predictions
+from common.run_folder import check_shared
 from common.tta import TTA
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
@@ -98,6 +101,42 @@ def test_weights_do_not_depend_on_processes(trained):
         for tensor, value in trained["one"]["weights"].items():
             torch.testing.assert_close(trained[name]["weights"][tensor], value, atol=1e-5, rtol=0)
         np.testing.assert_allclose(trained[name]["oof"].logits, trained["one"]["oof"].logits, atol=1e-4)
+
+
+def test_two_machines_train_the_bits_of_one_with_two_processes(trained, tiny, tmp_path):
+    """Two launchers, each with one process, as on two machines: model and OOF are those of one launcher with two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = ["--multi_gpu", "--num_machines=2", "--num_processes=2", "--main_process_ip=127.0.0.1"]
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--run", "two"]
+    training = ["train_fold.py", *places, *SMALL, "--epochs", "2", *WITHOUT_BATCHNORM, "--fold", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *machines, f"--main_process_port={port}"]
+    launchers = [
+        subprocess.Popen(
+            [*launcher, f"--machine_rank={rank}", *map(str, training)],
+            cwd=ROOT,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in launchers]
+    assert [process.returncode for process in launchers] == [0, 0], said
+    assert "epoch   2/2" in said[0][0] and "epoch   2/2" not in said[1][0]
+    for name in ("model.safetensors", "oof.npz"):
+        assert (tmp_path / "two" / "fold0" / name).read_bytes() == (trained["two"]["folder"] / name).read_bytes()
+
+
+def test_each_machine_names_what_it_lacks(tiny, tmp_path):
+    """A file that only the second machine lacks is named there, and a runs folder that is not shared is refused."""
+    second = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    done = run_script("train_fold.py", "--data", tmp_path / "absent.csv", **second)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'absent.csv'}: cannot be read")
+    with pytest.raises(UserError, match="a disk that all machines share"):
+        check_shared(tmp_path / "it" / "fold0", patience=0)
 
 
 def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):

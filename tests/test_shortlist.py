@@ -251,7 +251,7 @@ def test_the_chain_on_a_product_like_table(tmp_path, capsys):
     made = run_script("folds.py", *data, *places, *GROUPED, "--k", 2)
     assert made.returncode == 0 and "rows that are only trained on" in made.stdout, made.stderr
     training = ["--fold", "all", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "8", "--augment", "none"]
-    training += ["--batch-size", "32", "--threads", "1", "--channels-last", "no"]
+    training += ["--batch-size", "32", "--threads", "1", "--channels-last", "no", "--jobs", "1"]
     for run, seed, store in (("half", "0", "float16"), ("top", "1", "top8")):
         train_fold.main([*data, *places, *runs, *training, "--run", run, "--seed", seed, "--store", store])
         infer.main([*data, *runs, "--test", str(tmp_path / "test.csv"), "--runs", run, "--store", store])

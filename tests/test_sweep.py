@@ -230,7 +230,7 @@ def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     runs_dir = tmp_path_factory.mktemp("shared")
     small = [word for word in SMALL if word not in ("--batch-size", "8")]
     arguments = ["run", "--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, *small]
-    arguments += ["--run", "it", "--batch-sizes", 4, 8, "--lrs", 1e-3, 1e-2, 1e30]
+    arguments += ["--run", "it", "--batch-sizes", 4, 8, "--lrs", 1e-3, 1e-2, 1e30, "--jobs", 1]
     command = [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)]
 
     def start() -> subprocess.Popen:

@@ -137,7 +137,7 @@ def test_flips_lose_on_digits(tmp_path):
     """On a net that was really trained on real digits both flips are refused, by far."""
     places = ["--folds", str(tmp_path / "folds.csv")]
     write_folds(tmp_path / "folds.csv", make_folds(read_train_table("digits"), k=3))
-    settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no"]
+    settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--jobs", "1", "--channels-last", "no"]
     train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
     views = infer_views(tmp_path, "--tta", "auto", "--views", "flips", "turns")
     for name in ("mirrored", "upside down"):
@@ -159,6 +159,7 @@ def test_flips_stay_where_left_and_right_mean_nothing(tmp_path):
     places = ["--data", str(table), "--folds", str(tmp_path / "folds.csv")]
     write_folds(tmp_path / "folds.csv", make_folds(read_train_table(str(table)), k=3))
     settings = ["--epochs", "4", "--batch-size", "32", "--threads", "1", "--channels-last", "no", "--augment", "none"]
+    settings += ["--jobs", "1"]
     train_fold.main([*places, "--runs-dir", str(tmp_path / "runs"), *settings])
     arguments = ["--data", str(table), "--test", str(tmp_path / "test.csv"), "--tta", "auto", "--views", "flips"]
     views = infer_views(tmp_path, *arguments)
