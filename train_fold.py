@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
-    slots, threads = slots_for(cfg, cfg.threads, len(todo))
+    slots, threads = slots_for(cfg, cfg.threads, len(wanted))  # all: a run that goes on has the threads it began with
     if todo and (len(slots) > 1 or slots[0].elsewhere):
         check_everything(cfg, table, folds)
         train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
