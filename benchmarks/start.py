@@ -88,8 +88,8 @@ def main() -> None:
         found = measured(command, log)
         steps.append(f"| {name} | {found['peak_mb']:,.0f} | {found['cpu_seconds']:.1f} |")
     text = (
-        f"# Start and memory\n\n`python -m benchmarks.start`: {hardware()}; one thread. Digit Recognizer: 42,000 "
-        "training rows, 28,000 test rows;\nas uint8 pixels they are 33 and 22 MB.\n\n## To the first step\n\n"
+        f"# Start and memory\n\n`python -m benchmarks.start`, one thread; {hardware()}.\nDigit Recognizer: 42,000 "
+        "training rows, 28,000 test rows; as uint8 pixels they are 33 and 22 MB.\n\n## To the first step\n\n"
         f"Medians of {options.rounds} rounds. {parsed}\n\n" + "\n".join(lines) + "\n\n## Peak memory of the chain\n\n"
     )
     text += "\n".join(steps) + "\n"

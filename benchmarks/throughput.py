@@ -95,7 +95,7 @@ def main() -> None:
             print(found, flush=True)
             rows.append(found)
     text = (
-        f"# Training speed\n\n`python -m benchmarks.throughput`: {hardware()}. Medians of {options.rounds} rounds,\n"
+        f"# Training speed\n\n`python -m benchmarks.throughput`: {hardware()}.\nMedians of {options.rounds} rounds, "
         "ratios within a round with the least and the greatest of them in brackets.\n\n"
     )
     text += speed_table(pd.DataFrame(rows), "fivefold", ["notebook", "ceiling"], "images/s")
