@@ -51,8 +51,8 @@ def main() -> None:
             print(found[-1], flush=True)
     text = (
         f"# Time and memory against rows\n\n`python -m benchmarks.growth`, one thread; {hardware()}.\nDigits of 28 x "
-        "28 pixels, ten classes, digit_cnn. Measured at the rows of the table; the lines fitted through them,\nand where "
-        "they lead.\n\n## CPU seconds\n\n"
+        "28 pixels, ten classes, digit_cnn. Measured at the rows of the table; the lines fitted through them,\nand "
+        "where they lead.\n\n## CPU seconds\n\n"
     )
     text += growth(pd.DataFrame(found), "cpu_seconds", "{:,.1f}", BEYOND)
     text += (
