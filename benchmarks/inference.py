@@ -71,8 +71,7 @@ def main() -> None:
             rows.append(found)
     text = (
         f"# Inference speed\n\n`python -m benchmarks.inference`: {hardware()}.\n{FOLDS} models x {VIEWS} views; "
-        f"medians of {options.rounds} rounds, ratios within a round with the least and the greatest of them in brackets."
-        "\n\n"
+        f"medians of {options.rounds} rounds, ratios within a round with the least and the greatest in brackets.\n\n"
     )
     text += speed_table(pd.DataFrame(rows), "fivefold", ["notebook", "passes"], "rows/s")
     write_file(REPORT, text)
