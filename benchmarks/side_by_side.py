@@ -27,7 +27,7 @@ from common.system import cpu_count
 from common.tables import read_train_table
 
 REPORT = Path(__file__).with_suffix(".md")
-# Model, arguments, training rows of an epoch.
+# Model, arguments, rows of an epoch.
 SETTINGS = {
     "digit_cnn": ((), 8_000),
     "convnext_atto": (("--img-size", "32"), 3_000),
@@ -49,9 +49,8 @@ class Options:
 
 def main() -> None:
     options, half = parse(Options), str(max(1, cpu_count() // 2))
-    table = read_train_table(options.data)
     folds_file = Path(options.work) / "folds.csv"
-    write_folds(folds_file, make_folds(table, k=2))
+    write_folds(folds_file, make_folds(read_train_table(options.data), k=2))
     ways = {
         "one after another": ((), ("--jobs", "1", "--threads", str(cpu_count()))),
         "side by side": ((), ("--jobs", "2", "--threads", half)),
@@ -59,10 +58,9 @@ def main() -> None:
     }
     rows = []
     for model, (arguments, count) in SETTINGS.items():
-        fraction = count / (len(table.ids) / 2)
         train = ["--data", options.data, "--folds", str(folds_file), "--runs-dir", options.work, "--restart"]
         train += ["--fold", "all", "--model", model, *arguments, "--epochs", "2", "--batch-size", "128"]
-        train += ["--train-fraction", f"{fraction:.4f}"]
+        train += ["--limit", str(count)]
         for number in range(options.rounds):
             found: dict[str, object] = {"setting": model}
             for way, (launcher, how) in ways.items():
