@@ -31,11 +31,9 @@ REPORT = Path(__file__).with_suffix(".md")
 SETTINGS = {
     "digit_cnn": ((), 8_000),
     "convnext_atto": (("--img-size", "32"), 3_000),
-    "efficientnet_b0": ((), 3_000),
-    "resnet18": ((), 2_000),
 }
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")  # on CPUs, with the variable below
-ON_CPU = {"ACCELERATE_USE_CPU": "true"}
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no")
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}  # with --multi_gpu: several processes on CPUs
 
 
 @dataclass(frozen=True)
