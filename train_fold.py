@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
-    slots, threads = slots_for(cfg, cfg.threads, len(wanted))  # all: a run that goes on has the threads it began with
+    # All that are wanted, not what is left: a run that goes on has the threads it began with.
+    slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if todo and (len(slots) > 1 or slots[0].elsewhere):
         check_everything(cfg, table, folds)
         train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
@@ -105,6 +106,14 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     if asked not in [*numbers, "full"]:
         raise UserError("--fold", f"there is no fold {asked}", f"use 0 to {folds.count - 1}, all, or full")
     return [asked]
+
+
+def is_short(cfg: Config, table: Table) -> bool:
+    """Whether a fold's training takes a few seconds at most, told by the pixels it goes through; photos never do."""
+    if table.of_photos:
+        return False
+    rows = min(cfg.limit or len(table.ids), cfg.train_fraction * len(table.ids))
+    return cfg.epochs * rows * table.images[0].size < 10e6
 
 
 def check_everything(cfg: Train, table: Table, folds: Folds) -> None:

@@ -30,7 +30,7 @@ LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 class SideBySide:
     """How jobs (folds of a run, cells of a sweep) are spread over what is there."""
 
-    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core), or at most so many on a cluster
+    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core, short folds in turn); on a cluster the most
     jobs_per_gpu: int = 1  # folds or cells side by side on each GPU
     hours: float = 0.0  # begin nothing that would not end in time (0: no limit)
     engine: Literal["local", "ray"] = "local"  # who runs folds or cells: this machine, or a Ray cluster's nodes
@@ -81,10 +81,11 @@ class LocalSlot:
         return start_child(job, self.environment, piped)
 
 
-def slots_for(options: SideBySide, threads: int, most: int) -> tuple[list[Slot], int]:
+def slots_for(options: SideBySide, threads: int, most: int, short: bool = False) -> tuple[list[Slot], int]:
     """Where jobs run side by side, and the threads of each; ``threads`` are those asked for (0: a fair share).
 
-    There will not be more than ``most`` jobs at a time.
+    There will not be more than ``most`` jobs at a time. ``short`` jobs follow one another on a CPU, unless --jobs says
+    otherwise: a process of their own would take longer to start than they take.
 
     Raises:
         UserError: a number out of range, an option without effect; a cluster that is not there or too small.
@@ -113,7 +114,7 @@ def slots_for(options: SideBySide, threads: int, most: int) -> tuple[list[Slot],
     else:
         if options.jobs_per_gpu > 1:
             warn("--jobs-per-gpu has no effect: there is no GPU here, --jobs says how many run on the CPU")
-        alone = is_launched() or has_other_accelerator()
+        alone = short or is_launched() or has_other_accelerator()
         cores = max(1, cpu_count() // max(1, threads))
         slots *= options.jobs or (1 if alone else cores)
         if options.jobs > most:

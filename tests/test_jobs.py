@@ -118,12 +118,14 @@ def test_jobs_are_shared_out(devices, options, threads, most, slots, threads_eac
 
 
 def test_cpus_are_shared_out_to_as_many_jobs_as_there_are_cores(monkeypatch):
-    """Without an option: one thread each, fewer jobs with more threads, and under a launcher one after another."""
+    """Without an option: one thread each, fewer jobs with more threads; short ones, and those under a launcher, in turn."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cores = cpu_count()
     assert len(slots_for(SideBySide(), 0, 10_000)[0]) == cores
     assert slots_for(SideBySide(), 0, 1) == ([LocalSlot()], cores)
     assert len(slots_for(SideBySide(), cores, 10_000)[0]) == 1
+    assert slots_for(SideBySide(), 0, 10_000, short=True) == ([LocalSlot()], cores)
+    assert len(slots_for(SideBySide(jobs=2), 0, 10_000, short=True)[0]) == 2
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert slots_for(SideBySide(), 0, 10_000) == ([LocalSlot()], cores)
     monkeypatch.setenv("WORLD_SIZE", "2")
