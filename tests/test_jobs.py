@@ -118,7 +118,7 @@ def test_jobs_are_shared_out(devices, options, threads, most, slots, threads_eac
 
 
 def test_cpus_are_shared_out_to_as_many_jobs_as_there_are_cores(monkeypatch):
-    """Without an option: one thread each, fewer jobs with more threads; short ones, and those under a launcher, in turn."""
+    """Without an option: one thread each, fewer jobs with more threads; short or launched ones one after another."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cores = cpu_count()
     assert len(slots_for(SideBySide(), 0, 10_000)[0]) == cores
