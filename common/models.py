@@ -51,22 +51,21 @@ class DigitCNN(nn.Module):
         self.num_classes = num_classes
         first, second, third = widths
 
-        def convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+        def convolution(inputs: int, outputs: int, kernel: int, pooled: bool = False) -> list[nn.Module]:
+            # The maximum of what is rectified is the rectified maximum: to the same bits for a quarter of the work.
             return [
                 nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(outputs),
+                *[nn.MaxPool2d(2)] * pooled,
                 nn.ReLU(inplace=True),
             ]
 
         self.features = nn.Sequential(
-            *convolution(in_chans, first, 5),
-            nn.MaxPool2d(2),
+            *convolution(in_chans, first, 5, pooled=True),
             *convolution(first, second, 3),
-            *convolution(second, second, 3),
-            nn.MaxPool2d(2),
+            *convolution(second, second, 3, pooled=True),
             *convolution(second, third, 3),
-            *convolution(third, third, 3),
-            nn.MaxPool2d(2),
+            *convolution(third, third, 3, pooled=True),
         )
         self.head = nn.Sequential(
             nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(third * (img_size // 8) ** 2, num_classes)
