@@ -120,7 +120,7 @@ ALLOWED = {
     ("errors.py", "os.fdopen(os.open(os.devnull, os.O_RDWR), 'r' if name == 'stdin' else 'w')"),
     ("checkpoint.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
     ("predictions.py", "np.savez(file, **arrays)"),  # write_file's own
-    ("jobs.py", "Path(job.log).open('ab')"),  # what a job prints, line by line
+    ("jobs.py", "Path(job.folder, job.log).open('ab')"),  # what a job prints, line by line
     ("train_fold.py", "training.save(folder / CHECKPOINT_FILE, facts)"),  # ours: save_tensors
 }
 
