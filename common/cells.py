@@ -240,7 +240,7 @@ class Trainer:
             first = not (self._cells().status == "done").any()
             if exit_code == ENVIRONMENT or (exit_code == INPUT and first):
                 log = folder / LOG_FILE
-                said = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
                 what = said[-1].removeprefix("error: ") if said else "nothing was said"
                 raise UserError(str(log), what, "the sweep ends here", exit_code)
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)

@@ -45,7 +45,10 @@ def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarr
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fivefold"
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):  # a container's user may have none
+        home = os.devnull  # where nothing can be kept
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "fivefold"
 
 
 def _kept_before(kept: Path) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:

@@ -4,11 +4,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.profiler import profile, record_function
 
 from common.errors import warn
+from common.files import write_file
 
 _MANY_STEPS = 200  # of an epoch: more make a trace that takes gigabytes
 
@@ -58,5 +60,7 @@ def traced(path: Path | None, steps: int) -> Iterator[None]:
         warn(f"--trace: the trace of {steps:,} steps is large; --train-fraction makes an epoch shorter")
     with profile() as found:
         yield
-    found.export_chrome_trace(str(path))
+    with TemporaryDirectory() as folder:
+        found.export_chrome_trace(f"{folder}/{path.name}")
+        write_file(path, Path(folder, path.name).read_bytes())
     print(f"{path} written: open it in ui.perfetto.dev")

@@ -219,10 +219,15 @@ def test_a_large_table_is_parsed_once(large_table, monkeypatch, tmp_path):
         assert np.array_equal(read_train_table(large_table).images, first.images)
 
 
-def test_a_large_table_is_read_where_nothing_can_be_kept(large_table, tmp_path):
-    """A cache folder that cannot be written to is no error."""
+def test_a_large_table_is_read_where_nothing_can_be_kept(large_table, tmp_path, monkeypatch):
+    """A cache folder that cannot be written to is no error, nor is a user without a home."""
     (tmp_path / "cache").write_text("a file, not a folder")
     assert len(read_train_table(large_table).ids) == 3300
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does where there is no home
+    monkeypatch.chdir(tmp_path)
+    assert len(read_train_table(large_table).ids) == 3300
+    assert not (tmp_path / "~").exists()
 
 
 # ---- photos
