@@ -22,9 +22,7 @@ class Config:
     config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
     restart: bool = False  # say what this run's folder holds, then throw it away
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[
-        str, ...
-    ] = ()  # its constructor's (drop_rate=0.2 global_pool=avgmax), sync_bn, or crop_pct of photos
+    model_args: tuple[str, ...] = ()  # constructor's: drop_rate=0.2 global_pool=avgmax; sync_bn, crop_pct of photos
     pretrained: bool = False  # start from timm's weights of this model, from the hub
     weights: str = ""  # start from this .safetensors file, in our names or timm's
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
