@@ -2,7 +2,7 @@
 
     python -m benchmarks.inference --data train.csv.gz --test test.csv.gz
 
-Five fold models, trained for a moment, and the five views of --tta shifts predict the first test rows. `fivefold` is
+Five fold models, trained for a moment on a part of the train table, and the five views of --tta shifts predict the first test rows. `fivefold` is
 infer.py by its own clock, from the read test table to the written predictions; `notebook` is benchmarks/notebook.py
 with five such views; `passes` is as many forward passes over one batch that never changes, in the memory format of the
 run. Test rows per second; the contestants take turns, and ratios are taken within a round. Writes
@@ -34,8 +34,8 @@ from common.system import cpu_count, keep_freed_memory
 from common.training import create_saved
 
 REPORT = Path(__file__).with_suffix(".md")
-SETTINGS = {"digit_cnn": (28, 8_000), "convnext_atto": (32, 3_000), "efficientnet_b0": (28, 2_000)}  # side, test rows
-FOLDS, VIEWS, BATCH = 5, 5, 128
+SETTINGS = {"digit_cnn": (28, 6_000), "convnext_atto": (32, 2_000), "efficientnet_b0": (28, 1_500)}  # side, test rows
+FOLDS, VIEWS, BATCH, TRAIN_ROWS = 5, 5, 128, 2_000
 SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))  # of the notebook's views
 
 
@@ -55,16 +55,17 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads or cpu_count())
     work, rows = Path(options.work), []
-    script("folds.py", "--data", options.data, "--folds", work / "folds.csv")
+    data = first_rows(Path(options.data), TRAIN_ROWS, work / "train.csv")
+    script("folds.py", "--data", data, "--folds", work / "folds.csv")
     for model, (side, count) in SETTINGS.items():
         test = first_rows(Path(options.test), count, work / f"test-{count}.csv")
         train = ["--folds", work / "folds.csv", "--runs-dir", work, "--run", model, "--model", model, "--fold", "all"]
-        train += ["--img-size", side, "--batch-size", BATCH, "--epochs", 1, "--train-fraction", 0.02]
-        script("train_fold.py", "--data", options.data, *train, "--threads", options.threads)
+        train += ["--img-size", side, "--batch-size", BATCH, "--epochs", 1]
+        script("train_fold.py", "--data", data, *train, "--threads", options.threads)
         for _ in range(options.rounds):
             found: dict[str, object] = {"setting": f"{model}, {side} px"}
             infer = ["--runs-dir", work, "--runs", model, "--tta", "shifts", "--folds", work / "folds.csv"]
-            script("infer.py", "--data", options.data, "--test", test, *infer, "--threads", options.threads)
+            script("infer.py", "--data", data, "--test", test, *infer, "--threads", options.threads)
             found["fivefold"] = 1000 / read_json(work / model / INFERENCE_FILE)["seconds_per_1000_rows"]
             found |= {"notebook": notebook(work / model, side, test), "passes": passes(work / model, side)}
             print(found, flush=True)
@@ -83,9 +84,9 @@ def script(name: str, *arguments: object) -> None:
     subprocess.run([sys.executable, name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
-def first_rows(test: Path, count: int, path: Path) -> Path:
-    """A test table of the first ``count`` rows."""
-    content = gzip.decompress(test.read_bytes()) if test.suffix == ".gz" else test.read_bytes()
+def first_rows(table: Path, count: int, path: Path) -> Path:
+    """A table of the first ``count`` rows of another."""
+    content = gzip.decompress(table.read_bytes()) if table.suffix == ".gz" else table.read_bytes()
     write_file(path, b"".join(content.splitlines(keepends=True)[: count + 1]))
     return path
 

@@ -3,11 +3,12 @@
     python -m benchmarks.throughput --data train.csv.gz
     python -m benchmarks.throughput --data train.csv.gz --photos photos/train.csv    # adds the photos' line
 
-For each model three contestants take turns, each a process of its own: `fivefold` is train_fold.py itself, with
-augmentation, smoothing, schedule and progress bar; `notebook` is benchmarks/notebook.py on the same images; `ceiling`
-is forward, backward and optimiser step on one batch that never changes, in the faster memory format. Counted are
-training images per second after the first steps. Machines drift, so the ratios are taken within a round, and the
-table shows their medians. Writes benchmarks/throughput.md.
+For each model three contestants take turns on all cores. `fivefold` is `train_fold.py --fold all` with as many folds as
+there are cores, side by side, with augmentation, smoothing, schedule and progress bars; `notebook` is
+benchmarks/notebook.py on the same images; `ceiling` is, in one process per core, forward, backward and optimiser step
+on one batch that never changes, in the faster memory format. Counted are training images per second after the first
+steps, of all processes together. Machines drift, so the ratios are taken within a round, and the table shows their
+medians. Writes benchmarks/throughput.md.
 """
 
 import itertools
@@ -72,7 +73,6 @@ class Options:
     photos: str = ""  # train table of photos, for the model that is trained on them
     work: str = "work/throughput"  # folder for the runs
     rounds: int = 3  # turns of each contestant
-    threads: int = 0  # CPU threads (0: all cores)
     contestant: str = ""  # for the processes that this one starts: notebook or ceiling ...
     model: str = ""  # ... and its model
 
@@ -82,7 +82,7 @@ def main() -> None:
     settings = [setting for setting in SETTINGS if options.photos or not setting.photos]
     if options.contestant:
         setting = next(setting for setting in settings if setting.model == options.model)
-        torch.set_num_threads(options.threads or cpu_count())
+        torch.set_num_threads(cpu_count() // processes_of(options.contestant))
         steps = {"notebook": notebook_steps, "ceiling": ceiling_steps}[options.contestant]
         print(images_per_second(steps(setting, options)))
         return
@@ -91,7 +91,7 @@ def main() -> None:
         for number in range(options.rounds):
             found: dict[str, object] = {"setting": setting.name}
             found["fivefold"] = fivefold(setting, options, number)
-            found |= {name: in_a_process(name, setting) for name in ("notebook", "ceiling")}
+            found |= {name: together(name, setting) for name in ("notebook", "ceiling")}
             print(found, flush=True)
             rows.append(found)
     text = (
@@ -106,30 +106,39 @@ def main() -> None:
 # ---- the contestants
 
 
-def in_a_process(contestant: str, setting: Setting) -> float:
-    """The speed of a contestant that has a process to itself."""
+def processes_of(contestant: str) -> int:
+    """A notebook is one process; otherwise each core has its own."""
+    return 1 if contestant == "notebook" else cpu_count()
+
+
+def together(contestant: str, setting: Setting) -> float:
+    """The speed of a contestant's processes, which run at the same time."""
     command = [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]]
     command += ["--contestant", contestant, "--model", setting.model]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.splitlines()[-1])
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes_of(contestant))]
+    return sum(float(process.communicate()[0].splitlines()[-1]) for process in processes)
 
 
 def fivefold(setting: Setting, options: Options, number: int) -> float:
-    """The speed of train_fold.py in its second and third epoch."""
+    """The speed of train_fold.py in the second and third epoch of folds side by side."""
     table = read_train_table(source(setting, options))
-    folds = make_folds(table)
-    folds_file = Path(options.work) / f"{'photos' if setting.photos else 'digits'}.csv"
+    folds_file, k = Path(options.work) / f"{'photos' if setting.photos else 'digits'}.csv", max(2, cpu_count())
+    folds = make_folds(table, k=k)
     write_folds(folds_file, folds)
+    in_folds = [int((folds.fold != fold).sum()) for fold in range(k)]
+    fraction = min(1.0, setting.train_rows / in_folds[0])
     run = f"{setting.model}-{number}"
-    fraction = min(1.0, setting.train_rows / int((folds.fold != 0).sum()))
-    command = [sys.executable, "train_fold.py", "--data", table.source, "--folds", str(folds_file), "--fold", "0"]
+    command = [sys.executable, "train_fold.py", "--data", table.source, "--folds", str(folds_file)]
     command += ["--runs-dir", options.work, "--run", run, "--restart", "--model", setting.model, "--epochs", "3"]
     command += ["--img-size", str(setting.size), "--batch-size", str(setting.batch_size), "--lr", "1e-3"]
-    command += ["--train-fraction", f"{fraction:.4f}", "--threads", str(options.threads)]
+    command += ["--train-fraction", f"{fraction:.4f}", "--jobs", str(k), "--threads", "1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = pd.read_csv(fold_folder(Path(options.work) / run, 0) / LOG_FILE)
-    trained = int((folds.fold != 0).sum() * fraction) // setting.batch_size * setting.batch_size
-    return float(2 * trained / log.train_seconds.iloc[1:].sum())
+    speed = 0.0
+    for fold, rows in enumerate(in_folds):
+        log = pd.read_csv(fold_folder(Path(options.work) / run, fold) / LOG_FILE)
+        trained = int(rows * fraction) // setting.batch_size * setting.batch_size
+        speed += 2 * trained / log.train_seconds.iloc[1:].sum()
+    return float(speed)
 
 
 def notebook_steps(setting: Setting, options: Options) -> Iterator[int]:
@@ -157,7 +166,7 @@ def ceiling_steps(setting: Setting, options: Options) -> Iterator[int]:
     def steps(memory_format: torch.memory_format) -> Iterator[int]:
         model = timm.create_model(setting.model, num_classes=len(classes), in_chans=channels).train()
         model, batch = model.to(memory_format=memory_format), images.contiguous(memory_format=memory_format)
-        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)  # a batch learnt by heart has gradients of nothing
         while True:
             F.cross_entropy(model(batch), targets).backward()
             optimiser.step()

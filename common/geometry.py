@@ -46,6 +46,7 @@ def cropped(images: Tensor, side: int, across: float = 0.0, down: float = 0.0) -
     return images[..., top : top + side, left : left + side]
 
 
-def affine(images: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """The images under one affine map each (see :func:`moved`), black beyond the border."""
-    return sample(images, moved(points_of(images), rotation, zoom, across, down))
+def affine(images: Tensor, rotation: float, zoom: float, across: float, down: float) -> Tensor:
+    """All images under the same affine map (see :func:`moved`), black beyond the border."""
+    points = moved(points_of(images[:1]), *images.new_tensor([[rotation], [zoom], [across], [down]]))
+    return sample(images, points.expand(len(images), -1, -1, -1))

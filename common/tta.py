@@ -41,8 +41,7 @@ def moved(rotation: float = 0.0, zoom: float = 1.0, across: float = 0.0, down: f
     def look(images: "Tensor") -> "Tensor":
         from common.geometry import affine
 
-        each = images.new_ones(len(images))
-        return affine(images, each * rotation, each * zoom, each * across, each * down)
+        return affine(images, rotation, zoom, across, down)
 
     return look
 

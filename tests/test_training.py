@@ -115,7 +115,7 @@ def test_affine_moves_as_it_says():
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def moved(rotation=0.0, zoom=1.0, across=0.0, down=0.0):
-        return affine(image, *(torch.tensor([value]) for value in (rotation, zoom, across, down)))
+        return affine(image, rotation, zoom, across, down)
 
     torch.testing.assert_close(moved(across=1 / 8)[..., 1:], image[..., :-1])
     torch.testing.assert_close(moved(down=1 / 8)[..., 1:, :], image[..., :-1, :])
