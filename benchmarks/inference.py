@@ -2,11 +2,11 @@
 
     python -m benchmarks.inference --data train.csv.gz --test test.csv.gz
 
-Five fold models, trained for a moment on a part of the train table, and the five views of --tta shifts predict the first test rows. `fivefold` is
-infer.py by its own clock, from the read test table to the written predictions; `notebook` is benchmarks/notebook.py
-with five such views; `passes` is as many forward passes over one batch that never changes, in the memory format of the
-run. Test rows per second; the contestants take turns, and ratios are taken within a round. Writes
-benchmarks/inference.md.
+Five fold models, trained for a moment on a part of the train table, and the five views of --tta shifts predict the
+first test rows. `fivefold` is infer.py by its own clock, from the read test table to written predictions; `notebook`
+is benchmarks/notebook.py with five such views; `passes` is as many forward passes over one batch that never changes, in
+the memory format of the run. Test rows per second; the contestants take turns, and ratios are taken within a round.
+Writes benchmarks/inference.md.
 """
 
 import gzip
