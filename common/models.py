@@ -35,8 +35,7 @@ CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 class DigitCNN(nn.Module):
     """Five convolutions with BatchNorm and three poolings: the classic shape for 28 x 28 digits.
 
-    ``img_size`` (at least 8) fixes the width of the last, fully connected layer. With ``pool_first``, BatchNorm sees
-    what the pooling leaves, a quarter of the work, as in airbench (Jordan, arXiv 2404.00498). Input is
+    ``img_size`` (at least 8) fixes the width of the last, fully connected layer. Input is
     (n, in_chans, img_size, img_size), output (n, num_classes).
     """
 
@@ -47,18 +46,17 @@ class DigitCNN(nn.Module):
         img_size: int = 28,
         widths: Sequence[int] = (24, 48, 96),
         drop_rate: float = 0.0,
-        pool_first: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
         first, second, third = widths
 
         def convolution(inputs: int, outputs: int, kernel: int, pooled: bool = False) -> list[nn.Module]:
-            normalised = [nn.BatchNorm2d(outputs), *[nn.MaxPool2d(2)] * pooled]
             # The maximum of what is rectified is the rectified maximum: to the same bits for a quarter of the work.
             return [
                 nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-                *(reversed(normalised) if pool_first else normalised),
+                nn.BatchNorm2d(outputs),
+                *[nn.MaxPool2d(2)] * pooled,
                 nn.ReLU(inplace=True),
             ]
 
@@ -79,9 +77,8 @@ class DigitCNN(nn.Module):
         def number_of(name: str) -> float:
             if not name.startswith("features."):
                 return float("inf")
-            kinds = [type(module) for module in self.features]
-            convolution = max(at for at in range(int(name.split(".")[1]) + 1) if kinds[at] is nn.Conv2d)
-            return kinds[: convolution + 1].count(nn.MaxPool2d if coarse else nn.Conv2d)
+            up_to = self.features[: int(name.split(".")[1]) + 1]
+            return sum(isinstance(module, nn.MaxPool2d if coarse else nn.Conv2d) for module in up_to)
 
         return number_of
 
