@@ -25,26 +25,31 @@ from common.significance import compare
 from common.system import cpu_count
 
 REPORT = Path(__file__).with_suffix(".csv")
-BASE = ("--config", "recipes/digits_fast.yaml", "--fold", "0", "--threads", "1")
+BASE = ("--config", "recipes/digits_fast.yaml", "--mixed-precision", "bf16", "--fold", "0", "--threads", "1")
 STUDY = {
     "base": (),
+    "AdamW, lr 4e-3": ("--opt", "adamw", "--lr", "4e-3"),
+    "NAdamW, lr 4e-3": ("--opt", "nadamw", "--lr", "4e-3"),
+    "lr 4e-3": ("--lr", "4e-3"),
+    "lr 1.6e-2": ("--lr", "1.6e-2"),
     "no augmentation": ("--augment", "none"),
+    "rotation 10": ("--augment-args", "rotation=10"),
+    "rotation 15": ("--augment-args", "rotation=15"),
+    "no shift": ("--augment-args", "shift=0"),
+    "elastic": ("--augment-args", "elastic=0.02"),
+    "mixup 0.1": ("--augment-args", "mixup=0.1"),
     "no smoothing": ("--label-smoothing", "0"),
     "smoothing 0.05": ("--label-smoothing", "0.05"),
     "smoothing 0.2": ("--label-smoothing", "0.2"),
     "no weight decay": ("--weight-decay", "0"),
     "EMA 0.99": ("--ema-decay", "0.99"),
-    "EMA 0.999": ("--ema-decay", "0.999"),
-    "muon": ("--opt", "muon"),
-    "nadamw": ("--opt", "nadamw"),
     "onecycle": ("--schedule", "onecycle"),
-    "mixup 0.1": ("--augment-args", "mixup=0.1"),
-    "elastic": ("--augment-args", "elastic=0.02"),
-    "rotation 15": ("--augment-args", "rotation=15"),
     "dropout 0.2": ("--model-args", "drop_rate=0.2"),
+    "batch size 64, lr 5.7e-3": ("--batch-size", "64", "--lr", "5.7e-3"),
+    "batch size 256, lr 1.1e-2": ("--batch-size", "256", "--lr", "1.1e-2"),
     "wider (40, 80, 160)": ("--model-args", "widths=(40,80,160)"),
-    "14 epochs": ("--epochs", "14"),
-    "bf16": ("--mixed-precision", "bf16"),
+    "10 epochs": ("--epochs", "10"),
+    "fp32": ("--mixed-precision", "no"),
 }
 
 

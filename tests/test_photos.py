@@ -293,7 +293,7 @@ def load_file_shape(path: Path) -> tuple[int, ...]:
 def train_photos(album: Path, runs_dir: Path, *arguments: str) -> Path:
     places = ["--data", str(album / "train.csv"), "--folds", str(album / "folds.csv"), "--runs-dir", str(runs_dir)]
     settings = ["--model", "digit_cnn", "--img-size", "16", "--augment", "photos_light", "--model-args", "crop_pct=0.8"]
-    train_fold.main([*places, *settings, *SMALL, *arguments])
+    train_fold.main([*places, *settings, *SMALL, "--jobs", "1", *arguments])
     return runs_dir / "digit_cnn"
 
 
