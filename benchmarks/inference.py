@@ -21,9 +21,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import affine
 
-from benchmarks.machine import hardware
 from benchmarks.notebook import Rows, predict
-from benchmarks.ratios import speed_table
+from benchmarks.ratios import write_speeds
 from common.checkpoint import load_tensors
 from common.cli import parse
 from common.engine import evaluation_batch
@@ -70,13 +69,8 @@ def main() -> None:
             found |= {"notebook": notebook(work / model, side, test), "passes": passes(work / model, side)}
             print(found, flush=True)
             rows.append(found)
-    text = (
-        f"# Inference speed\n\n`python -m benchmarks.inference`: {hardware()}.\n{FOLDS} models x {VIEWS} views; "
-        f"medians of {options.rounds} rounds, ratios within a round with the least and the greatest in brackets.\n\n"
-    )
-    text += speed_table(pd.DataFrame(rows), "fivefold", ["notebook", "passes"], "rows/s")
-    write_file(REPORT, text)
-    print(text)
+    about = f"{FOLDS} models x {VIEWS} views"
+    write_speeds(REPORT, "Inference speed", about, rows, ["notebook", "fivefold", "passes"], "rows/s")
 
 
 def script(name: str, *arguments: object) -> None:

@@ -1,17 +1,26 @@
 """Speeds of contestants that took turns, and the ratios of ours to theirs within each round."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from benchmarks.machine import hardware
+from common.files import write_file
 
-def speed_table(rows: pd.DataFrame, ours: str, others: Sequence[str], unit: str) -> str:
-    """A markdown table with a line per ``setting``: median speeds, and median, least and greatest ratio.
 
-    ``rows`` has the columns setting and one per contestant, a row per round. Machines drift, so a ratio is taken
-    within a round.
+def write_speeds(
+    report: Path, title: str, about: str, rounds: Sequence[Mapping[str, Any]], names: Sequence[str], unit: str
+) -> None:
+    """Write the markdown page of a benchmark, and print it.
+
+    Each of ``rounds`` holds its ``setting`` and the speed of every contestant; the second of their ``names`` is ours.
+    A line per setting: median speeds, and median, least and greatest ratio. Machines drift, so a ratio is taken within
+    a round.
     """
-    names = [others[0], ours, *others[1:]]
+    rows, (_, ours, *_) = pd.DataFrame(rounds), names
+    others = [name for name in names if name != ours]
     head = ["setting", *(f"{name}, {unit}" for name in names), *(f"{ours} / {name}" for name in others)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for setting, group in rows.groupby("setting", sort=False):
@@ -20,4 +29,9 @@ def speed_table(rows: pd.DataFrame, ours: str, others: Sequence[str], unit: str)
             ratios = group[ours] / group[name]
             cells.append(f"{ratios.median():.2f} [{ratios.min():.2f}, {ratios.max():.2f}]")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    turns = rows.groupby("setting").size().max()
+    method = f"{about}; medians of {turns} rounds, ratios within a round with the least and the greatest in brackets."
+    text = f"# {title}\n\n`python -m benchmarks.{report.stem}`: {hardware()}.\n{method}\n\n"
+    text += "\n".join(lines) + "\n"
+    write_file(report, text)
+    print(text)

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.machine import hardware
-from benchmarks.ratios import speed_table
+from benchmarks.ratios import write_speeds
 from common.cli import parse
 from common.errors import run_script
-from common.files import write_file
 from common.runs import LOG_FILE, fold_folder
 from common.splits import make_folds, write_folds
 from common.system import cpu_count
@@ -66,13 +64,7 @@ def main() -> None:
                 found[way] = speed(command, Path(options.work) / f"{model}-{number}", count // 128 * 128, way)
             print(found, flush=True)
             rows.append(found)
-    text = (
-        f"# Two folds on all cores\n\n`python -m benchmarks.side_by_side`: {hardware()}.\nBatch size 128; medians of "
-        f"{options.rounds} rounds, ratios within a round with the least and the greatest of them in brackets.\n\n"
-    )
-    text += speed_table(pd.DataFrame(rows), "side by side", ["one after another", "DDP"], "images/s")
-    write_file(REPORT, text)
-    print(text)
+    write_speeds(REPORT, "Two folds on all cores", "Batches of 128", rows, list(ways), "images/s")
 
 
 def speed(command: Sequence[str], run: Path, images: int, way: str) -> float:

@@ -26,12 +26,10 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 import common.models  # noqa: F401 - registers digit_cnn with timm
-from benchmarks.machine import hardware
 from benchmarks.notebook import Rows, training_steps
-from benchmarks.ratios import speed_table
+from benchmarks.ratios import write_speeds
 from common.cli import parse
 from common.errors import run_script
-from common.files import write_file
 from common.metrics import targets_of
 from common.runs import LOG_FILE, fold_folder
 from common.splits import make_folds, write_folds
@@ -94,13 +92,8 @@ def main() -> None:
             found |= {name: together(name, setting) for name in ("notebook", "ceiling")}
             print(found, flush=True)
             rows.append(found)
-    text = (
-        f"# Training speed\n\n`python -m benchmarks.throughput`: {hardware()}.\nMedians of {options.rounds} rounds, "
-        "ratios within a round with the least and the greatest of them in brackets.\n\n"
-    )
-    text += speed_table(pd.DataFrame(rows), "fivefold", ["notebook", "ceiling"], "images/s")
-    write_file(REPORT, text)
-    print(text)
+    about = "Training steps in fp32, a process per core (notebook: one)"
+    write_speeds(REPORT, "Training speed", about, rows, ["notebook", "fivefold", "ceiling"], "images/s")
 
 
 # ---- the contestants
