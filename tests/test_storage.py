@@ -51,11 +51,12 @@ def test_a_read_only_folder_is_refused_before_torch_is_loaded(tiny, tmp_path):
 
 
 def test_a_lock_that_was_thrown_away_is_no_lock(tmp_path):
-    """Who waits for the lock of a folder that is deleted meanwhile waits for whoever locks the new one."""
-    folder, got = tmp_path / "run", threading.Event()
+    """Who waits for the lock of a folder that is deleted meanwhile never works beside whoever locks the new one."""
+    folder, got, second_works, beside = tmp_path / "run", threading.Event(), threading.Event(), []
 
     def wait() -> None:
         with locked(folder, wait=True):
+            beside.append(second_works.is_set())
             got.set()
 
     waiting = threading.Thread(target=wait)
@@ -66,11 +67,14 @@ def test_a_lock_that_was_thrown_away_is_no_lock(tmp_path):
         shutil.rmtree(folder)
         with pytest.raises(UserError, match="was deleted or moved meanwhile"):
             check()
-        second = locked(folder)
+        second = locked(folder, wait=True)  # the other may come first, between the two lines
         second.__enter__()
-    assert not got.wait(0.5), "two processes hold the right to write into one folder"
+        second_works.set()
+    got.wait(0.5)
+    second_works.clear()
     second.__exit__(None, None, None)
     assert got.wait(5)
+    assert beside == [False], "two processes hold the right to write into one folder"
     waiting.join()
 
 
