@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, train
 
+from common import system
 from common.engine import check_logits
 from common.errors import UserError
 from common.files import check_folder
@@ -76,6 +77,22 @@ def test_a_lock_that_was_thrown_away_is_no_lock(tmp_path):
     assert got.wait(5)
     assert beside == [False], "two processes hold the right to write into one folder"
     waiting.join()
+
+
+def test_a_lock_that_is_thrown_away_as_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    """Between opening the file and locking it: the lock is then the new file's, and keeps others out."""
+    folder, lock = tmp_path / "run", system.try_lock
+
+    def too_late(file) -> bool:
+        monkeypatch.undo()
+        shutil.rmtree(folder)
+        return lock(file)
+
+    monkeypatch.setattr(system, "try_lock", too_late)
+    with locked(folder) as check:
+        check()
+        with pytest.raises(UserError, match="is in use by pid"), locked(folder):
+            pass
 
 
 def test_looking_at_a_lock_leaves_no_trace(tmp_path):
