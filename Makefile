@@ -1,5 +1,7 @@
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
+# make digits DATA=train.csv.gz TEST=test.csv.gz  the best blend of docs/digits.md; TRAIN="--mixed-precision bf16" is added
+#                                                 to each training, as it is for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows
@@ -20,14 +22,19 @@ SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 
 FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
 
-.PHONY: run test faults lint bounds
+.PHONY: run digits test faults bounds
 
 run: .venv/installed
-	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)))
+	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))
 	$(PYTHON) folds.py $(TABLE) $(FOLDS)
-	$(foreach recipe,$(RECIPES),$(PYTHON) train_fold.py $(TABLE) $(FOLDS) $(RUNS) --config $(recipe) --fold all &&) true
+	$(foreach recipe,$(RECIPES),$(PYTHON) train_fold.py $(TABLE) $(FOLDS) $(RUNS) --config $(recipe) --fold all $(TRAIN) &&) true
 	$(PYTHON) infer.py $(TABLE) $(if $(TEST),--test $(TEST)) $(RUNS) $(SUBMISSION)
 	$(PYTHON) ensemble.py $(FOLDS) $(RUNS) $(SUBMISSION)
+
+digits: RECIPES := recipes/digits_best.yaml recipes/digits_wide.yaml
+digits: RUNS := --runs-dir $(WORK)/digits
+digits: WITHOUT_DATA = $(error add DATA=path of the train table and TEST=path of the test table)
+digits: run
 
 test: .venv/installed
 	$(PYTHON) -m ruff check .

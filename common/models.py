@@ -33,10 +33,11 @@ CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 
 
 class DigitCNN(nn.Module):
-    """Five convolutions with BatchNorm and three poolings: the classic shape for 28 x 28 digits.
+    """Stages of convolutions with BatchNorm, each ending in a pooling: the classic shape for 28 x 28 digits.
 
-    ``img_size`` (at least 8) fixes the width of the last, fully connected layer. Input is
-    (n, in_chans, img_size, img_size), output (n, num_classes).
+    A stage has its entry of ``widths`` channels and of ``depths`` convolutions, 3 x 3 but for the very first one, which
+    is ``first_kernel`` wide. ``img_size`` (at least 2 to the power of stages) fixes the width of the last, fully
+    connected layer. Input is (n, in_chans, img_size, img_size), output (n, num_classes).
     """
 
     def __init__(
@@ -45,13 +46,16 @@ class DigitCNN(nn.Module):
         in_chans: int = 1,
         img_size: int = 28,
         widths: Sequence[int] = (24, 48, 96),
+        depths: Sequence[int] = (1, 2, 2),
+        first_kernel: int = 5,
         drop_rate: float = 0.0,
     ):
         super().__init__()
+        if len(widths) != len(depths):
+            raise ValueError(f"{len(widths)} widths and {len(depths)} depths: give one of each for every stage")
         self.num_classes = num_classes
-        first, second, third = widths
 
-        def convolution(inputs: int, outputs: int, kernel: int, pooled: bool = False) -> list[nn.Module]:
+        def convolution(inputs: int, outputs: int, kernel: int, pooled: bool) -> list[nn.Module]:
             # The maximum of what is rectified is the rectified maximum: to the same bits for a quarter of the work.
             return [
                 nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
@@ -60,16 +64,15 @@ class DigitCNN(nn.Module):
                 nn.ReLU(inplace=True),
             ]
 
-        self.features = nn.Sequential(
-            *convolution(in_chans, first, 5, pooled=True),
-            *convolution(first, second, 3),
-            *convolution(second, second, 3, pooled=True),
-            *convolution(second, third, 3),
-            *convolution(third, third, 3, pooled=True),
-        )
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(third * (img_size // 8) ** 2, num_classes)
-        )
+        layers: list[nn.Module] = []
+        inputs = in_chans
+        for width, depth in zip(widths, depths, strict=True):
+            for number in range(1, depth + 1):
+                layers += convolution(inputs, width, 3 if layers else first_kernel, pooled=number == depth)
+                inputs = width
+        self.features = nn.Sequential(*layers)
+        side = img_size // 2 ** len(widths)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(inputs * side**2, num_classes))
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """timm's way to number a model's layers from the input on: stages end at a pooling, layers are convolutions."""

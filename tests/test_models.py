@@ -121,6 +121,15 @@ def test_drop_rates_and_pooling_reach_the_model(name, img_size, model_args):
         assert seen[-1].shape[1] == 2 * seen[0].shape[1]  # the brief's dual pooling
 
 
+def test_a_stage_of_digit_cnn_has_its_width_its_depth_and_one_pooling():
+    """Two stages of one and of three convolutions end at a quarter of the side; only the first kernel is given."""
+    model = create_model("digit_cnn", {"widths": (4, 6), "depths": (1, 3), "first_kernel": 7}, 10, 1, 28)
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [(each.in_channels, each.out_channels) for each in convolutions] == [(1, 4), (4, 6), (6, 6), (6, 6)]
+    assert [each.kernel_size[0] for each in convolutions] == [7, 3, 3, 3]
+    assert model.features(torch.rand(1, 1, 28, 28)).shape == (1, 6, 7, 7)
+
+
 @pytest.mark.parametrize("name", ["digit_cnn", "tf_efficientnet_b0"])
 def test_training_starts_from_a_uniform_guess(name):
     """Before the first step every class is equally likely, whatever range timm draws the last layer from."""
@@ -145,6 +154,7 @@ def test_a_model_that_would_look_at_a_part_of_each_image_is_refused():
         ("convnext_atto.in22k", {}, "timm has no weights in22k of convnext_atto; use one of: d2_in1k"),
         ("convnext_atto", {"dims": (8, 16, 24, 32)}, r"px and .* --model-args dims=\(8,16,24,32\) output_stride=8"),
         ("digit_cnn", {"width": 3}, "--model-args: digit_cnn has no argument width"),
+        ("digit_cnn", {"widths": (8, 16)}, "2 widths and 3 depths: give one of each for every stage"),
         ("efficientnet_b0", {"patch_size": 3}, "--model-args: efficientnet_b0 has no argument patch_size"),
     ],
 )
