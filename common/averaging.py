@@ -30,6 +30,7 @@ class Last:
 
     def __init__(self, epochs: int, cycle_ends: Sequence[int]):
         self.epochs, self.cycle_ends, self.kept = epochs, cycle_ends, []
+        self.nets = 1  # trained one after another, each from weights of its own and for its share of the epochs
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
         """Look at the weights after ``epoch`` (from 1), and at the scores (higher is better) of all epochs so far."""
@@ -98,6 +99,25 @@ class Snapshots(Last):
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
         if epoch in self.cycle_ends:
+            self.kept.append(copy_of(state))
+
+
+class Independent(Last):
+    """The last weights of each of ``count`` nets, as members: trained one after another, each from a fresh start.
+
+    Every net has its own initial weights and order, and epochs / count epochs, over which the schedule runs anew.
+    Source: Deep Ensembles (Lakshminarayanan et al., arXiv 1612.01474).
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], count: int = 3):
+        super().__init__(epochs, cycle_ends)
+        if count < 2 or epochs % count:
+            what = f"{epochs} epochs cannot be shared among count={count} nets"
+            raise UserError("--select-args", what, "use 2 nets or more, and a multiple of their number as --epochs")
+        self.nets = count
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if epoch % (self.epochs // self.nets) == 0:
             self.kept.append(copy_of(state))
 
 
@@ -181,4 +201,5 @@ SELECTIONS = {
     "best": Best,
     "swa": StochasticAverage,
     "snapshots": Snapshots,
+    "members": Independent,
 }

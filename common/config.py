@@ -53,8 +53,8 @@ class Config:
     augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
     metric: str = "accuracy"  # what --select best and plateau look at: also nll, macro_f1, quadratic_kappa ...
-    select: str = "last"  # weights kept: last epoch, best epoch, swa (mean of the last), snapshots (of restarts)
-    select_args: tuple[str, ...] = ()  # name=value pairs: patience=5 (best: early stop), last=5 (swa, snapshots)
+    select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
+    select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
     seed: int = 0  # of weights, order and augmentation
     train_fraction: float = 1.0  # share of the training rows used, per class
     limit: int = 0  # rows of each part used, for a smoke run (0: all)

@@ -73,7 +73,7 @@ class TrainBatches:
     augment: Augmentation
     normalise: Normalise
     label_smoothing: float
-    epochs: int = 1  # of the whole training
+    epochs: int = 1  # of the training of one net
     sampling: str = "uniform"  # or "balanced"
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
 
@@ -85,7 +85,7 @@ class TrainBatches:
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
         mix = self.augment.mix
-        mix = mix if mix and epoch < mix.keywords["mix_until"] * self.epochs else None
+        mix = mix if mix and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs else None
         order = self.order_of(epoch)
         size = self.batch_size // (self.processes * self.micro_batches)
         shares = []

@@ -50,7 +50,7 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
             continue
         if training.ema is not None and not accelerator.optimizer_step_was_skipped:
             with part("average"):
-                training.ema.update(training.model, step=epoch * batches.steps + step)
+                training.ema.update(training.model, step=training.step_of_net(epoch * batches.steps + step))
         bar.update(batches.batch_size)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
             so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")

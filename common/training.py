@@ -1,5 +1,6 @@
 """What training changes, as one object: built once, saved after every epoch, restored as it was."""
 
+import copy
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.augment import Augmentation, create_augmentation
-from common.averaging import Last, Members, create_selection, measure_batchnorm
+from common.averaging import Last, Members, State, create_selection, measure_batchnorm
 from common.checkpoint import (
     join_tensors,
     load_tensors,
@@ -30,7 +31,7 @@ from common.checkpoint import (
 )
 from common.cli import keyword_arguments
 from common.config import Config, differences, saved_config
-from common.data import Normalise, TrainBatches
+from common.data import Normalise, TrainBatches, seed_of
 from common.decoding import Preparation
 from common.errors import UserError, warn
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
@@ -67,6 +68,8 @@ class Training:
     selection: Last
     metric: str  # what the schedule plateau, the best epoch and an early stop look at
     memory_format: str  # torch's name of it
+    start_weights: Callable[[int], State]  # those that the net of this number, of several to be trained, starts from
+    start_of_optimiser: dict[str, Any]  # its state before the first step
     log: list[dict[str, Any]] = field(default_factory=list)
     members: Members | None = None  # at the end, where several states were kept
 
@@ -91,19 +94,35 @@ class Training:
         weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
         return weights * (3 + (self.ema is not None) + (type(self.selection) is not Last))
 
+    @property
+    def epochs_of_net(self) -> int:
+        """Epochs of one net: all of them, or with several nets its share."""
+        return self.selection.epochs // self.selection.nets
+
+    def step_of_net(self, step: int) -> int:
+        """The optimiser step of the net that is trained, of one counted from the start of training."""
+        return step % (self.epochs_of_net * self.batches.steps)
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of an optimiser step, counted from the start of training."""
-        return self.peak_lr * self.schedule(step, self.scores)
+        epochs_before = step // self.batches.steps // self.epochs_of_net * self.epochs_of_net
+        return self.peak_lr * self.schedule(self.step_of_net(step), self.scores[epochs_before:])
 
     def start_epoch(self, epoch: int) -> None:
         """Training mode, except for what ``--freeze`` holds still in this epoch."""
         self.wrapped.train()
-        self.frozen.apply(self.model, epoch)
+        self.frozen.apply(self.model, epoch % self.epochs_of_net)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch's row to the log, and let the selection look at its weights."""
+        """Add an epoch's row to the log, let the selection look at its weights, and begin the next net when due."""
         self.log.append(row)
         self.selection.end_epoch(self.scored.state_dict(), len(self.log), self.scores)
+        nets, epochs_left = divmod(len(self.log), self.epochs_of_net)
+        if nets < self.selection.nets and not epochs_left:
+            self.model.load_state_dict(self.start_weights(nets))
+            self.optimiser.load_state_dict(copy.deepcopy(self.start_of_optimiser))
+            if self.ema is not None:
+                self.ema.set(self.model)
 
     def use_selected(self) -> bool:
         """Put the weights that ``--select`` kept into the scored module, training being over; False: they are there."""
@@ -240,9 +259,9 @@ def create_model_and_optimiser(
     return model, optimiser, frozen, loaded
 
 
-def length_of(cfg: Config, steps: int) -> Length:
-    """The training's length, ``steps`` optimiser steps to an epoch."""
-    return Length(cfg.epochs * steps, round(cfg.warmup_epochs * steps), steps)
+def length_of(cfg: Config, steps: int, nets: int = 1) -> Length:
+    """The training's length, or that of each of several ``nets``; ``steps`` optimiser steps to an epoch."""
+    return Length(cfg.epochs // nets * steps, round(cfg.warmup_epochs * steps), steps)
 
 
 def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: bool) -> str:
@@ -254,8 +273,8 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
             nothing to average.
     """
     augmentation = augmentation_of(cfg, grey)
-    create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, steps=100))
-    create_selection(cfg, length_of(cfg, steps=100))
+    selection = create_selection(cfg, length_of(cfg, steps=100))
+    create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
     create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
     check_metric(cfg.metric, classes)
     if cfg.compile:
@@ -294,6 +313,7 @@ def create_batches(
     process: int = 0,
     processes: int = 1,
     grey: bool = False,
+    nets: int = 1,
 ) -> TrainBatches:
     """The batches that one of ``processes`` processes trains on, on ``device``."""
     return TrainBatches(
@@ -309,7 +329,7 @@ def create_batches(
         augment=augmentation_of(cfg, grey),
         normalise=normalise,
         label_smoothing=cfg.label_smoothing,
-        epochs=cfg.epochs,
+        epochs=cfg.epochs // nets,
         sampling=cfg.sampling,
         side=cfg.img_size,
     )
@@ -323,12 +343,24 @@ def prepare_training(
     ``images`` are those of every row (common/images.py), ``targets`` their class numbers.
     The initial weights follow torch's random seed.
     """
+    seed = torch.initial_seed()
     model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, classes, accelerator.device)
     normalise = loaded.normalise or Normalise.of_batches(
         pixels_of(images, torch.from_numpy(rows).split(MEASURED_AT_ONCE), accelerator.device)
     )
-    place = accelerator.process_index, accelerator.num_processes
-    batches = create_batches(cfg, images, targets, rows, len(classes), normalise, accelerator.device, *place)
+    selection = create_selection(cfg, length_of(cfg, len(rows) // cfg.batch_size))
+    batches = create_batches(
+        cfg,
+        images,
+        targets,
+        rows,
+        len(classes),
+        normalise,
+        accelerator.device,
+        accelerator.process_index,
+        accelerator.num_processes,
+        nets=selection.nets,
+    )
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     example, _ = next(batches.epoch(0))
     layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example)
@@ -339,7 +371,12 @@ def prepare_training(
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     if cfg.compile:
         model.compile()  # in place, so that no name in the weights file changes
-    length = length_of(cfg, batches.steps)
+    length = length_of(cfg, batches.steps, selection.nets)
+
+    def start_weights(net: int) -> State:
+        torch.manual_seed(seed_of("member", seed, net))
+        return create_model_and_optimiser(cfg, classes, accelerator.device)[0].state_dict()
+
     return Training(
         model=model,
         wrapped=wrapped,
@@ -351,9 +388,11 @@ def prepare_training(
         loss=create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, batches.targets[batches.rows], len(classes)),
         peak_lr=cfg.lr,
         schedule=create_schedule(cfg.schedule, cfg.schedule_args, length),
-        selection=create_selection(cfg, length),
+        selection=selection,
         metric=cfg.metric,
         memory_format=layout,
+        start_weights=start_weights,
+        start_of_optimiser=copy.deepcopy(optimiser.state_dict()),
     )
 
 

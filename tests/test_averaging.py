@@ -28,6 +28,7 @@ from common.tta import TTA
 KINDS = {
     "swa": ["--select", "swa", "--select-args", "last=3", "--schedule", "constant"],
     "snapshots": ["--select", "snapshots", "--schedule", "restarts", "--schedule-args", "cycles=2", "--epochs", 5],
+    "members": ["--select", "members", "--select-args", "count=2", "--ema-decay", 0.9, "--opt", "muon"],
     "plateau": ["--schedule", "plateau", "--schedule-args", "patience=0", "factor=0.3", "--opt", "lookahead_adamw"],
     "early-stop": ["--select", "best", "--select-args", "patience=1", "--metric", "macro_f1", "--epochs", 9],
     "arcface": ["--loss", "arcface", "--loss-args", "margin=0.1", "class_weights=balanced", "--ema-decay", 0.9],
@@ -106,6 +107,20 @@ def test_snapshots_are_members_of_equal_weight(runs, tiny):
         each = [member(images).numpy() for member in members.members]
         np.testing.assert_allclose(members(images).numpy(), log_mean_probability(each), atol=1e-5)
     assert epochs == 5 and np.abs(each[0] - each[1]).max() > 1e-3
+
+
+def test_members_are_nets_of_their_own(runs, tiny, tmp_path):
+    """Each has its epochs and the whole schedule; the first is the net of a run half as long, the second another."""
+    log = pd.read_csv(runs / "members/fold0/log.csv")
+    assert len(log) == EPOCHS and log["lr"][:2].tolist() == log["lr"][2:].tolist()
+    half = ["--run", "half", "--fold", 0, "--epochs", 2, "--lr", "1e-3", "--ema-decay", 0.9, "--opt", "muon"]
+    train(tiny, tmp_path, *half)
+    alone = load_tensors(tmp_path / "half/fold0/model.safetensors")[0]
+    tensors, facts = load_tensors(runs / "members/fold0/model.safetensors")
+    first, second = (without_prefix(f"members.{net}", tensors) for net in range(facts["members"]))
+    assert first.keys() == alone.keys() and all(torch.equal(first[name], alone[name]) for name in alone)
+    weights = [name for name in first if name.endswith("features.0.weight")]
+    assert weights and not any(torch.equal(first[name], second[name]) for name in weights)
 
 
 def test_infer_takes_a_run_of_snapshots(tiny, tmp_path):
@@ -220,6 +235,7 @@ def test_snapshots_keep_the_last_cycles():
         (["--select", "last", "--select-args", "patience=3"], "--select-args: patience is unknown to Last"),
         (["--select", "swa", "--select-args", "last=9"], "last=9 epochs of 3 have no mean; use 2 to 3"),
         (["--select", "swa", "--select-args", "last=2", "--ema-decay", "0.9"], "use one of the two"),
+        (["--select", "members", "--epochs", 4], "--select-args: 4 epochs cannot be shared among count=3 nets"),
         (["--select", "snapshots"], "--select: snapshots are taken at the ends of cycles; use --schedule restarts"),
         (["--select", "best", "--fold", "full"], "best needs validation rows"),
         (["--schedule", "plateau", "--fold", "full"], "--schedule: plateau needs validation rows"),
@@ -231,4 +247,4 @@ def test_what_does_not_fit_together_is_refused(tiny, tmp_path, flags, message):
     """One line before a run's folder is made."""
     with pytest.raises(UserError, match=message):
         train(tiny, tmp_path, "--run", "a", "--fold", 0, *flags)
-    assert not list(tmp_path.iterdir()) and set(SELECTIONS) == {"last", "best", "swa", "snapshots"}
+    assert not list(tmp_path.iterdir()) and set(SELECTIONS) == {"last", "best", "swa", "snapshots", "members"}
