@@ -92,7 +92,8 @@ class Training:
     def bytes_of_checkpoint(self) -> int:
         """About what :meth:`save` writes: weights, averages of them, two numbers each in the optimiser (Adam)."""
         weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-        return weights * (3 + (self.ema is not None) + (type(self.selection) is not Last))
+        kept = 0 if type(self.selection) is Last else self.selection.nets
+        return weights * (3 + (self.ema is not None) + kept)
 
     @property
     def epochs_of_net(self) -> int:
