@@ -111,7 +111,7 @@ class Independent(Last):
 
     def __init__(self, epochs: int, cycle_ends: Sequence[int], count: int = 3):
         super().__init__(epochs, cycle_ends)
-        if count < 2 or epochs % count:
+        if not isinstance(count, int) or count < 2 or epochs % count:
             what = f"{epochs} epochs cannot be shared among count={count} nets"
             raise UserError("--select-args", what, "use 2 nets or more, and a multiple of their number as --epochs")
         self.nets = count

@@ -235,6 +235,7 @@ def test_snapshots_keep_the_last_cycles():
         (["--select", "last", "--select-args", "patience=3"], "--select-args: patience is unknown to Last"),
         (["--select", "swa", "--select-args", "last=9"], "last=9 epochs of 3 have no mean; use 2 to 3"),
         (["--select", "swa", "--select-args", "last=2", "--ema-decay", "0.9"], "use one of the two"),
+        (["--select", "members", "--select-args", "count=1.5"], "3 epochs cannot be shared among count=1.5 nets"),
         (["--select", "members", "--epochs", 4], "--select-args: 4 epochs cannot be shared among count=3 nets"),
         (["--select", "snapshots"], "--select: snapshots are taken at the ends of cycles; use --schedule restarts"),
         (["--select", "best", "--fold", "full"], "best needs validation rows"),
