@@ -31,7 +31,7 @@ run: .venv/installed
 	$(PYTHON) infer.py $(TABLE) $(if $(TEST),--test $(TEST)) $(RUNS) $(SUBMISSION)
 	$(PYTHON) ensemble.py $(FOLDS) $(RUNS) $(SUBMISSION)
 
-digits: RECIPES := recipes/digits_best.yaml recipes/digits_vgg.yaml
+digits: RECIPES := recipes/digits_best.yaml recipes/digits_elastic.yaml
 digits: RUNS := --runs-dir $(WORK)/digits
 digits: WITHOUT_DATA = $(error add DATA=path of the train table and TEST=path of the test table)
 digits: run
