@@ -1,6 +1,6 @@
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
-# make digits DATA=train.csv.gz TEST=test.csv.gz  the best blend of docs/digits.md; TRAIN="--mixed-precision bf16" is added
+# make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md; TRAIN="--mixed-precision bf16" is added
 #                                                 to each training, as it is for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
