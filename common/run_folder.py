@@ -145,10 +145,13 @@ def save_fold(
         best = best_epoch(training.scores)
         metrics |= score(oof.logits, oof.targets)
         metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
-        print(
-            f"fold {facts['fold']}: {describe(metrics, metric)}; last epoch {show(metric, metrics['last'])}, "
-            f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
-        )
+        if training.selection.nets > 1:
+            ends = log[training.epochs_of_net - 1 :: training.epochs_of_net]
+            epochs_say = "its nets alone " + ", ".join(show(metric, end[metric]) for end in ends)
+        else:
+            epochs_say = f"last epoch {show(metric, metrics['last'])}, best {show(metric, metrics['best'])} "
+            epochs_say += f"(epoch {best + 1}: chosen on the rows it is scored on)"
+        print(f"fold {facts['fold']}: {describe(metrics, metric)}; {epochs_say}")
         if len(log) < epochs:
             print(
                 f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "

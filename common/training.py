@@ -275,6 +275,9 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     """
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, steps=100))
+    if cfg.warmup_epochs > (share := cfg.epochs // selection.nets):
+        what = f"{cfg.warmup_epochs} is more than the share of the epochs that each of {selection.nets} nets has"
+        raise UserError("--warmup-epochs", what, f"use 0 to {share}")
     create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
     create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
     check_metric(cfg.metric, classes)

@@ -123,6 +123,13 @@ def test_members_are_nets_of_their_own(runs, tiny, tmp_path):
     assert weights and not any(torch.equal(first[name], second[name]) for name in weights)
 
 
+def test_a_fold_of_several_nets_says_what_each_makes(tiny, tmp_path, capsys):
+    """The score is the mean's; beside it stand the nets' own, not the best epoch of any of them."""
+    train(tiny, tmp_path, "--run", "two", "--fold", 0, "--epochs", 4, *KINDS["members"])
+    log = pd.read_csv(tmp_path / "two/fold0/log.csv")
+    assert f"; its nets alone {log['accuracy'][1]:.2%}, {log['accuracy'][3]:.2%}\n" in capsys.readouterr().out
+
+
 def test_infer_takes_a_run_of_snapshots(tiny, tmp_path):
     """Three folds of two members each: a test prediction for every row, and a submission."""
     train_kind(tiny, tmp_path, "snapshots", "all")
@@ -237,6 +244,10 @@ def test_snapshots_keep_the_last_cycles():
         (["--select", "swa", "--select-args", "last=2", "--ema-decay", "0.9"], "use one of the two"),
         (["--select", "members", "--select-args", "count=1.5"], "3 epochs cannot be shared among count=1.5 nets"),
         (["--select", "members", "--epochs", 4], "--select-args: 4 epochs cannot be shared among count=3 nets"),
+        (
+            ["--select", "members", "--warmup-epochs", 1.5],
+            "--warmup-epochs: 1.5 is more than the share of the epochs that each of 3 nets has; use 0 to 1",
+        ),
         (["--select", "snapshots"], "--select: snapshots are taken at the ends of cycles; use --schedule restarts"),
         (["--select", "best", "--fold", "full"], "best needs validation rows"),
         (["--schedule", "plateau", "--fold", "full"], "--schedule: plateau needs validation rows"),
