@@ -1,6 +1,6 @@
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
-# make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md, an hour and a half or more on two cores;
+# make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md, 168 core minutes or more;
 #                                                 TRAIN="--mixed-precision bf16" is added to each training, as for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures

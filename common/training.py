@@ -271,7 +271,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     Raises:
         UserError: a model, size, weights file, optimiser, schedule, loss, metric, selection, augmentation or argument
             that does not exist or does not work; a micro-batch of one image for a model with BatchNorm, which then has
-            nothing to average.
+            nothing to average; a warm-up longer than each of several nets trains.
     """
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, steps=100))
