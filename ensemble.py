@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from common.blending import BLENDS, Members, unusable
+from common.blending import BLENDS, Members, TemperedMixture, unusable
 from common.calibration import temperature
 from common.cli import parse
 from common.comparison import compare, noise_control, noise_text, table_text, weights_text, worth, worth_text
@@ -138,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "folds_fingerprint": folds.fingerprint,
             "oof": "nested" if tried else "in-sample",
         }
+        if isinstance(blends[chosen], TemperedMixture):
+            summary["run_temperatures"] = dict(zip(runs, blends[chosen].temperatures.tolist(), strict=True))
         write_json(folder / WEIGHTS_FILE, summary | facts)
 
     print(f"temperature {scale:.3f}, fitted on OOF rows that one net predicts; a test row is the mean of a run's nets,")

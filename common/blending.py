@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from common.calibration import temperature
 from common.metrics import errors, log_mean_probability, log_softmax, losses, nll
 
 if TYPE_CHECKING:
@@ -228,6 +229,32 @@ def convex_weights(probabilities: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
+@dataclass(frozen=True)
+class TemperedMixture:
+    """A mixture of runs whose logits are first divided by a temperature of each run's own."""
+
+    temperatures: np.ndarray  # (m), float32 like stored logits
+    mixture: Mixture
+
+    @property
+    def weights(self) -> np.ndarray:
+        return self.mixture.weights
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        return self.mixture(logits / self.temperatures[:, None, None])
+
+
+def tempered(logits: np.ndarray, targets: np.ndarray, members: Members) -> TemperedMixture:
+    """:func:`softmax_weights` of runs that are equally well calibrated.
+
+    The log loss of runs as they are prefers the one whose probabilities are nearer to how often it is right, which
+    after label smoothing need not be the one that knows more; a temperature for each leaves what they know.
+    """
+    temperatures = np.array([temperature(member, targets, members.others) for member in logits], dtype=np.float32)
+    mixture = softmax_weights(logits / temperatures[:, None, None], targets, members)
+    return TemperedMixture(temperatures, mixture)
+
+
 def greedy(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
     """Pick runs one after another, again and again, each time the one that lowers the mean's log loss most.
 
@@ -283,6 +310,7 @@ BLENDS: dict[str, Method] = {
     "group-vote": group_vote,
     "best": best,
     "softmax": softmax_weights,
+    "tempered": tempered,
     "greedy": greedy,
     "stack": stack,
 }

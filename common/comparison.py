@@ -85,7 +85,7 @@ def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
     lines.append("T: one temperature, fitted after averaging; +- is one standard error, paired by row")
     if "nested" not in rows[0]:
         lines.append("No nested score: the folds file is a holdout, so no other fold is left to fit a blend on.")
-        lines.append("In-sample flatters what is learned (best, softmax, greedy, stack).")
+        lines.append("In-sample flatters what is learned (best, softmax, tempered, greedy, stack).")
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ def choose(row_losses: Mapping[str, np.ndarray], wrong: Mapping[str, int]) -> st
 
     Among the methods with no more errors than the mean the one with the lowest log loss wins, if it is lower than the
     mean's by more than one standard error of the paired difference. Learned weights differ from equal ones by a few
-    images of thousands; whoever takes the best of eight each time takes the luckiest.
+    images of thousands; whoever takes the best of nine each time takes the luckiest.
 
     Args:
         row_losses: log loss of each row (n), after a temperature, by name of the method.

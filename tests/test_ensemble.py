@@ -128,6 +128,20 @@ def test_the_mixture_is_the_weighted_sum_of_probabilities():
     np.testing.assert_allclose(found, product / product.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
+def test_a_run_that_doubts_itself_keeps_its_weight_when_tempered():
+    """Of two runs that know the same, softmax drops the one that label smoothing made unsure; tempered shares equally.
+
+    Its predictions are those of both runs as they were before one of them was made unsure.
+    """
+    logits, targets = some_models(3000, [4, 4])
+    unsure = logits * np.array([1, 0.6], dtype=np.float32)[:, None, None]
+    assert fitted("softmax", unsure, targets).weights[1] < 0.1
+    found = fitted("tempered", unsure, targets)
+    np.testing.assert_allclose(found.weights, 0.5, atol=0.1)
+    np.testing.assert_allclose(found.temperatures / found.temperatures[0], [1, 0.6], rtol=0.1)
+    np.testing.assert_allclose(found(unsure), fitted("tempered", logits, targets)(logits), atol=1e-3)
+
+
 def test_identical_runs_get_equal_weights():
     """Of the same predictions three times, softmax makes the mean, not a winner."""
     logits, targets = some_models(300, [2])
@@ -425,6 +439,19 @@ def test_the_written_blend_is_the_one_asked_for(place):
             expected = [weights["weights"][run] for run in ("fair", "good", "poor")]
             assert sum(expected) == pytest.approx(1)
     assert all(not np.allclose(first["mean"], first[name]) for name in ("softmax", "vote", "stack"))
+
+
+def test_a_tempered_blend_can_be_made_by_hand(place):
+    """weights.json has what the mixture of runs at their own temperatures is made of: weights and temperatures."""
+    main(["--method", "tempered"])
+    written = json.loads(Path("runs/ensemble/weights.json").read_text())
+    tests = {run: read_predictions(Path("runs") / run / TEST_FILE) for run in written["weights"]}
+    blended = read_predictions(Path("runs/ensemble/test.npz"))
+    expected = np.zeros((40, 3))
+    for run, share in written["weights"].items():
+        order = [list(tests[run].ids).index(row_id) for row_id in blended.ids]
+        expected += share * softmax(tests[run].logits[order] / written["run_temperatures"][run])
+    np.testing.assert_allclose(softmax(blended.logits), softmax(np.log(expected) / written["temperature"]), atol=1e-6)
 
 
 def test_test_rows_are_joined_by_id(place):
