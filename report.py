@@ -352,10 +352,12 @@ def facts(run: Evaluation) -> str:
 
 def optimism(run: Evaluation, per_fold: pd.DataFrame) -> str:
     """What choosing an epoch does to the score, and how much the folds differ."""
-    mean, says = per_fold.mean(numeric_only=True), []
-    if run.settings["select"] != "last":
-        says.append(f"Kept are the epochs of --select {run.settings['select']}, so the score above is flattered.")
-    if mean.best_minus_last > 0:
+    mean, says, select = per_fold.mean(numeric_only=True), [], run.settings["select"]
+    if select == "best":
+        says.append("Kept is each fold’s best epoch (--select best), so the score above is flattered.")
+    if select not in ("last", "best"):
+        says.append(f"The score is what --select {select} makes of several epochs; last and best are single ones.")
+    elif mean.best_minus_last > 0:
         says.append(
             f"Each fold’s own best epoch scores {points(mean.best_minus_last)} points against its last, but it is "
             "chosen on the rows that it is scored on."

@@ -195,6 +195,21 @@ def test_the_epoch_is_also_chosen_without_the_fold_that_it_is_scored_on(tmp_path
     assert per_fold.other_half.tolist() == pytest.approx([0.7, 0.7, 0.9])
 
 
+@pytest.mark.parametrize(
+    ("select", "says", "never"),
+    [
+        ("last", "own best epoch scores", "flattered"),
+        ("best", "(--select best), so the score above is flattered", "several epochs"),
+        ("members", "what --select members makes of several epochs", "flattered"),
+    ],
+)
+def test_only_a_score_that_its_rows_chose_is_called_flattered(select, says, never, tiny, tmp_path):
+    """Nets or weights averaged by a rule set beforehand were chosen by no row, and have no best epoch to speak of."""
+    write_run(tmp_path / "runs" / "run", read_folds(tiny / "folds.csv"), 0, select=select)
+    page = make(tiny / "train.csv", tiny / "folds.csv", tmp_path)
+    assert says in page and never not in page
+
+
 def test_the_same_runs_give_the_same_page(reported, tiny, tmp_path):
     """Byte for byte: no time, no random name."""
     shutil.copytree(reported / "runs", tmp_path / "runs")
