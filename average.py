@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
+    from common.factory import saved_preparation
     from common.images import read_images
-    from common.training import saved_preparation
 
     torch.set_num_threads(options.threads or cpu_count())
     averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
@@ -131,8 +131,8 @@ def save_average(
     from common.checkpoint import save_tensors
     from common.data import Normalise
     from common.engine import check_logits, evaluation_batch, predict
+    from common.factory import create_saved
     from common.hardware import usable_precision
-    from common.training import create_saved
     from common.tta import TTA
 
     settings, device = facts["settings"], accelerator.device

@@ -159,10 +159,10 @@ def predictor(
 
     from common.data import Normalise
     from common.engine import check_logits, evaluation_batch, predict
+    from common.factory import create_saved, saved_preparation
     from common.hardware import usable_precision
     from common.images import image_shape, read_images
     from common.models import works_at
-    from common.training import create_saved, saved_preparation
 
     facts = models[0][1]
     settings = facts["settings"]

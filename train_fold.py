@@ -118,8 +118,8 @@ def is_short(cfg: Config, table: Table) -> bool:
 
 def check_everything(cfg: Train, table: Table, folds: Folds) -> None:
     """Refuse here, once, what every job would refuse; with --restart, throw the run away."""
+    from common.factory import check_choices, with_images_of
     from common.trackers import check_trackers
-    from common.training import check_choices, with_images_of
 
     check_trackers(cfg.log_with)
     check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
@@ -134,10 +134,10 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     from common.engine import agreed
+    from common.factory import check_choices, preparation_of, unused_at_first, with_images_of
     from common.hardware import asked_precision, usable_precision
     from common.images import conversion, read_images
     from common.trackers import check_trackers, tracking
-    from common.training import check_choices, preparation_of, unused_at_first, with_images_of
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
@@ -206,10 +206,10 @@ def train_fold(
         share_scores,
         train_epoch,
     )
+    from common.factory import prepare_training
     from common.hardware import out_of_memory_named
     from common.profiling import part, parts_timed, traced
     from common.trackers import finish_trackers, start_trackers
-    from common.training import prepare_training
     from common.tta import TTA
 
     folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)

@@ -27,10 +27,10 @@ from common.checkpoint import load_tensors
 from common.cli import parse
 from common.engine import evaluation_batch
 from common.errors import run_script
+from common.factory import create_saved
 from common.files import read_json, write_file
 from common.runs import INFERENCE_FILE, MODEL_FILE, fold_folder
 from common.system import cpu_count, keep_freed_memory
-from common.training import create_saved
 
 REPORT = Path(__file__).with_suffix(".md")
 SETTINGS = {"digit_cnn": (28, 6_000), "convnext_atto": (32, 2_000), "efficientnet_b0": (28, 1_500)}  # side, test rows

@@ -9,12 +9,12 @@ import torch
 from common.cache import Cache
 from common.config import Config
 from common.data import Normalise
+from common.factory import create_batches, preparation_of, with_images_of
 from common.images import read_images
 from common.metrics import targets_of
 from common.plots import draw_images
 from common.splits import Folds
 from common.tables import Table
-from common.training import create_batches, preparation_of, with_images_of
 
 
 def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> None:

@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from common.cache import DEFAULT_GB, Cache
 from common.config import Config
 from common.data import seed_of
+from common.factory import preparation_of, prepare_training, with_images_of
 from common.images import read_images
 from common.metrics import targets_of
 from common.optim import set_learning_rate
 from common.runs import DECODED_FOLDER
 from common.splits import Folds
 from common.tables import Table
-from common.training import preparation_of, prepare_training, with_images_of
 
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
 GIVE_UP = 4.0  # stop where the loss is this many times its lowest

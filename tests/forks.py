@@ -74,7 +74,7 @@ def serve(torch: bool) -> None:
     for name in ("typeguard", "sklearn.datasets", "sklearn.model_selection", "scipy.optimize", "scipy.sparse.csgraph"):
         importlib.import_module(name)  # what they or their libraries import when they need it
     if torch:
-        for name in ("accelerate", "training", "engine", "weights", "hardware"):
+        for name in ("accelerate", "factory", "engine", "weights", "hardware"):
             importlib.import_module(name if name == "accelerate" else f"common.{name}")
     answers = os.fdopen(os.dup(1), "w")  # the children's stdout is their own
     for line in sys.stdin:

@@ -16,12 +16,12 @@ from common.averaging import SELECTIONS, Best, Members, Snapshots, StochasticAve
 from common.checkpoint import load_tensors, without_prefix
 from common.data import Normalise
 from common.errors import UserError
+from common.factory import create_saved
 from common.metrics import log_mean_probability
 from common.predictions import read_predictions
 from common.runs import finished_folds
 from common.splits import match_folds, read_folds
 from common.tables import read_train_table
-from common.training import create_saved
 from common.tta import TTA
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.

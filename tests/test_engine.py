@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from common.config import Config
 from common.engine import train_epoch
+from common.factory import prepare_training
 from common.images import load_images
 from common.tables import read_train_table
-from common.training import prepare_training
 
 # No BatchNorm: its statistics, unlike everything else, are those of a micro-batch.
 CONFIG = Config(

@@ -11,10 +11,10 @@ from timm.optim import Lookahead, param_groups_layer_decay
 from common.checkpoint import load_tensors
 from common.config import Config
 from common.errors import UserError
+from common.factory import check_choices, create_model_and_optimiser
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.models import create_model
 from common.optim import set_learning_rate
-from common.training import check_choices, create_model_and_optimiser
 from common.weights import head_names
 
 DIGIT_CNN = ["--model-args", "widths=(4,6,8)"]

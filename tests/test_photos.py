@@ -20,13 +20,13 @@ from common.checkpoint import load_tensors
 from common.config import Config
 from common.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
 from common.errors import UserError
+from common.factory import preparation_of
 from common.images import pixels_of, read_images
 from common.models import photo_preparation, photo_size
 from common.predictions import read_predictions
 from common.runs import DECODED_FOLDER, MODEL_FILE, OOF_FILE, TEST_FILE
 from common.splits import changed_rows, make_folds, match_folds, read_folds, write_folds
 from common.tables import Table, read_test_table, read_train_table
-from common.training import preparation_of
 
 CPU = torch.device("cpu")
 WHOLE = Preparation(channels=3, side=16, stored=16, crop_mode="squash")
