@@ -94,6 +94,11 @@ def findings(sentences: Iterable[str]) -> Html:
 # ---- tables
 
 
+def note(text: str) -> Html:
+    """A paragraph that explains the figures around it."""
+    return element("p", text, class_="note")
+
+
 def table(frame: pd.DataFrame) -> Html:
     """A data frame as a table: numbers to the right, in the form that their column's name asks for."""
     numeric = {name: pd.api.types.is_numeric_dtype(frame[name]) for name in frame}

@@ -19,6 +19,7 @@ import sweep
 from common.cells import LAW_FILE
 from common.config import Config, training_settings
 from common.errors import UserError
+from common.evaluation import fold_scores, read_run
 from common.files import read_json, write_file, write_json
 from common.oof import join_oof
 from common.page import element, table
@@ -187,7 +188,7 @@ def test_the_epoch_is_also_chosen_without_the_fold_that_it_is_scored_on(tmp_path
         if k == 2:  # stopped early
             log = log.iloc[:2]
         write_file(path / LOG_FILE, log.to_csv(index=False))
-    per_fold = report.fold_scores(report.read_run(tmp_path / "run", folds))
+    per_fold = fold_scores(read_run(tmp_path / "run", folds))
     assert per_fold.best_minus_last.tolist() == pytest.approx([0.3, 0, 0])
     assert per_fold.their_epoch.tolist() == [2, 2, 2]
     assert per_fold.others_choice.tolist() == [0.9, 0.55, 0.55]
