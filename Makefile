@@ -1,6 +1,6 @@
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
-# make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md, 168 core minutes or more;
+# make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md, 300 core minutes or more;
 #                                                 TRAIN="--mixed-precision bf16" is added to each training, as for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
@@ -31,7 +31,7 @@ run: .venv/installed
 	$(PYTHON) infer.py $(TABLE) $(if $(TEST),--test $(TEST)) $(RUNS) $(SUBMISSION)
 	$(PYTHON) ensemble.py $(FOLDS) $(RUNS) $(SUBMISSION)
 
-digits: RECIPES := recipes/digits_best.yaml recipes/digits_elastic.yaml
+digits: RECIPES := recipes/digits_best.yaml recipes/digits_centred.yaml recipes/digits_elastic.yaml
 digits: RUNS := --runs-dir $(WORK)/digits
 digits: WITHOUT_DATA = $(error add DATA=path of the train table and TEST=path of the test table)
 digits: run
