@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.blend_sections import blend_sections, sweep_sections
 from common.cells import SWEEP_FILE
 from common.cli import parse
 from common.errors import UserError, run_script, warn
@@ -20,7 +19,8 @@ from common.evidence import Evidence
 from common.files import check_folder, write_file
 from common.metrics import check_metric
 from common.page import Section, findings, page, text_table
-from common.run_sections import comparison_sections, label_sections, noise_sections, run_sections
+from common.report_blends import blend_sections, sweep_sections
+from common.report_runs import comparison_sections, label_sections, noise_sections, run_sections
 from common.runs import WEIGHTS_FILE
 from common.splits import match_folds, read_folds
 from common.tables import read_train_table

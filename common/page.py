@@ -91,12 +91,12 @@ def findings(sentences: Iterable[str]) -> Html:
     return element("ul", *(element("li", sentence) for sentence in sentences), class_="findings")
 
 
-# ---- tables
-
-
 def note(text: str) -> Html:
     """A paragraph that explains the figures around it."""
     return element("p", text, class_="note")
+
+
+# ---- tables
 
 
 def table(frame: pd.DataFrame) -> Html:

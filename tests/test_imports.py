@@ -12,8 +12,8 @@ MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
 WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
 WITHOUT_TORCH += ["oof", "predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
 WITHOUT_TORCH += ["blending", "comparison", "nesting", "photos", "pixels", "tables", "text", "tta"]
-WITHOUT_TORCH += ["audit", "blend_sections", "evaluation", "evidence", "figures", "page", "records", "reliability"]
-WITHOUT_TORCH += ["run_sections", "shortlist", "significance"]
+WITHOUT_TORCH += ["audit", "evaluation", "evidence", "figures", "page", "records", "reliability", "report_blends"]
+WITHOUT_TORCH += ["report_runs", "shortlist", "significance"]
 WITHOUT_TORCH += ["cache", "decoding", "run_folder", "cluster", "deadline", "fold_jobs", "screen"]
 
 

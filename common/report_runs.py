@@ -1,6 +1,6 @@
 """The report's sections on runs: how they compare, what a seed does, each by itself, and labels that look wrong.
 
-Each function takes the evidence and gives what it has to say, which may be nothing.
+Each ``..._sections`` takes the evidence and gives what it has to say, which may be nothing.
 """
 
 from dataclasses import replace
