@@ -166,12 +166,9 @@ def create_batches(
     num_classes: int,
     normalise: Normalise,
     device: torch.device,
-    process: int = 0,
-    processes: int = 1,
     grey: bool = False,
-    nets: int = 1,
 ) -> TrainBatches:
-    """The batches that one of ``processes`` processes trains on, on ``device``."""
+    """The batches that a single process trains one net on, on ``device``."""
     return TrainBatches(
         images=images,
         targets=torch.from_numpy(targets).to(device),
@@ -179,13 +176,13 @@ def create_batches(
         num_classes=num_classes,
         batch_size=cfg.batch_size,
         micro_batches=cfg.accumulate,
-        process=process,
-        processes=processes,
+        process=0,
+        processes=1,
         seed=cfg.seed,
         augment=augmentation_of(cfg, grey),
         normalise=normalise,
         label_smoothing=cfg.label_smoothing,
-        epochs=cfg.epochs // nets,
+        epochs=cfg.epochs,
         sampling=cfg.sampling,
         side=cfg.img_size,
     )
@@ -205,17 +202,11 @@ def prepare_training(
         pixels_of(images, torch.from_numpy(rows).split(MEASURED_AT_ONCE), accelerator.device)
     )
     selection = create_selection(cfg, length_of(cfg, len(rows) // cfg.batch_size))
-    batches = create_batches(
-        cfg,
-        images,
-        targets,
-        rows,
-        len(classes),
-        normalise,
-        accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
-        nets=selection.nets,
+    batches = replace(
+        create_batches(cfg, images, targets, rows, len(classes), normalise, accelerator.device),
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        epochs=cfg.epochs // selection.nets,
     )
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     example, _ = next(batches.epoch(0))
