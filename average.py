@@ -129,24 +129,18 @@ def save_average(
 
     from common.averaging import measure_batchnorm
     from common.checkpoint import save_tensors
-    from common.data import Normalise
-    from common.engine import check_logits, evaluation_batch, predict
-    from common.factory import create_saved
-    from common.hardware import usable_precision
-    from common.tta import TTA
+    from common.engine import check_logits
+    from common.factory import create_saved, saved_micro_batch, saved_predictor
 
     settings, device = facts["settings"], accelerator.device
     model = create_saved(facts).to(device, memory_format=getattr(torch, facts["memory_format"]))
     model.load_state_dict(tensors)
     held_out = folds.fold == int(facts["fold"])
-    train_rows, valid_rows = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (~held_out, held_out))
-    normalise, size = Normalise(**facts["normalise"]), settings["batch_size"] // settings["accumulate"]
-    side = settings["img_size"]
+    predict = saved_predictor(facts, accelerator, images)
     if not keyword_arguments("freeze", settings.get("freeze", [])).get("batchnorm"):  # that was held still
-        measure_batchnorm(model, images, train_rows, normalise, size, side)
-    precision = usable_precision(settings["mixed_precision"])
-    at_once = evaluation_batch(size)
-    [logits] = predict(accelerator, model, images, valid_rows, normalise, TTA["none"], precision, at_once, side)
+        train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(device)
+        measure_batchnorm(model, images, train_rows, predict.normalise, saved_micro_batch(facts), predict.side)
+    [logits] = predict(model, np.flatnonzero(held_out))
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")
     oof = Predictions(folds.ids[held_out], logits, folds.classes, folds.labels[held_out], folds.fold[held_out])
     metrics = {name: facts[name] for name in METRICS_FACTS} | {"averaged": facts["averaged"]}

@@ -23,7 +23,7 @@ from common.cli import parse
 from common.config import differences
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_json
-from common.metrics import blocks, describe, log_mean_probability, targets_of
+from common.metrics import blocks, describe, log_mean_probability
 from common.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs import (
     INFERENCE_FILE,
@@ -158,9 +158,8 @@ def predictor(
     from accelerate import Accelerator
 
     from common.data import Normalise
-    from common.engine import check_logits, evaluation_batch, predict
-    from common.factory import create_saved, saved_preparation
-    from common.hardware import usable_precision
+    from common.engine import check_logits
+    from common.factory import create_saved, saved_predictor, saved_preparation
     from common.images import image_shape, read_images
     from common.models import works_at
 
@@ -170,13 +169,12 @@ def predictor(
         what = f"has images of {image_shape(table)} (channels, side), the models were trained on {facts['image_shape']}"
         raise UserError(table.source, what, "take the test table that belongs to the train table")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    precision = usable_precision(settings["mixed_precision"])
-    at_once = evaluation_batch(settings["batch_size"] // (settings["accumulate"] * facts["processes"]))
     prepare = saved_preparation(facts)
     if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
         what = "looks at what lies outside the middle of an image, and these models see all of it"
         raise UserError("--tta", what, "leave out the five crops")
     images = read_images(table, prepare, accelerator.device, Cache(cache_gb), row_shas, torch.get_num_threads())
+    predict = saved_predictor(facts, accelerator, images)
     model = create_saved(facts).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
     for side in {view.look(torch.zeros(1, 1, prepare.side, prepare.side)).shape[-1] for view in views}:
         if side != settings["img_size"] and not works_at(model, len(facts["classes"]), settings["channels"], side):
@@ -186,9 +184,7 @@ def predictor(
     def predict_rows(number: int, rows: np.ndarray) -> np.ndarray:
         tensors, facts = models[number]
         model.load_state_dict(tensors)
-        normalise = Normalise(**facts["normalise"])
-        rows = torch.from_numpy(rows).to(accelerator.device)
-        logits = predict(accelerator, model, images, rows, normalise, views, precision, at_once, prepare.side)
+        logits = replace(predict, normalise=Normalise(**facts["normalise"]))(model, rows, views)
         check_logits(f"{facts['run']}, fold {facts['fold']}", logits, "train this fold again with a lower --lr")
         return logits
 
@@ -308,7 +304,7 @@ def score_out_of_fold(
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
     outputs = predict_with_each(models, table, rows_of_model, views, folds.row_shas, options.cache_gb)
     logits = np.concatenate(outputs, axis=1)
-    targets = targets_of(folds.labels[rows], folds.classes)
+    targets = folds.targets[rows]
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
     part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS
 

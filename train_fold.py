@@ -30,7 +30,7 @@ from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
 from common.fold_jobs import late, train_side_by_side
 from common.jobs import STARTED_BY_US, SideBySide, slots_for
-from common.metrics import accuracy, score, show, targets_of
+from common.metrics import accuracy, score, show
 from common.predictions import check_store
 from common.run_folder import (
     check_place,
@@ -44,7 +44,7 @@ from common.run_folder import (
 )
 from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, unfinished
 from common.screen import BAR_WANTED
-from common.splits import Folds, leaks, match_folds, read_folds
+from common.splits import Folds, leaks, match_folds, read_folds, split_rows
 from common.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
 from common.tables import Table, read_train_table
 
@@ -59,6 +59,21 @@ class Train(SideBySide, Config):
     profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all
     trace: bool = False  # write torch's trace of the first epoch into the fold's folder, for ui.perfetto.dev
     store: str = "float32"  # form of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the folds that one call trains have in common."""
+
+    cfg: Train
+    folds: Folds
+    images: Any  # of every row (common/images.py)
+    facts: dict[str, Any]  # what each fold's files say of the run
+    deadline: Deadline
+
+    def folder_of(self, fold: str) -> Path:
+        """Where the fold's files lie."""
+        return fold_folder(Path(self.cfg.runs_dir) / self.cfg.run_name, fold)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg.show_batch:
         from common.preview import draw_batch
 
-        draw_batch(Path(cfg.show_batch), cfg, table, folds, rows_of(folds, wanted[0], cfg)[0])
+        draw_batch(Path(cfg.show_batch), cfg, table, folds, filled_rows(folds, wanted[0], cfg))
         return
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
@@ -106,6 +121,15 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     if asked not in [*numbers, "full"]:
         raise UserError("--fold", f"there is no fold {asked}", f"use 0 to {folds.count - 1}, all, or full")
     return [asked]
+
+
+def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
+    """The rows that a fold trains on; raises UserError where they do not fill one batch."""
+    rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
+    if len(rows) < cfg.batch_size:
+        what = f"{cfg.batch_size} images are more than the {len(rows)} training rows"
+        raise UserError("--batch-size", what, f"use at most {len(rows)}")
+    return rows
 
 
 def is_short(cfg: Config, table: Table) -> bool:
@@ -166,7 +190,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
     if loaded := check_choices(cfg, folds.classes, share, not table.of_photos):
         accelerator.print(f"weights: {loaded}")
     for fold in wanted:
-        rows_of(folds, fold, cfg)  # refuses a batch that a fold cannot fill
+        filled_rows(folds, fold, cfg)
     prepare = preparation_of(cfg, table)
     if cfg.cache_gb != DEFAULT_GB and not table.of_photos:
         warn("--cache-gb has no effect: the images are no photos")
@@ -178,44 +202,33 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
         accelerator.print(f"images: {converted}")
     cache = Cache(0 if cfg.limit else cfg.cache_gb, str(Path(cfg.runs_dir) / DECODED_FOLDER))
     images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, threads, accelerator.print)
-    facts = run_facts(cfg, accelerator.num_processes, folds, table, prepare)
+    call = Call(cfg, folds, images, run_facts(cfg, accelerator.num_processes, folds, table, prepare), deadline)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(accelerator, late(deadline, run_folder, fold, cfg.epochs)):
             continue
         later = len(unfinished(run_folder, wanted[position + 1 :]))
         # One each: what an accelerator has prepared, and its loss scaler, must not outlive the fold.
-        tracked = create_accelerator(**tracking(cfg.log_with, fold_folder(run_folder, fold)))
-        train_fold(cfg, tracked, images, folds, fold, facts, later, deadline)
+        train_fold(call, create_accelerator(**tracking(cfg.log_with, call.folder_of(fold))), fold, later)
     accelerator.end_training()  # a process that leaves while the group's threads live on may abort
 
 
-def train_fold(
-    cfg: Train, accelerator, images, folds: Folds, fold: str, facts: dict[str, Any], later: int, deadline: Deadline
-) -> None:
-    """Train one fold, from scratch or from its last finished epoch, and predict its rows, if the time allows."""
-    import torch
+def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
+    """Train one fold, from scratch or from its last finished epoch, and predict its rows, if the time allows.
 
-    from common.data import seed_of
-    from common.engine import (
-        REMEDY,
-        agreed,
-        check_logits,
-        evaluation_batch,
-        predict,
-        share_buffers,
-        share_scores,
-        train_epoch,
-    )
-    from common.factory import prepare_training
+    Raises:
+        UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3); the
+            loss, weights or predictions are no longer finite numbers (exit 4).
+    """
+    from common.engine import agreed, share_buffers
     from common.hardware import out_of_memory_named
-    from common.profiling import part, parts_timed, traced
+    from common.profiling import part, parts_timed
     from common.trackers import finish_trackers, start_trackers
-    from common.tta import TTA
 
-    folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
+    cfg, folds, is_main = call.cfg, call.folds, accelerator.is_main_process
+    folder = call.folder_of(fold)
     with ExitStack() as held:
         held.enter_context(out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate))
-        if accelerator.is_main_process:
+        if is_main:
             check_lock = held.enter_context(locked(folder))
             start_or_go_on(folder, cfg, folds)
         accelerator.wait_for_everyone()
@@ -223,102 +236,113 @@ def train_fold(
         if agreed(accelerator, is_finished(folder)):
             accelerator.print(finished_line(folder, fold, cfg.metric))
             return
-
-        # Set up: rows, model and optimiser, then where an interrupted call left them
-        train_rows, valid_rows = rows_of(folds, fold, cfg)
-        targets = targets_of(folds.labels, folds.classes)
-        torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
-        training = prepare_training(cfg, accelerator, images, targets, train_rows, folds.classes)
-        steps, normalise = training.batches.steps, training.batches.normalise
-        at_once = evaluation_batch(cfg.batch_size // (accelerator.num_processes * cfg.accumulate))
-        facts = facts | {
-            "fold": fold,
-            "normalise": dataclasses.asdict(normalise),
-            "memory_format": training.memory_format,
-        }
-        if agreed(accelerator, (folder / CHECKPOINT_FILE).exists()):
-            training.restore(folder / CHECKPOINT_FILE, facts)
-            accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
-
-        if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
-            copies = 1 if (folder / CHECKPOINT_FILE).exists() else 2
-            check_folder(folder, copies * training.bytes_of_checkpoint)
-
-        def predict_valid_rows() -> np.ndarray:
-            rows = torch.from_numpy(valid_rows).to(accelerator.device)
-            how = (normalise, TTA["none"], cfg.mixed_precision, at_once, cfg.img_size)
-            logits = predict(accelerator, training.scored, images, rows, *how)[0]
-            check_logits(f"fold {fold}, epoch {epoch + 1}", logits, REMEDY)
-            return logits
+        training, facts, valid_rows = set_up(call, accelerator, fold)
 
         # Train
         start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
-        epoch, logits = len(training.log) - 1, None
-        held.enter_context(parts_timed(cfg.profile and accelerator.is_main_process))
+        held.enter_context(parts_timed(cfg.profile and is_main))
+        logits = None
         while not training.is_over:
             pace = training.log[-1]["seconds"] if training.log else 0.0
-            if deadline.is_set and agreed(accelerator, deadline.misses(pace)):
+            if call.deadline.is_set and agreed(accelerator, call.deadline.misses(pace)):
                 done = f"fold {fold} stops after epoch {len(training.log)} of {cfg.epochs}"
                 accelerator.print(f"{done}: the next would not end within --hours; the same command goes on")
                 finish_trackers(accelerator)
                 return
-            epoch, started = len(training.log), time.perf_counter()
-            torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
-            trace = folder / TRACE_FILE if cfg.trace and epoch == 0 and accelerator.is_main_process else None
-            with traced(trace, steps), epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator) as bar:
-                train_loss = train_epoch(accelerator, training, epoch, cfg.clip_grad, bar)
-            train_seconds = time.perf_counter() - started
-            share_buffers(accelerator, training.model, training.scored)
-            row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
-            if len(valid_rows):
-                with part("evaluation"):
-                    logits, valid_targets = predict_valid_rows(), targets[valid_rows]
-                valid = share_scores(accelerator, score(logits, valid_targets))
-                row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
-                if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
-                    row["even_accuracy"] = accuracy(logits[::2], valid_targets[::2])
-                    row["odd_accuracy"] = accuracy(logits[1::2], valid_targets[1::2])
-            row |= {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}
+            row, logits = train_and_score(call, accelerator, training, fold, valid_rows)
             training.end_epoch(row)
-            accelerator.log(row, step=epoch + 1)
-            if accelerator.is_main_process:
+            accelerator.log(row, step=row["epoch"])
+            if is_main:
                 check_lock()
                 # The log first: an epoch whose checkpoint was not written is trained, and logged, again.
                 with part("saving"):
                     write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
                     training.save(folder / CHECKPOINT_FILE, facts)
-                print(epoch_line(fold, training.log, cfg, later), flush=True)
-
+                print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
         finish_trackers(accelerator)
 
         # Keep the chosen weights and what they say about the rows that they have not seen
         if training.use_selected() or logits is None:  # else they are those that the last epoch was scored with
             share_buffers(accelerator, training.scored)
-            with part("evaluation"):
-                logits = predict_valid_rows() if len(valid_rows) else None
-        if accelerator.is_main_process:
+            where = f"fold {fold}, epoch {len(training.log)}"
+            logits = predict_held_out(call, accelerator, training, valid_rows, where)
+        if is_main:
             check_lock()
             with part("saving"):
                 save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
 
 
-def rows_of(folds: Folds, fold: str, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to validate on, after --train-fraction (per class) and --limit."""
-    held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
-    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
-    if cfg.train_fraction < 1:
-        kept, targets = [], targets_of(folds.labels[train], folds.classes)
-        of_each_class = np.split(train[np.argsort(targets, kind="stable")], np.cumsum(np.bincount(targets))[:-1])
-        for rows in map(random.permutation, of_each_class):
-            kept.append(rows[: max(1, round(cfg.train_fraction * len(rows)))])
-        train = np.sort(np.concatenate(kept))
-    if cfg.limit:
-        train, valid = (np.sort(random.permutation(rows)[: cfg.limit]) for rows in (train, valid))
-    if len(train) < cfg.batch_size:
-        what = f"{cfg.batch_size} images are more than the {len(train)} training rows"
-        raise UserError("--batch-size", what, f"use at most {len(train)}")
-    return train, valid
+def set_up(call: Call, accelerator, fold: str):
+    """Everything that a fold's epochs change, where an interrupted call left it; its facts; the rows it holds out."""
+    import torch
+
+    from common.data import seed_of
+    from common.engine import agreed
+    from common.factory import prepare_training
+
+    cfg, folds = call.cfg, call.folds
+    train_rows, valid_rows = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
+    torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
+    training = prepare_training(cfg, accelerator, call.images, folds.targets, train_rows, folds.classes)
+    facts = call.facts | {
+        "fold": fold,
+        "normalise": dataclasses.asdict(training.batches.normalise),
+        "memory_format": training.memory_format,
+    }
+    folder = call.folder_of(fold)
+    checkpoint = folder / CHECKPOINT_FILE
+    if agreed(accelerator, checkpoint.exists()):
+        training.restore(checkpoint, facts)
+        accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
+    if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
+        check_folder(folder, (1 if checkpoint.exists() else 2) * training.bytes_of_checkpoint)
+    return training, facts, valid_rows
+
+
+def train_and_score(
+    call: Call, accelerator, training, fold: str, valid_rows: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Train for an epoch, score the rows held out: the epoch's row of log.csv, and logits (rows, classes) if any."""
+    import torch
+
+    from common.data import seed_of
+    from common.engine import share_buffers, share_scores, train_epoch
+    from common.profiling import traced
+
+    cfg, steps = call.cfg, training.batches.steps
+    epoch, started = len(training.log), time.perf_counter()
+    torch.manual_seed(seed_of("dropout", cfg.seed, epoch, accelerator.process_index))
+    trace = call.folder_of(fold) / TRACE_FILE if cfg.trace and epoch == 0 and accelerator.is_main_process else None
+    with traced(trace, steps), epoch_bar(fold, epoch, steps * cfg.batch_size, accelerator) as bar:
+        train_loss = train_epoch(accelerator, training, epoch, cfg.clip_grad, bar)
+    train_seconds = time.perf_counter() - started
+    share_buffers(accelerator, training.model, training.scored)
+    row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
+    logits = predict_held_out(call, accelerator, training, valid_rows, f"fold {fold}, epoch {epoch + 1}")
+    if logits is not None:
+        targets = call.folds.targets[valid_rows]
+        valid = share_scores(accelerator, score(logits, targets))
+        row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
+        if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
+            row["even_accuracy"] = accuracy(logits[::2], targets[::2])
+            row["odd_accuracy"] = accuracy(logits[1::2], targets[1::2])
+    return row | {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}, logits
+
+
+def predict_held_out(call: Call, accelerator, training, rows: np.ndarray, where: str) -> np.ndarray | None:
+    """Logits (rows, classes) of the rows held out, None without any; UserError (exit 4) unless all are finite."""
+    from common.engine import REMEDY, Predictor, check_logits, evaluation_batch
+    from common.profiling import part
+
+    if not len(rows):
+        return None
+    cfg, batches = call.cfg, training.batches
+    at_once = evaluation_batch(batches.micro_batch_size)
+    predict = Predictor(accelerator, call.images, batches.normalise, cfg.mixed_precision, at_once, cfg.img_size)
+    with part("evaluation"):
+        [logits] = predict(training.scored, rows)
+        check_logits(where, logits, REMEDY)
+    return logits
 
 
 def epoch_bar(fold: str, epoch: int, images: int, accelerator):

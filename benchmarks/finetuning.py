@@ -28,7 +28,7 @@ from common.files import read_json, write_file, write_json
 from common.geometry import cropped
 from common.images import pixels_of, read_images
 from common.jobs import Job, LocalSlot, run_jobs
-from common.metrics import score, targets_of
+from common.metrics import score
 from common.models import create_model, photo_preparation
 from common.runs import DECODED_FOLDER, is_finished, read_metrics
 from common.splits import match_folds, read_folds
@@ -123,7 +123,7 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
         for pixels in pixels_of(images, torch.arange(len(table.ids)).split(64), torch.device("cpu")):
             seen = normalise(cropped(pixels, side).float().div_(255))
             features.append(model.forward_head(model.forward_features(seen), pre_logits=True))
-    features, targets = torch.cat(features).numpy(), targets_of(folds.labels, folds.classes)
+    features, targets = torch.cat(features).numpy(), folds.targets
     rows, shares = np.isin(folds.fold, numbers), np.zeros((len(targets), len(folds.classes)))
     for number in numbers:
         held_out = folds.fold == number

@@ -160,13 +160,13 @@ def create_selection(cfg: Config, length: Length) -> Last:
 
 @torch.no_grad()
 def measure_batchnorm(
-    model: nn.Module, images: Images, rows: Tensor, normalise: Normalise, batch_size: int, side: int = 0
+    model: nn.Module, images: Images, rows: Tensor, normalise: Normalise, batch_size: int, side: int
 ) -> None:
     """Give BatchNorm the statistics of some rows' images, un-augmented, at the weights that the model has now.
 
-    The model sees the middle ``side`` px of each (0: all). The average of weights has had no batch of its own.
-    ``rows`` are those of the training, on its device; every process measures all of them, so all find the same. Unlike
-    torch's update_bn, dropout stays off and layers that are frozen keep what they have.
+    The model sees the middle ``side`` px of each, ``batch_size`` images at a time. The average of weights has had no
+    batch of its own. ``rows`` are those of the training, on its device; every process measures all of them, so all
+    find the same. Unlike torch's update_bn, dropout stays off and layers that are frozen keep what they have.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
@@ -178,7 +178,7 @@ def measure_batchnorm(
         layer.train()
     whole = (some for some in rows.split(batch_size) if len(some) == batch_size)
     for pixels in pixels_of(images, whole, rows.device):
-        model(normalise(cropped(pixels, side or pixels.shape[-1]).float().div_(255)))
+        model(normalise(cropped(pixels, side).float().div_(255)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

@@ -82,12 +82,17 @@ class TrainBatches:
         """Optimiser steps per epoch."""
         return len(self.rows) // self.batch_size
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that a process takes at a time."""
+        return self.batch_size // (self.processes * self.micro_batches)
+
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
         mix = self.augment.mix
         mix = mix if mix and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs else None
         order = self.order_of(epoch)
-        size = self.batch_size // (self.processes * self.micro_batches)
+        size = self.micro_batch_size
         shares = []
         for step in range(self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,6 +1,7 @@
-"""The two loops that everything uses: train_epoch and predict."""
+"""The two loops that everything uses: train_epoch, and that of a Predictor."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from common.images import Images, pixels_of
 from common.optim import set_learning_rate
 from common.profiling import part
 from common.training import Training
-from common.tta import View
+from common.tta import TTA, View
 
 REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint stands"
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
@@ -112,43 +113,44 @@ def evaluation_batch(micro_batch: int) -> int:
     return max(64, 4 * micro_batch)
 
 
-@torch.inference_mode()
-def predict(
-    accelerator: Accelerator,
-    model: nn.Module,
-    images: Images,
-    rows: Tensor,
-    normalise: Normalise,
-    views: Sequence[View],
-    precision: str,
-    batch_size: int,
-    side: int = 0,
-) -> np.ndarray:
-    """Logits of some rows' images, float32 (views, len(rows), classes), the same on every process.
+@dataclass(frozen=True)
+class Predictor:
+    """From row numbers to a model's logits, over all processes."""
 
-    A view sees a part of ``side`` px (0: all) of the images. ``batch_size`` images at a time per process, in
-    ``precision`` (no, fp16 or bf16). Each batch carries its places in ``rows``; every place is written exactly once
-    (asserted), whatever the number of processes.
-    """
-    model.eval()
-    logits, written = None, np.zeros(len(rows), dtype=np.int64)
-    together, device = batch_size * accelerator.num_processes, accelerator.device
-    places_of_all = [
-        torch.arange(first, first + together, device=device).view(-1, batch_size)[accelerator.process_index]
-        for first in range(0, len(rows), together)
-    ]
-    wanted = (rows[places.clamp_max(len(rows) - 1)] for places in places_of_all)
-    for mine, pixels in zip(places_of_all, pixels_of(images, wanted, device), strict=True):
-        real, pixels = mine < len(rows), pixels.float().div_(255)
-        seen = {view.place: cropped(pixels, side or pixels.shape[-1], *view.place) for view in views}
-        with autocast(device, precision):
-            outputs = torch.stack([model(normalise(view.look(seen[view.place]))).float() for view in views], dim=1)
-        places, outputs = accelerator.gather((torch.where(real, mine, -1), outputs))
-        places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
-        if logits is None:
-            logits = np.zeros((len(views), len(rows), outputs.shape[2]), dtype=np.float32)
-        places, outputs = places[places >= 0], outputs[places >= 0]
-        logits[:, places] = outputs.transpose(1, 0, 2)
-        written[places] += 1
-    assert (written == 1).all(), "a row was predicted never or twice"
-    return logits
+    accelerator: Accelerator
+    images: Images
+    normalise: Normalise
+    precision: str  # no, fp16 or bf16
+    batch_size: int  # images at a time on each process
+    side: int  # px that a view sees of each image
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module, rows: np.ndarray, views: Sequence[View] = TTA["none"]) -> np.ndarray:
+        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), classes), the same on every process.
+
+        Each batch carries its places in ``rows``; every place is written exactly once (asserted), whatever the number
+        of processes.
+        """
+        model.eval()
+        logits, written = None, np.zeros(len(rows), dtype=np.int64)
+        accelerator, device, size = self.accelerator, self.accelerator.device, self.batch_size
+        rows, together = torch.from_numpy(rows).to(device), size * accelerator.num_processes
+        places_of_all = [
+            torch.arange(first, first + together, device=device).view(-1, size)[accelerator.process_index]
+            for first in range(0, len(rows), together)
+        ]
+        wanted = (rows[places.clamp_max(len(rows) - 1)] for places in places_of_all)
+        for mine, pixels in zip(places_of_all, pixels_of(self.images, wanted, device), strict=True):
+            real, pixels = mine < len(rows), pixels.float().div_(255)
+            seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
+            with autocast(device, self.precision):
+                outputs = [model(self.normalise(view.look(seen[view.place]))).float() for view in views]
+            places, outputs = accelerator.gather((torch.where(real, mine, -1), torch.stack(outputs, dim=1)))
+            places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
+            if logits is None:
+                logits = np.zeros((len(views), len(rows), outputs.shape[2]), dtype=np.float32)
+            places, outputs = places[places >= 0], outputs[places >= 0]
+            logits[:, places] = outputs.transpose(1, 0, 2)
+            written[places] += 1
+        assert (written == 1).all(), "a row was predicted never or twice"
+        return logits

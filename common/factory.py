@@ -21,9 +21,10 @@ from common.cli import keyword_arguments
 from common.config import Config, saved_config
 from common.data import Normalise, TrainBatches, seed_of
 from common.decoding import Preparation
+from common.engine import Predictor, evaluation_batch
 from common.errors import UserError, warn
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
-from common.hardware import check_compile, memory_format
+from common.hardware import check_compile, memory_format, usable_precision
 from common.images import Images, image_shape, pixels_of
 from common.losses import create_loss, with_head_for
 from common.metrics import check_metric
@@ -110,6 +111,23 @@ def create_model_and_optimiser(
     optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
     scale_learning_rates(optimiser, model, cfg.layer_decay, cfg.backbone_lr_scale)
     return model, optimiser, frozen, loaded
+
+
+def saved_micro_batch(facts: Mapping[str, Any]) -> int:
+    """Images that each process took at a time in the training of a weights file."""
+    return facts["settings"]["batch_size"] // (facts["settings"]["accumulate"] * facts["processes"])
+
+
+def saved_predictor(facts: Mapping[str, Any], accelerator: Accelerator, images: Images) -> Predictor:
+    """What predicts ``images`` as the training of a weights file did, in its precision if this device can."""
+    return Predictor(
+        accelerator,
+        images,
+        normalise=Normalise(**facts["normalise"]),
+        precision=usable_precision(facts["settings"]["mixed_precision"]),
+        batch_size=evaluation_batch(saved_micro_batch(facts)),
+        side=saved_preparation(facts).side,
+    )
 
 
 def length_of(cfg: Config, steps: int, nets: int = 1) -> Length:

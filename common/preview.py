@@ -11,7 +11,6 @@ from common.config import Config
 from common.data import Normalise
 from common.factory import create_batches, preparation_of, with_images_of
 from common.images import read_images
-from common.metrics import targets_of
 from common.plots import draw_images
 from common.splits import Folds
 from common.tables import Table
@@ -22,9 +21,8 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
     device, nothing_kept = torch.device("cpu"), Cache(0)
     images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
-    targets = targets_of(folds.labels, folds.classes)
-    plain = Normalise((0.0,), (1.0,))
-    batches = create_batches(cfg, images, targets, rows, len(folds.classes), plain, device, grey=not table.of_photos)
+    plain, grey = Normalise((0.0,), (1.0,)), not table.of_photos
+    batches = create_batches(cfg, images, folds.targets, rows, len(folds.classes), plain, device, grey)
     images, targets = next(batches.epoch(0))
     shares = [
         [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]

@@ -18,10 +18,9 @@ from common.config import Config
 from common.data import seed_of
 from common.factory import preparation_of, prepare_training, with_images_of
 from common.images import read_images
-from common.metrics import targets_of
 from common.optim import set_learning_rate
 from common.runs import DECODED_FOLDER
-from common.splits import Folds
+from common.splits import Folds, split_rows
 from common.tables import Table
 
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
@@ -54,8 +53,8 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
     cache = Cache(DEFAULT_GB, str(Path(cfg.runs_dir) / DECODED_FOLDER))
     prepare = preparation_of(cfg, table)
     images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads)
-    rows = np.flatnonzero(folds.fold != int(cfg.fold))
-    training = prepare_training(cfg, accelerator, images, targets_of(folds.labels, folds.classes), rows, folds.classes)
+    rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
+    training = prepare_training(cfg, accelerator, images, folds.targets, rows, folds.classes)
     training.start_epoch(0)
     model, optimiser = training.wrapped, training.optimiser
     parts = (part for epoch in count() for part in training.batches.epoch(epoch))

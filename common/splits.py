@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import sha256, write_file
-from common.metrics import names_in_short
+from common.metrics import names_in_short, targets_of
 from common.tables import Table
 from common.text import read_cells, row_of, text_array
 
@@ -37,10 +38,15 @@ class Folds:
     def count(self) -> int:
         return int(self.fold.max()) + 1
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
         """The distinct labels, sorted as text: this order is the order of a model's outputs."""
         return sorted(set(self.labels))
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The class number of each row, int64 (n)."""
+        return targets_of(self.labels, self.classes)
 
     @property
     def fingerprint(self) -> str:
@@ -270,6 +276,25 @@ def _refuse_holes(fold: np.ndarray, where: str, remedy: str) -> None:
 
 
 # ---- folds and their table
+
+
+def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (int64) to train on and to validate on when ``fold`` ("full": none) is held out.
+
+    ``train_fraction`` of each class is trained on, and ``limit`` rows (0: all) of either part are kept, drawn at random
+    but the same for every seed.
+    """
+    held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
+    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
+    if train_fraction < 1:
+        targets = folds.targets[train]
+        of_each_class = np.split(train[np.argsort(targets, kind="stable")], np.cumsum(np.bincount(targets))[:-1])
+        kept = [rows[: max(1, round(train_fraction * len(rows)))] for rows in map(random.permutation, of_each_class)]
+        train = np.sort(np.concatenate(kept))
+    if limit:
+        train, valid = (np.sort(random.permutation(rows)[:limit]) for rows in (train, valid))
+    return train, valid
 
 
 def match_folds(folds: Folds, table: Table) -> Folds:

@@ -120,8 +120,8 @@ class Training:
             self.scored.load_state_dict(kept[0])
         if self.selection.averages and not self.frozen.batchnorm:
             batches = self.batches
-            size = batches.batch_size // (batches.processes * batches.micro_batches)
-            measure_batchnorm(self.scored, batches.images, batches.rows, batches.normalise, size, batches.side)
+            how = (batches.normalise, batches.micro_batch_size, batches.side)
+            measure_batchnorm(self.scored, batches.images, batches.rows, *how)
         return bool(kept)
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ def test_swa_measures_batchnorm_on_the_training_rows():
     model[0].running_mean.fill_(7.0)
     model[0].num_batches_tracked.fill_(100)  # what it has seen must not weigh
     model[2].weight.requires_grad_(False)  # frozen: what it learned elsewhere stays
-    measure_batchnorm(model, images, torch.arange(10, 50), normalise, 8)
+    measure_batchnorm(model, images, torch.arange(10, 50), normalise, batch_size=8, side=4)
     pixels = normalise(images[10:].float() / 255)
     assert model[0].running_mean.item() == pytest.approx(pixels.mean().item(), abs=1e-4)
     assert model[0].running_var.item() == pytest.approx(pixels.var().item(), rel=2e-2)  # a mean over batches

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,9 @@ from accelerate import Accelerator
 
 from common.cli import keyword_arguments
 from common.data import Normalise
-from common.engine import predict
+from common.engine import Predictor
 from common.errors import UserError
 from common.models import build, create_model, working_settings
-from common.tta import TTA
 
 DIGIT = 28  # px
 SMALL_FAMILIES = [
@@ -72,8 +72,8 @@ def test_every_family_trains_and_predicts_from_digits_as_the_check_proposes(name
         torch.optim.SGD(model.get_classifier().parameters(), lr=0.01).step()
         torch.manual_seed(0)
         assert F.cross_entropy(model(pixels), targets) < before
-        accelerator, plain = Accelerator(cpu=True), Normalise((0.0,), (1.0,))
-        logits = predict(accelerator, model, images, torch.arange(4), plain, TTA["none"], "no", 4)
+        predict = Predictor(Accelerator(cpu=True), images, Normalise((0.0,), (1.0,)), "no", batch_size=4, side=img_size)
+        logits = predict(model, np.arange(4))
         assert logits.shape == (1, 4, 10) and (abs(logits) < 1e6).all()
 
 
