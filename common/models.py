@@ -235,10 +235,10 @@ def build(
                 raise
             return timm.create_model(name, **arguments)
     except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown:
+        # Python's words: argument 'x'; timm's own, of some families: argument(s): ['x'].
+        if unknown := re.search(r"unexpected keyword argument[^']*'(\w+)'", str(error)):
             raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its class in timm") from error
-        raise
+        return error
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, NotImplementedError) as error:
         return error
 

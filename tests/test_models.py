@@ -156,6 +156,7 @@ def test_a_model_that_would_look_at_a_part_of_each_image_is_refused():
         ("digit_cnn", {"width": 3}, "--model-args: digit_cnn has no argument width"),
         ("digit_cnn", {"widths": (8, 16)}, "2 widths and 3 depths: give one of each for every stage"),
         ("efficientnet_b0", {"patch_size": 3}, "--model-args: efficientnet_b0 has no argument patch_size"),
+        ("vovnet39a", {}, "use --img-size 32"),  # timm refuses arguments in words of its own
     ],
 )
 def test_unknown_models_and_arguments_are_named(name, model_args, message):
