@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from common.cache import DEFAULT_GB, Cache
-from common.cli import keyword_arguments, parse
+from common.cli import parse
+from common.config import saved_config
 from common.errors import UserError, run_script
 from common.files import check_folder, write_json
 from common.metrics import describe, score
@@ -131,13 +132,17 @@ def save_average(
     from common.checkpoint import save_tensors
     from common.engine import check_logits
     from common.factory import create_saved, saved_micro_batch, saved_predictor
+    from common.finetune import frozen_parts
 
     settings, device = facts["settings"], accelerator.device
     model = create_saved(facts).to(device, memory_format=getattr(torch, facts["memory_format"]))
     model.load_state_dict(tensors)
     held_out = folds.fold == int(facts["fold"])
     predict = saved_predictor(facts, accelerator, images)
-    if not keyword_arguments("freeze", settings.get("freeze", [])).get("batchnorm"):  # that was held still
+    cfg = saved_config(settings)
+    frozen = frozen_parts(cfg, model)
+    frozen.apply(model, cfg.epochs - 1)  # what was held still to the end is no average and is not measured
+    if not frozen.batchnorm:
         train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(device)
         measure_batchnorm(model, images, train_rows, predict.normalise, saved_micro_batch(facts), predict.side)
     [logits] = predict(model, np.flatnonzero(held_out))

@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
-from common.config import Config, check_config
+from common.config import Config, check_config, of_fold
 from common.deadline import Deadline
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if todo and (len(slots) > 1 or slots[0].elsewhere):
-        check_everything(cfg, table, folds)
+        check_everything(cfg, table, folds, todo)
         train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
     else:
         train_in_turn(cfg, table, folds, wanted, deadline)
@@ -140,15 +140,28 @@ def is_short(cfg: Config, table: Table) -> bool:
     return cfg.epochs * rows * table.images[0].size < 10e6
 
 
-def check_everything(cfg: Train, table: Table, folds: Folds) -> None:
+def check_everything(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
     """Refuse here, once, what every job would refuse; with --restart, throw the run away."""
     from common.factory import check_choices, with_images_of
     from common.trackers import check_trackers
 
     check_trackers(cfg.log_with)
-    check_choices(with_images_of(cfg, table), folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
+    first = of_fold(with_images_of(cfg, table), wanted[0])
+    check_choices(first, folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
+    check_start(cfg, folds, wanted)
     if cfg.restart:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
+
+
+def check_start(cfg: Config, folds: Folds, wanted: list[str]) -> None:
+    """Refuse weights to start from that have seen what a fold holds out, or warn where nobody can tell."""
+    from common.weights import check_unseen
+
+    if not cfg.weights:
+        return
+    said = {check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in wanted} - {""}
+    for text in sorted(said) if STARTED_BY_US not in os.environ else ():
+        warn(text)
 
 
 def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], deadline: Deadline) -> None:
@@ -187,8 +200,9 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
             f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
-    if loaded := check_choices(cfg, folds.classes, share, not table.of_photos):
+    if loaded := check_choices(of_fold(cfg, wanted[0]), folds.classes, share, not table.of_photos):
         accelerator.print(f"weights: {loaded}")
+    check_start(cfg, folds, wanted)
     for fold in wanted:
         filled_rows(folds, fold, cfg)
     prepare = preparation_of(cfg, table)
@@ -280,7 +294,7 @@ def set_up(call: Call, accelerator, fold: str):
     from common.engine import agreed
     from common.factory import prepare_training
 
-    cfg, folds = call.cfg, call.folds
+    cfg, folds = of_fold(call.cfg, fold), call.folds
     train_rows, valid_rows = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
     training = prepare_training(cfg, accelerator, call.images, folds.targets, train_rows, folds.classes)

@@ -166,7 +166,7 @@ def policy(images: Tensor, uniform: Uniform, policy: str = "", policy_strength: 
         "rand": partial(v2.RandAugment, magnitude=policy_strength),
         "trivial": v2.TrivialAugmentWide,
     }[policy]()
-    seeds = (uniform(1)[:, 0].double() * 2**53).long().tolist()
+    seeds = (uniform(1)[:, 0].cpu().double() * 2**53).long().tolist()
     levels = (images * 255).round().to(torch.uint8)
     state = torch.get_rng_state()
     try:

@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 
 from common.calibration import cross_fitted_temperature_nll
+from common.cli import flag_of
 from common.config import Config, differences, saved_config, training_settings
 from common.deadline import Deadline
-from common.errors import ENVIRONMENT, INPUT, NUMBERS, UserError
+from common.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserError
 from common.files import read_json, write_file, write_json
 from common.grid import Cell, Grid, missing
 from common.jobs import INTERRUPTED, TRAIN_SCRIPT, Job, SideBySide, Slot, run_jobs, slots_for
@@ -238,11 +239,12 @@ class Trainer:
         folder = self.sweep.folder / cell.name
         with claim:
             first = not (self._cells().status == "done").any()
-            if exit_code == ENVIRONMENT or (exit_code == INPUT and first):
-                log = folder / LOG_FILE
-                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-                what = said[-1].removeprefix("error: ") if said else "nothing was said"
-                raise UserError(str(log), what, "the sweep ends here", exit_code)
+            log = folder / LOG_FILE
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+            last = said[-1].removeprefix("error: ") if said else "nothing was said"
+            # A batch that does not fit is the cell's own; what else the machine refuses, it will refuse to the next.
+            if (exit_code == ENVIRONMENT and OUT_OF_MEMORY not in last) or (exit_code == INPUT and first):
+                raise UserError(str(log), last, "the sweep ends here", exit_code)
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
             write_json(folder / CELL_FILE, row)
         cells = self._cells()
@@ -308,6 +310,5 @@ def flags(cfg: Config) -> list[str]:
     for field in dataclasses.fields(Config):
         value = getattr(cfg, field.name)
         if value != field.default:
-            arguments.append(f"--{field.name.replace('_', '-')}")
-            arguments += map(str, value) if isinstance(value, tuple) else [str(value)]
+            arguments += flag_of(field.name, value)
     return arguments

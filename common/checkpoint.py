@@ -82,12 +82,20 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
+def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
+    """What a safetensors file says of itself, unchecked and without its tensors; empty where it is not ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _metadata_of(file)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
+
+
 def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of any safetensors file; no metadata where :func:`save_tensors` did not write it."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-            metadata = metadata if isinstance(metadata, dict) else {}
+            metadata = _metadata_of(file)
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError) as error:
@@ -96,6 +104,11 @@ def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]
         _check_hashes(path, tensors, metadata, remedy)
     _check_finite(path, tensors, "is not usable", remedy)
     return tensors, metadata
+
+
+def _metadata_of(file: safe_open) -> dict[str, Any]:
+    metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _check_hashes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], remedy: str) -> None:

@@ -64,12 +64,16 @@ def recipe_flags(path: Path) -> list[str]:
             raise UserError(str(path), f"{name} holds a mapping", f"write {name}: [key=value, key=value]")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
             raise UserError(str(path), f"{name} holds more than words", f"write {name}: [key=value, key=value]")
-        flag = name.replace("_", "-")
-        if value in ("true", "false"):
-            flags.append(f"--{flag}" if value == "true" else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", *(value if isinstance(value, list) else [value])]
+        flags += flag_of(name, value)
     return flags
+
+
+def flag_of(name: str, value: Any) -> list[str]:
+    """A setting as its part of a command line; true and false, also as words, have flags of their own."""
+    flag, text = name.replace("_", "-"), str(value)
+    if text.lower() in ("true", "false"):
+        return [f"--{flag}" if text.lower() == "true" else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{flag}", text]
 
 
 def keyword_arguments(flag: str, pairs: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:

@@ -24,7 +24,9 @@ class Config:
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # constructor's: drop_rate=0.2 global_pool=avgmax; sync_bn, crop_pct of photos
     pretrained: bool = False  # start from timm's weights of this model, from the hub
-    weights: str = ""  # start from this .safetensors file, in our names or timm's
+    weights: str = (
+        ""  # start from this .safetensors file, in our names or timm's; {fold} in its path is the fold's number
+    )
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
     img_size: int = 0  # side of the model's input in pixels (0: the images' own; photos: the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
@@ -65,6 +67,8 @@ class Config:
         return self.run or self.model
 
 
+FOLD = "{fold}"  # in --weights
+
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
 
@@ -102,7 +106,7 @@ def check_config(cfg: Config, processes: int) -> None:
             )
     if cfg.pretrained and cfg.weights:
         raise UserError("--weights", "and --pretrained are two beginnings", "give one of them")
-    if cfg.weights and not Path(cfg.weights).is_file():
+    if cfg.weights and FOLD not in cfg.weights and not Path(cfg.weights).is_file():
         raise UserError("--weights", f"there is no file {cfg.weights}", "check the path")
     for name, (low, high) in ranges.items():
         if not low <= getattr(cfg, name) <= high or math.isinf(getattr(cfg, name)):
@@ -123,6 +127,11 @@ def check_config(cfg: Config, processes: int) -> None:
             raise UserError(flag, f"{choice} needs validation rows, --fold full has none", "choose another")
     if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
         raise UserError("--sampling", "balanced and class_weights=balanced correct twice for one thing", "use one")
+
+
+def of_fold(cfg: Config, fold: str) -> Config:
+    """The settings with the weights that this fold starts from."""
+    return dataclasses.replace(cfg, weights=cfg.weights.replace(FOLD, fold))
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:

@@ -9,6 +9,8 @@ INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
 NUMBERS = 4  # the training itself broke down
 
+OUT_OF_MEMORY = "out of memory at"  # how the line begins that says so, after where; a sweep goes on after it
+
 
 class UserError(Exception):
     """What the user can mend, shown as ``error: <where>: <what is wrong>; <remedy>``.

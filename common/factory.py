@@ -26,7 +26,7 @@ from common.errors import UserError, warn
 from common.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.hardware import check_compile, memory_format, usable_precision
 from common.images import Images, image_shape, pixels_of
-from common.losses import create_loss, with_head_for
+from common.losses import ONE_HOT_ONLY, create_loss, with_head_for
 from common.metrics import check_metric
 from common.models import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
 from common.optim import create_optimiser
@@ -150,6 +150,8 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         raise UserError("--warmup-epochs", what, f"use 0 to {share}")
     create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
     create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
+    if cfg.loss in ONE_HOT_ONLY and augmentation.mix:
+        raise UserError("--augment-args", f"{cfg.loss} takes whole classes only", "leave out mixup and cutmix")
     check_metric(cfg.metric, classes)
     if cfg.compile:
         check_compile()

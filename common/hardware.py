@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from common.errors import ENVIRONMENT, OwnError, UserError, warn
+from common.errors import ENVIRONMENT, OUT_OF_MEMORY, OwnError, UserError, warn
 from common.files import read_json, write_json
 from common.runs import MEMORY_FORMAT_FILE
 from common.system import locked
@@ -48,7 +48,13 @@ def usable_precision(asked: str) -> str:
 
     bf16 falls back to fp16 on a GPU, anything to "no", and a warning says so.
     """
-    device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():  # under a launcher, the one that accelerate will choose for this process
+        rank = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+        device = torch.device(torch.accelerator.current_accelerator().type, rank)
+    if not _precision_works("no", device):
+        what = f"this torch ({torch.__version__}) cannot compute on it"
+        raise UserError(f"device {device}", what, "install a torch built for it, or hide it", ENVIRONMENT)
     candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
     if candidates is None:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
@@ -58,13 +64,13 @@ def usable_precision(asked: str) -> str:
     return works
 
 
-def _precision_works(name: str, device: str) -> bool:
-    if name == "fp16" and device != "cuda":
+def _precision_works(name: str, device: torch.device) -> bool:
+    if name == "fp16" and device.type != "cuda":
         return False  # its gradients need a loss scaler, which accelerate has for CUDA alone
-    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
     try:
-        with autocast(torch.device(device), name):
+        with autocast(device, name):
             image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
             F.conv2d(image, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
         return bool(torch.isfinite(image.grad).all())
@@ -84,7 +90,7 @@ def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Ite
         smaller = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % (processes * n) == 0), 0)
         remedy = "free memory and run it again, or --restart it with a smaller --batch-size"
         remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
-        what = f"out of memory at {share} images at a time"
+        what = f"{OUT_OF_MEMORY} {share} images at a time"
         if share < batch_size:
             what += f" ({batch_size} = {processes} processes x {accumulate} accumulation steps x {share})"
         what += f": {str(error).splitlines()[0][:120]}" if str(error) else ""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
@@ -216,6 +216,7 @@ def start_child(job: Job, environment: Mapping[str, str], piped: bool) -> subpro
 def _watch(job: Job, slot: int, process: Process, screen: Screen, ended: Queue) -> None:
     try:
         for said in process.stdout or ():
-            screen.show(job.name, slot, said)
-    finally:  # also when nobody reads our output any more
+            with suppress(BrokenPipeError):  # nobody reads our output any more: a job must not wait for that
+                screen.show(job.name, slot, said)
+    finally:
         ended.put((job, slot, process.wait()))

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from timm.optim import OptimInfo, create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim._optim_factory import default_registry
 from torch import nn
@@ -51,6 +52,14 @@ def create_optimiser(
         raise UserError("--opt", f"{name} needs what is not here ({error})", remedy) from error
     except (TypeError, ValueError) as error:
         raise UserError("--opt-args", f"{name} refuses them ({error})", "see the optimiser's class") from error
+
+
+def lay_out_state(optimiser: Optimizer) -> None:
+    """Give restored moments the memory format of their parameters, as they had it: a norm sums in memory's order."""
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def set_learning_rate(optimiser: Optimizer, lr: float) -> None:

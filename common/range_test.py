@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from common.cache import DEFAULT_GB, Cache
-from common.config import Config
+from common.config import Config, of_fold
 from common.data import seed_of
 from common.factory import preparation_of, prepare_training, with_images_of
 from common.images import read_images
@@ -48,7 +48,7 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(seed_of("weights", cfg.seed, int(cfg.fold) + 1))
     halves = 2 - cfg.batch_size % 2
-    cfg = dataclasses.replace(with_images_of(cfg, table), accumulate=halves)
+    cfg = dataclasses.replace(of_fold(with_images_of(cfg, table), cfg.fold), accumulate=halves)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
     cache = Cache(DEFAULT_GB, str(Path(cfg.runs_dir) / DECODED_FOLDER))
     prepare = preparation_of(cfg, table)

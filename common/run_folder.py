@@ -65,6 +65,8 @@ def start_over(run_folder: Path) -> None:
             print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
         files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
         print(f"--restart throws away {run_folder} ({', '.join(files)})")
+        if os.name != "posix":
+            locks.close()  # Windows removes no open file
         shutil.rmtree(run_folder)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from common.calibration import cross_fitted_temperature_nll
 from common.cells import CLAIM_FOLDER, LOG_FILE, flags
-from common.cli import parse
+from common.cli import flag_of, parse
 from common.config import Config
 from common.errors import ENVIRONMENT, UserError
 from common.jobs import INTERRUPTED, TRAIN_SCRIPT, Job, device_slots, run_jobs
@@ -60,7 +60,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
         except UserError:
             time.sleep(1)  # another worker trains it
     best = study.best_trial
-    chosen = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.params.items())
+    chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, log loss {best.value:.4f}: {chosen}")
     print(f"it was chosen on fold {cfg.fold}, whose score is optimistic now; the other folds judge it: --fold all")
 
@@ -76,9 +76,9 @@ def dimension(entry: str) -> tuple[str, Any]:
         if not dots:
             values = values.split(",")
             for value in values:
-                parse(Config, [f"--{name.replace('_', '-')}", value])
+                parse(Config, flag_of(name, value))
             return name, optuna.distributions.CategoricalDistribution(values)
-        ends = [getattr(parse(Config, [f"--{name.replace('_', '-')}", end]), name) for end in (low, high)]
+        ends = [getattr(parse(Config, flag_of(name, end)), name) for end in (low, high)]
         kinds = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}
         return name, kinds[type(ends[0])](*ends, log=ends[0] > 0 and ends[1] >= 10 * ends[0])
     except (KeyError, ValueError) as error:
@@ -92,7 +92,7 @@ def result(cfg: Config, folder: Path, number: int, params: dict[str, Any]) -> di
 
     run = folder / f"trial{number}"
     cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
-    varied = [part for name, value in params.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    varied = [word for name, value in params.items() for word in flag_of(name, value)]
     job = Job(run.name, (str(TRAIN_SCRIPT), *flags(cfg), *varied), log=str(run / LOG_FILE))
     exit_code = run_jobs([job], device_slots()[:1])[run.name]
     if exit_code in INTERRUPTED:

@@ -140,8 +140,12 @@ def try_lock(file: IO) -> bool:
         else:
             import msvcrt
 
+            place = file.tell()
             file.seek(1 << 30)  # far behind the text, which others may still read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            finally:
+                file.seek(place)
         return True
     except (BlockingIOError, PermissionError):
         return False

@@ -30,6 +30,7 @@ from common.errors import UserError, warn
 from common.finetune import Frozen
 from common.losses import Loss
 from common.metrics import goodness
+from common.optim import lay_out_state
 
 
 @dataclass
@@ -156,6 +157,7 @@ class Training:
         if self.ema is not None:
             self.ema.module.load_state_dict(without_prefix("ema", tensors))
         self.optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
+        lay_out_state(self.optimiser)
         if self.scaler:
             self.scaler.load_state_dict(metadata["scaler"])
         device = next(self.model.parameters()).device

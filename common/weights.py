@@ -13,11 +13,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 
-from common.checkpoint import load_any
+from common.checkpoint import load_any, read_metadata
 from common.data import Normalise
 from common.errors import ENVIRONMENT, UserError
+from common.splits import Folds
 
 COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and only a momentum of None would look at it
+REMEDY = "name a .safetensors file; convert others with safetensors.torch.save_file"
 MOST_NEW = 0.2  # share of a model's tensors that may be missing in a file that is still said to fit
 
 
@@ -54,6 +56,28 @@ def hub_file(name: str) -> Path:
         raise UserError("--pretrained", what, remedy, ENVIRONMENT) from error
 
 
+def check_unseen(path: Path, fold: str, folds: Folds) -> str:
+    """Refuse weights that were trained on rows that ``fold`` holds out: it would be scored on what it has seen.
+
+    Returns a warning for weights of other folds, of which nobody can tell what they have seen; else "".
+
+    Raises:
+        UserError: the model of another fold, or of all rows, of the same folds file.
+    """
+    facts = read_metadata(path, REMEDY)
+    trained_with, its_fold = facts.get("folds_fingerprint"), facts.get("fold")
+    if fold == "full" or trained_with is None:
+        return ""
+    if trained_with != folds.fingerprint:
+        return f"{path} was trained with other folds: if on the same images, the out-of-fold score is flattered"
+    if its_fold != fold:
+        whose = "all rows" if its_fold == "full" else f"fold {its_fold}"
+        what = f"is the model of {whose} and has seen the rows that fold {fold} holds out"
+        remedy = "start each fold from its own model: --weights 'runs/NAME/fold{fold}/model.safetensors'"
+        raise UserError(str(path), what, remedy)
+    return ""
+
+
 def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str], channels: int) -> Loaded:
     """Put the weights of ``path`` into ``model``, timm's ``name``: what is taken, adapted, replaced and left is said.
 
@@ -64,8 +88,7 @@ def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str]
     Raises:
         UserError: not safetensors, damaged, or the weights of another model.
     """
-    remedy = "name a .safetensors file; convert others with safetensors.torch.save_file"
-    tensors, facts = load_any(path, remedy)
+    tensors, facts = load_any(path, REMEDY)
     if "optimiser" in facts:
         raise UserError(str(path), "is the state of an unfinished training", "take a model.safetensors")
     tensors = _bare_names(tensors)

@@ -53,6 +53,18 @@ def test_an_average_is_a_run_like_any_other(runs, tiny):
     assert (runs / "soup" / "submission.csv").exists()
 
 
+def test_what_was_frozen_stays_as_it_was(runs, tiny):
+    """A soup of runs whose backbone never trained has the backbone's BatchNorm statistics, not measured ones."""
+    start = str(runs / "one" / "fold{fold}" / "model.safetensors")
+    for seed in range(2):
+        heads_only = ["--weights", start, "--epochs", 1, "--freeze", "backbone=1", "--seed", seed]
+        train(tiny, runs, "--run", f"head{seed}", "--fold", "all", *heads_only)
+    make(runs, tiny, "head0", "head1")
+    one, soup = (load_tensors(runs / run / "fold0/model.safetensors")[0] for run in ("head0", "soup"))
+    statistics = [name for name in one if "running_" in name]
+    assert statistics and all(torch.equal(one[name], soup[name]) for name in statistics)
+
+
 def test_what_does_not_belong_together_is_not_averaged(runs, tiny):
     """One run alone, another model, an existing name: a line that names it, and nothing is written."""
     with pytest.raises(UserError, match="--runs: 1 runs have no average"):

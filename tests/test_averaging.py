@@ -174,6 +174,14 @@ def test_swa_measures_batchnorm_on_the_training_rows():
     assert model[0].momentum == 0.1 and not any(module.training for module in model.modules())
 
 
+def test_batchnorm_is_measured_across_a_sorted_table():
+    """Rows that lie class by class give the variance of them all, as each training batch had it."""
+    images = torch.cat([torch.full((200, 1, 4, 4), level, dtype=torch.uint8) for level in (0, 255)])
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    measure_batchnorm(model, images, torch.arange(400), Normalise((0.0,), (1.0,)), batch_size=20, side=4)
+    assert model[0].running_var.item() == pytest.approx(0.25, rel=0.1)
+
+
 def test_the_saved_swa_differs_from_its_last_epoch(runs, tiny, tmp_path):
     """Same seed, same schedule, only --select differs: other weights, and BatchNorm measured for them."""
     other = ["--run", "swa", "--fold", 0, "--epochs", EPOCHS, "--lr", "1e-3", "--schedule", "constant"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from common.cli import keyword_arguments, parse, recipe_flags
+from common.cells import flags
+from common.cli import flag_of, keyword_arguments, parse, recipe_flags
 from common.config import Config, differences, saved_config, training_settings
 from common.errors import UserError
 
@@ -53,6 +54,16 @@ def test_settings_survive_the_command_line_and_json(tmp_path):
             *([str(v) for v in value] if isinstance(value, tuple) else [str(value)]),
         ]
     assert training_settings(parse(Config, flags)) == training_settings(cfg)
+
+
+def test_a_command_line_gives_its_settings_back():
+    """What a sweep or a search passes on to its trainings is what it was asked for: switches and lists too."""
+    for cfg in (
+        Config(),
+        Config(pretrained=True, compile=True, lr=0.1, model_args=("widths=(4,6,8)", "drop_rate=0.1")),
+    ):
+        assert parse(Config, flags(cfg)) == cfg
+    assert [flag_of("compile", value) for value in (False, "True")] == [["--no-compile"], ["--compile"]]
 
 
 def test_settings_of_an_older_version_are_read():

@@ -67,6 +67,21 @@ def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
+def test_jobs_end_though_nobody_reads_them():
+    """`... | head -1`: no traceback, and a job that prints much does not wait for a reader for ever."""
+    chatter = "print('x' * 99 + chr(10), end='' , flush=True); " * 2000
+    runner = (
+        "import sys; from common.errors import run_script; from common.jobs import Job, LocalSlot, run_jobs;"
+        "run_script(lambda: run_jobs([Job(str(k), ('-c', sys.argv[1])) for k in range(2)], [LocalSlot()] * 2))"
+    )
+    command = [sys.executable, "-c", runner, chatter]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait(timeout=60)
+
+
 def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path):
     """--jobs 2 trains two folds at a time, and writes the bytes of one after another at as many threads each."""
     arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]

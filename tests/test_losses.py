@@ -14,8 +14,10 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from common import losses
+from common.config import Config
 from common.data import Normalise, TrainBatches
 from common.errors import UserError
+from common.factory import check_choices
 from common.losses import LOSSES, MARGIN_LOSSES, ONE_HOT_ONLY, CosineHead, create_loss, with_head_for
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -181,9 +183,12 @@ def test_what_a_loss_cannot_do_is_refused(name, pairs, message):
 
 
 def test_smoothing_is_refused_where_it_would_mean_nothing():
-    """Lovasz-softmax knows sets, and an image is in one or not."""
+    """Lovasz-softmax knows sets, and an image is in one or not; a mixed image is in two."""
     with pytest.raises(UserError, match="lovasz-softmax takes whole classes only.*--label-smoothing 0"):
         create_loss("lovasz-softmax", [], 0.1, LABELS, 5)
+    cfg = Config(channels=1, img_size=8, loss="lovasz-softmax", label_smoothing=0.0, augment_args=("mixup=0.4",))
+    with pytest.raises(UserError, match="--augment-args: lovasz-softmax takes whole classes only"):
+        check_choices(cfg, ["a", "b"], micro_batch=8, grey=True)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "convnext_atto", "digit_cnn"])

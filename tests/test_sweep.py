@@ -294,6 +294,23 @@ def test_a_command_that_meets_all_cells_alike_ends_the_sweep(tiny, tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not len(read_cells(tmp_path / "no_such_model_sweep"))
 
 
+def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch):
+    """The sweep goes on after a cell that has run out of memory, and says so in its table."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_fold; from common.errors import run_script\n"
+        "if sys.argv[sys.argv.index('--batch-size') + 1] == '16':\n"
+        "    print('error: --batch-size: out of memory at 16 images at a time; free memory'); sys.exit(3)\n"
+        "run_script(train_fold.main)\n"
+    )
+    monkeypatch.setattr("common.cells.TRAIN_SCRIPT", script)
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--run", "it"]
+    small = [*SMALL[2:], "--epochs", 1, "--mixed-precision", "no", "--batch-sizes", 16, 8, "--lrs", 1e-3, "--jobs", 1]
+    sweep.main(list(map(str, ["run", *places, *small])))
+    table = read_cells(tmp_path / "it_sweep").set_index("batch_size")
+    assert table.status.to_dict() == {16: "failed", 8: "done"}
+
+
 def test_the_noise_scale_is_that_of_the_gradients():
     """From gradients whose noise equals their signal at batch size 200, two batch sizes find it."""
     from common.range_test import noise_scale

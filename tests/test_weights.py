@@ -1,16 +1,20 @@
 """Weights to start from: what is loaded, adapted, replaced and left is right, and is said."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import SHARED, run_script
+from conftest import SHARED, run_script, train
 from safetensors.torch import load_file, save_file
 
 from common.checkpoint import save_tensors
 from common.errors import UserError
 from common.models import create_model
-from common.weights import hub_file, load_weights
+from common.predictions import read_predictions
+from common.splits import read_folds
+from common.weights import check_unseen, hub_file, load_weights
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
 real = pytest.mark.skipif(not LITE0.exists(), reason="needs the real ImageNet weights, which are not in the repository")
@@ -47,6 +51,31 @@ def test_real_imagenet_weights_load_to_the_last_tensor():
         assert (new in loaded.report) == (classes is TEN)
         assert f"{247 if classes is THOUSAND else 245} of 247 tensors loaded" in loaded.report
         assert loaded.normalise.mean == model.pretrained_cfg["mean"]
+
+
+def test_weights_that_have_seen_the_held_out_rows_are_refused(chain, tiny):
+    """Another fold's model would be scored on its own training rows; a fold's own, or a stranger's, would not."""
+    folds = read_folds(tiny / "folds.csv")
+    model = chain / "one" / "fold1" / "model.safetensors"
+    assert check_unseen(model, "1", folds) == check_unseen(model, "full", folds) == ""
+    with pytest.raises(
+        UserError, match="is the model of fold 1 and has seen the rows that fold 0 holds out; start each"
+    ):
+        check_unseen(model, "0", folds)
+    others = dataclasses.replace(folds, fold=(folds.fold + 1) % 3)
+    assert "was trained with other folds" in check_unseen(model, "0", others)
+
+
+def test_each_fold_starts_from_its_own_weights(chain, tiny, tmp_path):
+    """{fold} in --weights is the fold's number: all folds start where the named run's ended."""
+    weights = str(chain / "one" / "fold{fold}" / "model.safetensors")
+    still = ["--weights", weights, "--epochs", 1, "--lr", 1e-9, "--freeze", "batchnorm=True"]
+    train(tiny, tmp_path, "--run", "again", "--fold", "all", *still)
+    for fold in range(3):
+        before, after = (
+            read_predictions(run / f"fold{fold}" / "oof.npz") for run in (chain / "one", tmp_path / "again")
+        )
+        np.testing.assert_allclose(before.logits, after.logits, atol=1e-3)
 
 
 @real
