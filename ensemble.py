@@ -13,14 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from common.blending import BLENDS, Members, TemperedMixture, unusable
-from common.calibration import temperature
+from common.blend_study import (
+    Study,
+    blend_table,
+    noise_control,
+    noise_text,
+    study_blends,
+    table_text,
+    weights_text,
+    worth,
+    worth_text,
+)
+from common.blending import BLENDS, OofLogits, TemperedMean, unusable
 from common.cli import parse
-from common.comparison import compare, noise_control, noise_text, table_text, weights_text, worth, worth_text
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, read_json, write_json
 from common.metrics import describe, losses, names_in_short, score
-from common.nesting import Choice, choose_nested, noise_members, smallest_set, try_method
+from common.nesting import noise_members, smallest_set
 from common.oof import check_test_source, join_oof_like_test
 from common.predictions import (
     Predictions,
@@ -60,102 +69,119 @@ class Options:
     noise: int = 10  # control: blend with so many more members, which know nothing, and say what they change (0: don't)
     sample: str = ""  # the competition's sample submission (csv)
 
+    @property
+    def folder(self) -> Path:
+        """Where the blend is written."""
+        return Path(self.runs_dir) / self.run
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that is read, checked."""
+
+    runs: list[str]
+    seconds: list[float]  # of each run at inference, per 1,000 rows; 0 where not recorded
+    folds_fingerprint: str
+    data: OofLogits
+    oof: Predictions  # the first run's, on the columns of ``data``
+    tests: list[Predictions]  # in one row order; empty where a run has none
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    # Read and check everything before anything is fitted or written
     cfg = parse(Options, argv)
-    check_folder(Path(cfg.runs_dir) / cfg.run)
-    folds = read_folds(Path(cfg.folds))
-    runs = chosen_runs(cfg)
-    check_weights(cfg, runs)
-    members = Members(groups_of(cfg, runs), np.array(cfg.weights))
-    names = usable_methods(cfg, members, folds)
-    tests, oofs = read_runs(cfg, runs, folds)
-    columns, oof = side_by_side(oofs)
-    logits = np.stack(columns)
-    targets, fold, others = oof.places, oof.fold, oof.others
-    if oof.is_short:
-        members, kept = replace(members, others=others), oof.columns.shape[1]
-        names = usable_methods(cfg, members, folds)
-        print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
-    seconds = inference_seconds(cfg, runs)
+    inputs = read_inputs(cfg)
+    runs, data = inputs.runs, inputs.data
 
-    # Compare: each method fitted on all rows, and on some folds to be scored on another
-    blends = {name: BLENDS[name](logits, targets, members) for name in names}
-    in_sample = {name: blend(logits) for name, blend in blends.items()}
-    if folds.count > 1:
-        # Nested predictions are OOF like every run's own: made by something that has not seen the row.
-        tried = {name: try_method(BLENDS[name], logits, targets, members, fold) for name in names}
-        choice = choose_nested(tried, targets, fold)
+    study = study_blends(data, cfg.method)
+    facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
+    print(f"{table_text(facts['table'], len(data.targets))}\n\n{weights_text(runs, study.blends)}\n")
+    if study.tried:
+        facts |= worth_of_runs(cfg, inputs, study)
+        how = f"chosen in the folds: {study.choice.summary}; " if cfg.method == "auto" else ""
+        nested = describe(score(study.logits, data.targets, data.tail_classes))
+        print(f"\n{cfg.method} ({how}written: {study.method}), nested: {nested}")
+
+    test = write_blend(cfg, inputs, study, facts)
+    scale = study.temperature
+    print(f"temperature {scale:.3f}, fitted on OOF rows that one net predicts; a test row is the mean of a run's nets,")
+    print("which is less sure of itself, so its probabilities come out a little too cautious; no label changes")
+    if test and len(test.labels):
+        print(f"test accuracy of {study.method}: {describe(test.score())}")
+    written = [OOF_FILE, WEIGHTS_FILE] + [TEST_FILE, SUBMISSION_FILE] * bool(test)
+    print(f"wrote {', '.join(str(cfg.folder / name) for name in written)}")
+
+
+def worth_of_runs(cfg: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
+    """Print what each run adds to the blend, which few do as well and what noise changes; returns it as facts."""
+    runs, data = inputs.runs, inputs.data
+    of_each = worth(study.method, runs, inputs.seconds, data)
+    print(worth_text(of_each, study.method))
+    blend_losses = losses(study.tempered, data.targets, data.tail_classes)
+    smallest = [runs[position] for position in smallest_set(data, blend_losses)]
+    if smallest:
+        print(f"the smallest set whose mean comes within one standard error of it: {', '.join(smallest)}")
     else:
-        tried, choice = {}, Choice("mean", [], in_sample["mean"], in_sample["mean"])
-    chosen = choice.name if cfg.method == "auto" else cfg.method
-    table = compare(runs, logits, in_sample, tried, choice, targets, fold, others)
-    print(f"{table_text(table, len(targets))}\n\n{weights_text(runs, blends)}\n")
+        print("no smaller set of runs has a mean within one standard error of it")
+    facts: dict[str, Any] = {"runs": of_each, "smallest_set": smallest}
+    if cfg.noise:
+        noise = noise_members(data.logits, cfg.noise, inputs.oof.columns, len(inputs.oof.classes))
+        facts["noise"] = noise_control(cfg.method, data, noise, study.tempered)
+        print(noise_text(facts["noise"]))
+    return facts
 
-    # What each run is worth to the chosen blend
-    facts: dict[str, Any] = {"table": table, "chosen_in_folds": choice.in_fold}
-    if tried:
-        reported = choice if cfg.method == "auto" else tried[chosen]
-        facts["runs"] = worth(chosen, runs, seconds, logits, targets, members, fold)
-        blend_losses = losses(reported.tempered, targets, others)
-        smallest = [runs[member] for member in smallest_set(logits, targets, fold, blend_losses, others)]
-        facts["smallest_set"] = smallest
-        print(worth_text(facts["runs"], chosen))
-        if smallest:
-            print(f"the smallest set whose mean comes within one standard error of it: {', '.join(smallest)}")
-        else:
-            print("no smaller set of runs has a mean within one standard error of it")
-        if cfg.noise:
-            noise = noise_members(logits, cfg.noise, oof.columns, len(folds.classes))
-            facts["noise"] = noise_control(names, cfg.method, noise, logits, targets, members, fold, reported.tempered)
-            print(noise_text(facts["noise"]))
-        oof_logits, scale = reported.tempered, tried[chosen].temperature
-        how = f"chosen in the folds: {choice.summary}; " if cfg.method == "auto" else ""
-        print(f"\n{cfg.method} ({how}written: {chosen}), nested: {describe(score(reported.logits, targets, others))}")
-    else:
-        scale = temperature(in_sample[chosen], targets, others)
-        oof_logits = in_sample[chosen] / scale
 
-    # Write the blend
-    folder = Path(cfg.runs_dir) / cfg.run
+def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any]) -> Predictions | None:
+    """Write all files of the blend, ``facts`` into weights.json; returns its test predictions, None without any."""
+    folder, blend, test = cfg.folder, study.blends[study.method], None
     with locked(folder):
         # An earlier blend's files would otherwise lie beside weights they were not made with.
         for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE):
             (folder / name).unlink(missing_ok=True)
-        oof = replace(oof, logits=oof_logits, source={})
+        oof = replace(inputs.oof, logits=study.tempered, source={})
         write_predictions(folder / OOF_FILE, oof)
-        if tests:
-            columns, test = side_by_side(tests)
-            test = replace(test, logits=blends[chosen](np.stack(columns)) / scale, source={})
+        if inputs.tests:
+            columns, test = side_by_side(inputs.tests)
+            test = replace(test, logits=blend(np.stack(columns)) / study.temperature, source={})
             write_predictions(folder / TEST_FILE, test)
             write_submission(folder / SUBMISSION_FILE, test, cfg.sample, oof.predicted)
         summary = {
-            "method": chosen,
+            "method": study.method,
             "asked": cfg.method,
-            "weights": dict(zip(runs, blends[chosen].weights.tolist(), strict=False)),
-            "temperature": scale,
-            "folds_fingerprint": folds.fingerprint,
-            "oof": "nested" if tried else "in-sample",
+            "weights": dict(zip(inputs.runs, blend.weights.tolist(), strict=False)),
+            "temperature": study.temperature,
+            "folds_fingerprint": inputs.folds_fingerprint,
+            "oof": "nested" if study.tried else "in-sample",
         }
-        if isinstance(blends[chosen], TemperedMixture):
-            summary["run_temperatures"] = dict(zip(runs, blends[chosen].temperatures.tolist(), strict=True))
+        if isinstance(blend, TemperedMean):
+            summary["run_temperatures"] = dict(zip(inputs.runs, blend.temperatures.tolist(), strict=True))
         write_json(folder / WEIGHTS_FILE, summary | facts)
-
-    print(f"temperature {scale:.3f}, fitted on OOF rows that one net predicts; a test row is the mean of a run's nets,")
-    print("which is less sure of itself, so its probabilities come out a little too cautious; no label changes")
-    if tests and len(test.labels):
-        print(f"test accuracy of {chosen}: {describe(test.score())}")
-    written = [OOF_FILE, WEIGHTS_FILE] + [TEST_FILE, SUBMISSION_FILE] * bool(tests)
-    print(f"wrote {', '.join(str(folder / name) for name in written)}")
+    return test
 
 
 # ---- inputs
 
 
+def read_inputs(cfg: Options) -> Inputs:
+    """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
+    check_folder(cfg.folder)
+    folds = read_folds(Path(cfg.folds))
+    runs = chosen_runs(cfg)
+    check_weights(cfg, runs)
+    groups = groups_of(cfg, runs)
+    check_method(cfg, groups, folds)
+    tests, oofs = read_runs(cfg, runs, folds)
+    columns, oof = side_by_side(oofs)
+    if oof.is_short:
+        check_method(cfg, groups, folds, oof.others)
+        kept = oof.columns.shape[1]
+        print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
+    data = OofLogits(np.stack(columns), oof.places, oof.fold, groups, np.array(cfg.weights), oof.others)
+    return Inputs(runs, inference_seconds(cfg, runs), folds.fingerprint, data, oof, tests)
+
+
 def chosen_runs(cfg: Options) -> list[str]:
     """The runs to blend, every one finished; raises UserError where a name or the number is wrong."""
-    if any((Path(cfg.runs_dir) / cfg.run).glob("fold*")):
+    if any(cfg.folder.glob("fold*")):
         raise UserError("--run", f"{cfg.run} is a training run", "give the blend another name")
     runs = list(cfg.runs) or finished_runs(Path(cfg.runs_dir))
     for name in runs:
@@ -192,14 +218,13 @@ def groups_of(cfg: Options, runs: Sequence[str]) -> np.ndarray:
     return np.array([models.index(model) for model in models])
 
 
-def usable_methods(cfg: Options, members: Members, folds: Folds) -> list[str]:
-    """The names of the methods to compare; raises UserError where the one asked for is none of them."""
-    reasons = unusable(members, int((folds.fold >= 0).sum()), len(folds.classes))
+def check_method(cfg: Options, groups: np.ndarray, folds: Folds, tail_classes: int = 1) -> None:
+    """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
+    reasons = unusable(groups, cfg.weights, int((folds.fold >= 0).sum()), len(folds.classes), tail_classes)
     if cfg.method not in ("auto", *BLENDS):
         raise UserError("--method", f"{cfg.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
     if cfg.method in reasons:
         raise UserError(f"--method {cfg.method}", *reasons[cfg.method])
-    return [name for name in BLENDS if name not in reasons]
 
 
 def read_runs(cfg: Options, runs: Sequence[str], folds: Folds) -> tuple[list[Predictions], list[Predictions]]:

@@ -1,21 +1,19 @@
-"""Blends: one prediction from the predictions of m runs.
+"""Blends: one prediction from the predictions of several runs.
 
-A method is fitted on the runs' logits (m, n, classes) of rows they have not seen and the targets (n), and gives a
-blend: a function of the same runs' logits on any rows, (m, rows, classes) -> log probabilities (rows, classes).
+A method is fitted on the runs' out-of-fold logits and gives a blend: a function of the same runs' logits on any rows,
+(runs, rows, columns) -> log probabilities (rows, columns). A column is a class, and in short form (common/shortlist.py)
+one of a row's likeliest classes or, the last one, all others.
 Weights are fitted on log loss: by accuracy even the choice between two blends learns the noise of a few images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from common.calibration import temperature
 from common.metrics import errors, log_mean_probability, log_softmax, losses, nll
-
-if TYPE_CHECKING:
-    import torch
 
 GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples of 1/50
 # Inverse of the penalty on the stack's coefficients (scikit-learn's C), set beforehand and for any number of runs:
@@ -23,64 +21,63 @@ GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples o
 STACK_C = 1e-3
 
 
+@dataclass(frozen=True)
+class OofLogits:
+    """What several runs say of rows that they have not seen: all that a blend is learned from."""
+
+    logits: np.ndarray  # float32 (runs, rows, columns)
+    targets: np.ndarray  # int64 (rows): the column of each row's label
+    fold: np.ndarray  # int64 (rows)
+    groups: np.ndarray  # (runs): runs with the same number are one model trained several times
+    hand_weights: np.ndarray  # (runs): the user's own weights, 0 or more; empty: none
+    tail_classes: int = 1  # classes that the last column stands for; above 1 the columns differ from row to row
+
+    def rows(self, mask: np.ndarray) -> "OofLogits":
+        """Some rows; ``mask`` is bool (rows)."""
+        return replace(self, logits=self.logits[:, mask], targets=self.targets[mask], fold=self.fold[mask])
+
+    def only(self, runs: Sequence[int]) -> "OofLogits":
+        """Some runs, by their positions."""
+        hand_weights = self.hand_weights[runs] if len(self.hand_weights) else self.hand_weights
+        return replace(self, logits=self.logits[runs], groups=self.groups[runs], hand_weights=hand_weights)
+
+    def with_noise(self, noise: np.ndarray) -> "OofLogits":
+        """With further runs, (more, rows, columns), each a model of its own that the user gives no weight."""
+        groups = np.concatenate([self.groups, self.groups.max() + 1 + np.arange(len(noise))])
+        hand_weights = self.hand_weights
+        if len(hand_weights):
+            hand_weights = np.append(hand_weights, np.zeros(len(noise)))
+        return replace(self, logits=np.concatenate([self.logits, noise]), groups=groups, hand_weights=hand_weights)
+
+
 class Blend(Protocol):
     """What a method learned."""
 
-    weights: np.ndarray  # (m), summing to 1; empty where a run has no single weight
+    weights: np.ndarray  # (runs), summing to 1; empty where a run has no single weight
 
     def __call__(self, logits: np.ndarray) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class Members:
-    """What is known of the m runs beside their predictions."""
-
-    groups: np.ndarray  # (m): runs with the same number are one model trained several times
-    by_hand: np.ndarray  # (m): weights that the user gave; empty: none
-    others: int = 1  # classes that the logits' last column stands for; above 1 the columns differ from row to row
-
-    def only(self, kept: np.ndarray) -> "Members":
-        """Some of them; ``kept`` indexes the m runs."""
-        by_hand = self.by_hand[kept] if len(self.by_hand) else self.by_hand
-        return replace(self, groups=self.groups[kept], by_hand=by_hand)
-
-
-Method = Callable[[np.ndarray, np.ndarray, Members], Blend]
-
-
-def unusable(members: Members, rows: int, classes: int) -> dict[str, tuple[str, str]]:
-    """The methods that make no sense for these members: why, and what to do about it."""
-    count = len(members.groups)
-    coefficients = (count * classes + 1) * classes
-    reasons = {}
-    if not len(members.by_hand):
-        reasons["hand"] = ("there are no weights", "add --weights, one for each run")
-    if len(set(members.groups)) in (1, count):
-        reasons["group-vote"] = ("no model stands against another that was trained more than once", "use vote or mean")
-    if members.others > 1:
-        reasons["stack"] = ("learns from every class, of which each row has but its likeliest", "use another")
-    elif coefficients > rows:
-        reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
-    return reasons
+Method = Callable[[OofLogits], Blend]
 
 
 # ---- nothing to learn
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The log of the weighted mean probability; the weights (m) sum to 1."""
+class WeightedMean:
+    """The log of the weighted mean probability; the weights (runs) sum to 1."""
 
     weights: np.ndarray
-    others: int
+    tail_classes: int
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        return log_mean_probability(logits, self.weights, self.others)
+        return log_mean_probability(logits, self.weights, self.tail_classes)
 
 
-def mean(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
+def mean(data: OofLogits) -> WeightedMean:
     """The same weight for every run."""
-    return Mixture(np.full(len(logits), 1 / len(logits)), members.others)
+    return WeightedMean(np.full(len(data.logits), 1 / len(data.logits)), data.tail_classes)
 
 
 @dataclass(frozen=True)
@@ -88,22 +85,22 @@ class GeometricMean:
     """The weighted mean of the log probabilities, scaled to sum to 1: one run that is sure of a no has a veto."""
 
     weights: np.ndarray
-    others: int
+    tail_classes: int
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        members = zip(self.weights, logits, strict=True)
-        total = sum(weight * log_softmax(member, self.others) for weight, member in members)
-        return log_softmax(total, self.others).astype(np.float32)
+        weighted = zip(self.weights, logits, strict=True)
+        total = sum(weight * log_softmax(run, self.tail_classes) for weight, run in weighted)
+        return log_softmax(total, self.tail_classes).astype(np.float32)
 
 
-def geometric_mean(logits: np.ndarray, targets: np.ndarray, members: Members) -> GeometricMean:
+def geometric_mean(data: OofLogits) -> GeometricMean:
     """The same weight for every run, on log probabilities."""
-    return GeometricMean(np.full(len(logits), 1 / len(logits)), members.others)
+    return GeometricMean(np.full(len(data.logits), 1 / len(data.logits)), data.tail_classes)
 
 
-def by_hand(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
+def by_hand(data: OofLogits) -> WeightedMean:
     """The user's own weights, scaled to sum to 1."""
-    return Mixture(members.by_hand / members.by_hand.sum(), members.others)
+    return WeightedMean(data.hand_weights / data.hand_weights.sum(), data.tail_classes)
 
 
 @dataclass(frozen=True)
@@ -113,8 +110,8 @@ class Vote:
     A class's probability is (votes + mean) / (groups + 1): the mean never outweighs a vote, and nothing is 0.
     """
 
-    groups: np.ndarray  # (m)
-    others: int
+    groups: np.ndarray  # (runs)
+    tail_classes: int
 
     @property
     def weights(self) -> np.ndarray:
@@ -123,83 +120,54 @@ class Vote:
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         groups = [logits[self.groups == group] for group in np.unique(self.groups)]
-        averages = np.stack([log_mean_probability(group, others=self.others) for group in groups])
-        shares = np.exp(log_mean_probability(averages, others=self.others).astype(np.float64))
+        averages = np.stack([log_mean_probability(group, others=self.tail_classes) for group in groups])
+        shares = np.exp(log_mean_probability(averages, others=self.tail_classes).astype(np.float64))
         for votes in averages.argmax(axis=-1):
-            is_for_others = votes == shares.shape[1] - 1
-            shares[np.arange(len(shares)), votes] += np.where(is_for_others, 1 / self.others, 1)
+            is_for_tail = votes == shares.shape[1] - 1
+            shares[np.arange(len(shares)), votes] += np.where(is_for_tail, 1 / self.tail_classes, 1)
         floor = np.finfo(np.float32).tiny
         return np.log(np.maximum(shares / (len(averages) + 1), floor)).astype(np.float32)
 
 
-def vote(logits: np.ndarray, targets: np.ndarray, members: Members) -> Vote:
+def vote(data: OofLogits) -> Vote:
     """One vote for each run's most probable class."""
-    return Vote(np.arange(len(logits)), members.others)
+    return Vote(np.arange(len(data.logits)), data.tail_classes)
 
 
-def group_vote(logits: np.ndarray, targets: np.ndarray, members: Members) -> Vote:
+def group_vote(data: OofLogits) -> Vote:
     """Several trainings of one model are averaged, then each model has one vote."""
-    return Vote(members.groups, members.others)
+    return Vote(data.groups, data.tail_classes)
 
 
 # ---- learned
 
 
-def best(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
+def best(data: OofLogits) -> WeightedMean:
     """The run with the fewest errors, at a tie with the lower log loss."""
-    order = [(errors(member, targets), nll(member, targets, members.others)) for member in logits]
-    return Mixture(np.eye(len(logits))[order.index(min(order))], members.others)
+    order = [(errors(run, data.targets), nll(run, data.targets, data.tail_classes)) for run in data.logits]
+    return WeightedMean(np.eye(len(order))[order.index(min(order))], data.tail_classes)
 
 
-def target_probabilities(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
-    """What each run says of the right class, (n, m), divided by the row's largest.
+def target_probabilities(logits: np.ndarray, targets: np.ndarray, tail_classes: int = 1) -> np.ndarray:
+    """What each of m runs says of the right class, (n, m), divided by the row's largest.
 
-    All that the log loss of a mixture depends on, but for a constant; the division keeps rows of which every run
-    is sure and wrong above 0. The last column stands for ``others`` classes.
+    All that the log loss of a weighted mean depends on, but for a constant; the division keeps rows of which every
+    run is sure and wrong above 0.
+
+    Args:
+        logits: (m, n, columns); the last column stands for ``tail_classes`` classes.
+        targets: (n), the column of each row's label.
     """
-    logs = np.stack([-losses(member, targets, others) for member in logits], axis=1)
+    logs = np.stack([-losses(run, targets, tail_classes) for run in logits], axis=1)
     return np.maximum(np.exp(logs - logs.max(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
 
 
-def ensemble_model(members: int) -> "torch.nn.Module":
-    """The learnable mixture: probabilities (..., members) -> their weighted mean (...), float64.
+def softmax_weights(data: OofLogits) -> WeightedMean:
+    """The weights that minimise the log loss of the weighted mean, trained until they stand still."""
+    from common.softmax_ensemble import trained_weights  # brings torch, which is not loaded before inputs are checked
 
-    It starts at equal weights: from a random start, training that stops early gives another blend each time.
-    """
-    import torch
-
-    class EnsembleModel(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = torch.nn.Parameter(torch.zeros(members, dtype=torch.float64))
-
-        def forward(self, probabilities: torch.Tensor) -> torch.Tensor:
-            return probabilities @ torch.softmax(self.weights, dim=-1)
-
-    return EnsembleModel()
-
-
-def softmax_weights(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
-    """The weights that minimise the log loss of the mixture, trained until they stand still.
-
-    The loss is convex in the weights, so the start decides only what identical runs get: equal shares.
-    """
-    import torch
-
-    probabilities = torch.from_numpy(target_probabilities(logits, targets, members.others))
-    model = ensemble_model(len(logits))
-    optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=1000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> "torch.Tensor":
-        optimizer.zero_grad()
-        value = -model(probabilities).log().mean()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    return Mixture(torch.softmax(model.weights.detach(), dim=-1).numpy(), members.others)
+    probabilities = target_probabilities(data.logits, data.targets, data.tail_classes)
+    return WeightedMean(trained_weights(probabilities), data.tail_classes)
 
 
 def convex_weights(probabilities: np.ndarray) -> np.ndarray:
@@ -230,46 +198,47 @@ def convex_weights(probabilities: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class TemperedMixture:
-    """A mixture of runs whose logits are first divided by a temperature of each run's own."""
+class TemperedMean:
+    """A weighted mean of runs whose logits are first divided by a temperature of each run's own."""
 
-    temperatures: np.ndarray  # (m), float32 like stored logits
-    mixture: Mixture
+    temperatures: np.ndarray  # (runs), float32 like stored logits
+    mean: WeightedMean
 
     @property
     def weights(self) -> np.ndarray:
-        return self.mixture.weights
+        return self.mean.weights
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        return self.mixture(logits / self.temperatures[:, None, None])
+        return self.mean(logits / self.temperatures[:, None, None])
 
 
-def tempered(logits: np.ndarray, targets: np.ndarray, members: Members) -> TemperedMixture:
+def tempered(data: OofLogits) -> TemperedMean:
     """:func:`softmax_weights` of runs that are equally well calibrated.
 
     The log loss of runs as they are prefers the one whose probabilities are nearer to how often it is right, which
     after label smoothing need not be the one that knows more; a temperature for each leaves what they know.
     """
-    temperatures = np.array([temperature(member, targets, members.others) for member in logits], dtype=np.float32)
-    mixture = softmax_weights(logits / temperatures[:, None, None], targets, members)
-    return TemperedMixture(temperatures, mixture)
+    found = [temperature(run, data.targets, data.tail_classes) for run in data.logits]
+    temperatures = np.array(found, dtype=np.float32)
+    calibrated = replace(data, logits=data.logits / temperatures[:, None, None])
+    return TemperedMean(temperatures, softmax_weights(calibrated))
 
 
-def greedy(logits: np.ndarray, targets: np.ndarray, members: Members) -> Mixture:
+def greedy(data: OofLogits) -> WeightedMean:
     """Pick runs one after another, again and again, each time the one that lowers the mean's log loss most.
 
     Ensemble selection with replacement from a sorted start (Caruana 2004, "Ensemble selection from libraries of
     models"); the picks up to the lowest log loss count.
     """
-    probabilities = target_probabilities(logits, targets, members.others)
-    picks, total, lowest = [], np.zeros(len(targets)), []
+    probabilities = target_probabilities(data.logits, data.targets, data.tail_classes)
+    picks, total, lowest = [], np.zeros(len(probabilities)), []
     for picked in range(1, GREEDY_ROUNDS + 1):
         found = -np.log((total[:, None] + probabilities) / picked).mean(axis=0)
         picks.append(int(found.argmin()))
         lowest.append(found.min())
         total += probabilities[:, picks[-1]]
-    counts = np.bincount(picks[: int(np.argmin(lowest)) + 1], minlength=len(logits))
-    return Mixture(counts / counts.sum(), members.others)
+    counts = np.bincount(picks[: int(np.argmin(lowest)) + 1], minlength=len(data.logits))
+    return WeightedMean(counts / counts.sum(), data.tail_classes)
 
 
 @dataclass(frozen=True)
@@ -289,16 +258,16 @@ class Stack:
         return np.log(np.maximum(probabilities, 1e-15)).astype(np.float32)  # a class the fit never saw has 0
 
 
-def stack(logits: np.ndarray, targets: np.ndarray, members: Members) -> Stack:
+def stack(data: OofLogits) -> Stack:
     """Stacking by scikit-learn's logistic regression, its coefficients held small by an L2 penalty."""
     from sklearn.linear_model import LogisticRegression
 
     regression = LogisticRegression(C=STACK_C, tol=1e-3, max_iter=1000)
-    return Stack(regression.fit(_features(logits), targets), logits.shape[-1])
+    return Stack(regression.fit(_features(data.logits), data.targets), data.logits.shape[-1])
 
 
 def _features(logits: np.ndarray) -> np.ndarray:
-    """(m, rows, classes) -> (rows, m x classes), log probabilities."""
+    """(runs, rows, classes) -> (rows, runs x classes), log probabilities."""
     return log_softmax(logits).transpose(1, 0, 2).reshape(logits.shape[1], -1)
 
 
@@ -314,3 +283,31 @@ BLENDS: dict[str, Method] = {
     "greedy": greedy,
     "stack": stack,
 }
+
+
+def unusable(
+    groups: np.ndarray, hand_weights: Sequence[float], rows: int, classes: int, tail_classes: int = 1
+) -> dict[str, tuple[str, str]]:
+    """The methods that make no sense for such runs: why, and what to do about it.
+
+    ``groups``, ``hand_weights`` and ``tail_classes`` are those of :class:`OofLogits`; no predictions are needed, so
+    that a method can be refused before any are read.
+    """
+    count = len(groups)
+    coefficients = (count * classes + 1) * classes
+    reasons = {}
+    if not len(hand_weights):
+        reasons["hand"] = ("there are no weights", "add --weights, one for each run")
+    if len(set(groups)) in (1, count):
+        reasons["group-vote"] = ("no model stands against another that was trained more than once", "use vote or mean")
+    if tail_classes > 1:
+        reasons["stack"] = ("learns from every class, of which each row has but its likeliest", "use another")
+    elif coefficients > rows:
+        reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
+    return reasons
+
+
+def usable(data: OofLogits) -> list[str]:
+    """The names of the methods that make sense for these runs."""
+    reasons = unusable(data.groups, data.hand_weights, *data.logits.shape[1:], data.tail_classes)
+    return [name for name in BLENDS if name not in reasons]

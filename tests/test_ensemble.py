@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.blending import BLENDS, Members, convex_weights, ensemble_model, target_probabilities, unusable
+from common.blending import BLENDS, OofLogits, convex_weights, target_probabilities, unusable, usable
 from common.calibration import temperature
 from common.checkpoint import save_tensors
 from common.errors import UserError
@@ -56,12 +56,14 @@ def some_models(n: int, strengths: list[float], seed: int = 0) -> tuple[np.ndarr
     return np.stack(models), targets
 
 
-def members_of(count: int, groups: list[int] | None = None, by_hand: list[float] | None = None) -> Members:
-    return Members(np.array(groups or range(count)), np.array(by_hand or []))
+def oof_of(logits: np.ndarray, targets: np.ndarray, fold=None, groups=(), hand_weights=()) -> OofLogits:
+    """Predictions of different models, in five folds, unless said otherwise."""
+    fold = np.arange(len(targets)) % 5 if fold is None else fold
+    return OofLogits(logits, targets, fold, np.array(groups or range(len(logits))), np.array(hand_weights))
 
 
-def fitted(name: str, logits: np.ndarray, targets: np.ndarray, members: Members | None = None):
-    return BLENDS[name](logits, targets, members or members_of(len(logits)))
+def fitted(name: str, logits: np.ndarray, targets: np.ndarray, **known):
+    return BLENDS[name](oof_of(logits, targets, **known))
 
 
 # ---- the methods
@@ -111,7 +113,9 @@ def test_weights_start_equal_and_are_learned_the_same_each_time():
     """The module starts at equal weights, and training it twice gives the same bits."""
     import torch
 
-    assert ensemble_model(2)(torch.tensor([[0.2, 0.6]], dtype=torch.float64)).item() == pytest.approx(0.4)
+    from common.softmax_ensemble import SoftmaxEnsemble
+
+    assert SoftmaxEnsemble(2)(torch.tensor([[0.2, 0.6]], dtype=torch.float64)).item() == pytest.approx(0.4)
     logits, targets = some_models(300, [2, 1, 3])
     first, second = (fitted("softmax", logits, targets).weights for _ in range(2))
     assert (first == second).all() and first.sum() == pytest.approx(1)
@@ -120,9 +124,9 @@ def test_weights_start_equal_and_are_learned_the_same_each_time():
 def test_the_mixture_is_the_weighted_sum_of_probabilities():
     """A mixture gives each model's probabilities times its weight, summed; geometric multiplies them instead."""
     logits, targets = some_models(20, [2, 1, 3])
-    by_hand = members_of(3, by_hand=[1, 2, 5])
     expected = np.tensordot(np.array([1, 2, 5]) / 8, softmax(logits), 1)
-    np.testing.assert_allclose(np.exp(fitted("hand", logits, targets, by_hand)(logits)), expected, rtol=1e-5)
+    by_hand = fitted("hand", logits, targets, hand_weights=[1, 2, 5])
+    np.testing.assert_allclose(np.exp(by_hand(logits)), expected, rtol=1e-5)
     product = np.prod(softmax(logits), axis=0) ** (1 / 3)
     found = np.exp(fitted("geometric", logits, targets)(logits))
     np.testing.assert_allclose(found, product / product.sum(axis=1, keepdims=True), rtol=1e-5)
@@ -165,9 +169,9 @@ def test_votes_count_heads_and_the_mean_breaks_ties():
     assert fitted("mean", logits, targets)(logits).argmax() == 0
     assert fitted("vote", logits, targets)(logits).argmax() == 1
     assert fitted("vote", logits[:2], targets)(logits[:2]).argmax() == 0
-    of_two = members_of(3, groups=[0, 1, 1])
-    assert fitted("group-vote", logits, targets, of_two)(logits).argmax() == 0
-    np.testing.assert_allclose(fitted("group-vote", logits, targets, of_two).weights, [0.5, 0.25, 0.25])
+    of_two = fitted("group-vote", logits, targets, groups=[0, 1, 1])
+    assert of_two(logits).argmax() == 0
+    np.testing.assert_allclose(of_two.weights, [0.5, 0.25, 0.25])
 
 
 def test_a_stack_learns_which_run_knows_which_class():
@@ -177,8 +181,7 @@ def test_a_stack_learns_which_run_knows_which_class():
     for member in (0, 1):
         logits[member, :, member] += 6 * (targets == member) - 3
         logits[member, :, 1 - member] = 2 * logits[member, :, 1 - member]  # and is loud about what it does not know
-    fold = np.arange(3000) % 5
-    stacked, averaged = (nested(BLENDS[name], logits, targets, members_of(2), fold) for name in ("stack", "mean"))
+    stacked, averaged = (nested(BLENDS[name], oof_of(logits, targets)) for name in ("stack", "mean"))
     assert errors(stacked, targets) < 0.9 * errors(averaged, targets)
 
 
@@ -203,8 +206,8 @@ def test_extreme_models_are_blended():
 def test_every_method_blends_probabilities(name):
     """Each method's blend is a distribution over the classes on rows it was not fitted on."""
     logits, targets = some_models(200, [2, 1, 3])
-    members = members_of(3, groups=[0, 0, 1], by_hand=[1, 1, 2])
-    blended = fitted(name, logits[:, :150], targets[:150], members)(logits[:, 150:])
+    blend = fitted(name, logits[:, :150], targets[:150], groups=[0, 0, 1], hand_weights=[1, 1, 2])
+    blended = blend(logits[:, 150:])
     assert blended.shape == (50, 3)
     np.testing.assert_allclose(np.exp(blended).sum(axis=1), 1, atol=1e-5)
 
@@ -217,8 +220,8 @@ def test_best_is_the_run_with_the_fewest_errors():
 
 def test_methods_that_make_no_sense_are_left_out():
     """No weights, no hand; no model twice, no vote of averages; more coefficients than rows, no stack."""
-    assert set(unusable(members_of(3), 60, 3)) == {"hand", "group-vote"}
-    assert set(unusable(members_of(3, groups=[0, 0, 1], by_hand=[1, 1, 1]), 1000, 30)) == {"stack"}
+    assert set(unusable(np.arange(3), (), 60, 3)) == {"hand", "group-vote"}
+    assert set(unusable(np.array([0, 0, 1]), (1, 1, 1), 1000, 30)) == {"stack"}
 
 
 # ---- the scores
@@ -229,10 +232,10 @@ def test_in_sample_flatters_and_nested_does_not():
     in_sample, held_out, mean_loss = [], [], []
     for seed in range(3):
         logits, targets = some_models(150, [0.0] * 10, seed)
-        fold, ten = np.random.default_rng(seed).integers(0, 5, 150), members_of(10)
+        data = oof_of(logits, targets, np.random.default_rng(seed).integers(0, 5, 150))
         in_sample.append(nll(fitted("softmax", logits, targets)(logits), targets))
-        held_out.append(nll(nested(BLENDS["softmax"], logits, targets, ten, fold), targets))
-        mean_loss.append(nll(nested(BLENDS["mean"], logits, targets, ten, fold), targets))
+        held_out.append(nll(nested(BLENDS["softmax"], data), targets))
+        mean_loss.append(nll(nested(BLENDS["mean"], data), targets))
     assert (np.array(in_sample) <= np.array(mean_loss) + 1e-6).all()
     assert (np.array(in_sample) < np.array(held_out)).all()
     assert np.mean(in_sample) < np.mean(mean_loss) < np.mean(held_out)
@@ -243,11 +246,11 @@ def test_nested_never_fits_on_the_rows_it_scores():
     logits, targets = some_models(200, [2, 1])
     fold = np.arange(200) % 4
     other = np.where(fold == 2, (targets + 1) % 3, targets)
-    before, after = (try_method(BLENDS["softmax"], logits, labels, members_of(2), fold) for labels in (targets, other))
+    before, after = (try_method(BLENDS["softmax"], oof_of(logits, labels, fold)) for labels in (targets, other))
     for first, second in [(before.logits, after.logits), (before.tempered, after.tempered)]:
         assert (first[fold == 2] == second[fold == 2]).all()
         assert (first[fold != 2] != second[fold != 2]).any(axis=1).all()
-    assert (before.logits == nested(BLENDS["softmax"], logits, targets, members_of(2), fold)).all()
+    assert (before.logits == nested(BLENDS["softmax"], oof_of(logits, targets, fold))).all()
 
 
 def test_the_choice_for_a_fold_never_looks_at_it():
@@ -257,8 +260,8 @@ def test_the_choice_for_a_fold_never_looks_at_it():
     spoiled = logits.copy()
     spoiled[:, fold == 2] = -spoiled[:, fold == 2]
     other = np.where(fold == 2, (targets + 1) % 3, targets)
-    before = try_method(BLENDS["greedy"], logits, targets, members_of(3), fold)
-    after = try_method(BLENDS["greedy"], spoiled, other, members_of(3), fold)
+    before = try_method(BLENDS["greedy"], oof_of(logits, targets, fold))
+    after = try_method(BLENDS["greedy"], oof_of(spoiled, other, fold))
     assert (before.losses_without[2] == after.losses_without[2]).all()
     assert before.errors_without[2] == after.errors_without[2]
     assert before.losses_without[1].mean() != after.losses_without[1].mean()
@@ -267,9 +270,9 @@ def test_the_choice_for_a_fold_never_looks_at_it():
 def test_two_folds_can_be_nested():
     """With two folds a blend of one scores the other, and a choice is made all the same."""
     logits, targets = some_models(200, [2, 1])
-    fold = np.arange(200) % 2
-    tried = {name: try_method(BLENDS[name], logits, targets, members_of(2), fold) for name in ("mean", "softmax")}
-    assert np.isfinite(choose_nested(tried, targets, fold).tempered).all()
+    data = oof_of(logits, targets, np.arange(200) % 2)
+    tried = {name: try_method(BLENDS[name], data) for name in ("mean", "softmax")}
+    assert np.isfinite(choose_nested(tried, data).tempered).all()
 
 
 def test_the_mean_wins_unless_it_is_beaten():
@@ -291,20 +294,17 @@ def confident_models(n: int, strengths: list[float]) -> tuple[np.ndarray, np.nda
     return np.stack([noisy_logits(targets, strength, k) + hard for k, strength in enumerate(strengths)]), targets
 
 
-def auto(logits: np.ndarray, targets: np.ndarray, fold: np.ndarray):
-    members = members_of(len(logits))
-    names = [name for name in BLENDS if name not in unusable(members, *logits.shape[1:])]
-    tried = {name: try_method(BLENDS[name], logits, targets, members, fold) for name in names}
-    return choose_nested(tried, targets, fold)
+def auto(data: OofLogits):
+    return choose_nested({name: try_method(BLENDS[name], data) for name in usable(data)}, data)
 
 
 def test_ten_noise_models_change_nothing():
     """With ten members that know nothing, and are sure of it, the reported score gets no better and hardly worse."""
     logits, targets = confident_models(1500, [6, 5])
-    fold = np.random.default_rng(0).integers(0, 5, 1500)
-    noisy = np.concatenate([logits, noise_members(logits, 10, np.empty((0, 0), int), 3)])
-    assert errors(log_mean_probability(noisy), targets) > 3 * errors(log_mean_probability(logits), targets)
-    without, crowded = auto(logits, targets, fold), auto(noisy, targets, fold)
+    data = oof_of(logits, targets, np.random.default_rng(0).integers(0, 5, 1500))
+    noisy = data.with_noise(noise_members(logits, 10, np.empty((0, 0), int), 3))
+    assert errors(log_mean_probability(noisy.logits), targets) > 3 * errors(log_mean_probability(logits), targets)
+    without, crowded = auto(data), auto(noisy)
     difference = losses(crowded.tempered, targets) - losses(without.tempered, targets)
     standard_error = difference.std() / len(difference) ** 0.5
     assert -2 * standard_error < difference.mean() < 0.01
@@ -315,12 +315,11 @@ def test_what_a_member_is_worth():
     """Leaving out the best costs, leaving out noise does not, and noise is not in the smallest set."""
     logits, targets = confident_models(1500, [6, 5, 4])
     logits = np.concatenate([logits, noise_members(logits, 1, np.empty((0, 0), int), 3)])
-    fold = np.random.default_rng(0).integers(0, 5, 1500)
-    found = leave_one_out(BLENDS["softmax"], logits, targets, members_of(4), fold)
+    data = oof_of(logits, targets, np.random.default_rng(0).integers(0, 5, 1500))
+    found = leave_one_out(BLENDS["softmax"], data)
     assert found[0]["difference"] > 2 * found[0]["standard_error"] and found[0]["errors"] > 0
     assert abs(found[3]["difference"]) < found[0]["difference"] / 20
-    blend_losses = try_method(BLENDS["softmax"], logits, targets, members_of(4), fold).losses
-    smallest = smallest_set(logits, targets, fold, blend_losses)
+    smallest = smallest_set(data, try_method(BLENDS["softmax"], data).losses)
     assert 0 in smallest and 3 not in smallest
     shared = overlap(logits, targets)
     assert (np.diag(shared) == 1).all() and shared[0, 1] > shared[0, 3] and (shared == shared.T).all()
@@ -330,8 +329,7 @@ def test_a_temperature_is_fitted_after_averaging():
     """Averaging makes certain models hesitate: the blend's temperature sharpens, though each model's own softens."""
     logits, targets = confident_models(1500, [6, 6, 6, 6])
     logits = logits * 3
-    members = members_of(4)
-    tried = try_method(BLENDS["mean"], logits, targets, members, np.arange(1500) % 5)
+    tried = try_method(BLENDS["mean"], oof_of(logits, targets))
     assert tried.temperature < min(temperature(member, targets) for member in logits)
     assert nll(tried.tempered, targets) < nll(tried.logits, targets)
     assert (tried.tempered.argmax(axis=1) == tried.logits.argmax(axis=1)).all()

@@ -14,7 +14,7 @@ import infer
 import report
 import train_fold
 from benchmarks.scale import GROUPED, make_photos
-from common.blending import BLENDS, Members
+from common.blending import BLENDS, OofLogits
 from common.calibration import temperature
 from common.errors import UserError
 from common.files import write_json
@@ -111,9 +111,9 @@ def test_blends_of_short_forms_are_those_of_their_long_ones(name):
     short = [short_form(a_run(1), 6), short_form(a_run(2), 4), a_run(3)]
     columns, shared = side_by_side(short)
     long = np.stack([long_form(short_form(each, 4)).logits for each in short])
-    members = Members(np.array([0, 0, 1]), np.array([0.5, 0.2, 0.3]))
-    blend = BLENDS[name](np.stack(columns), shared.places, replace(members, others=shared.others))
-    expected = BLENDS[name](long, shared.targets, members)
+    whole = OofLogits(long, shared.targets, shared.fold, np.array([0, 0, 1]), np.array([0.5, 0.2, 0.3]))
+    cut = replace(whole, logits=np.stack(columns), targets=shared.places, tail_classes=shared.others)
+    blend, expected = BLENDS[name](cut), BLENDS[name](whole)
     np.testing.assert_allclose(blend.weights, expected.weights, atol=1e-4)
     found = replace(shared, logits=blend(np.stack(columns)))
     np.testing.assert_allclose(log_softmax(long_form(found).logits), log_softmax(expected(long)), atol=2e-4)

@@ -1,62 +1,88 @@
-"""The table of all blends and runs, what each run is worth to the blend, and both as text."""
+"""Every way to blend tried on the same runs, their table, what each run is worth to the blend, and all as text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.blending import BLENDS, Blend, Members, unusable
+from common.blending import BLENDS, Blend, OofLogits, usable
 from common.calibration import cross_fitted, temperature
 from common.metrics import errors, interval, losses, nll, paired_difference, score
 from common.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
 
+
+@dataclass(frozen=True)
+class Study:
+    """What every usable method makes of the runs, by its name, and the blend that is taken."""
+
+    blends: dict[str, Blend]  # fitted on all rows
+    in_sample: dict[str, np.ndarray]  # (rows, columns): what they say of the rows that they were fitted on
+    tried: dict[str, Tried]  # nested; empty with a single fold, where no other is left to fit on
+    choice: Choice
+    method: str  # of the blend that is taken
+    logits: np.ndarray  # (rows, columns): what it says, nested where there is more than one fold
+    tempered: np.ndarray  # (rows, columns): the same after a temperature
+    temperature: float  # of the blend on rows yet to come
+
+
+def study_blends(data: OofLogits, asked: str) -> Study:
+    """Fit each method on all rows, and on some folds to be scored on another; take the one that is ``asked`` for.
+
+    With ``auto`` the method is chosen nested, and with a single fold it is the mean.
+    """
+    blends = {name: BLENDS[name](data) for name in usable(data)}
+    in_sample = {name: blend(data.logits) for name, blend in blends.items()}
+    if len(np.unique(data.fold)) == 1:
+        method = "mean" if asked == "auto" else asked
+        taken, scale = in_sample[method], temperature(in_sample[method], data.targets, data.tail_classes)
+        return Study(blends, in_sample, {}, Choice(method, [], taken, taken), method, taken, taken / scale, scale)
+    # Nested predictions are OOF like every run's own: made by something that has not seen the row.
+    tried = {name: try_method(BLENDS[name], data) for name in blends}
+    choice = choose_nested(tried, data)
+    method, taken = (choice.name, choice) if asked == "auto" else (asked, tried[asked])
+    scale = tried[method].temperature
+    return Study(blends, in_sample, tried, choice, method, taken.logits, taken.tempered, scale)
+
+
 # ---- the table
 
 
-def compare(
-    runs: Sequence[str],
-    logits: np.ndarray,
-    in_sample: Mapping[str, np.ndarray],
-    tried: Mapping[str, Tried],
-    choice: Choice,
-    targets: np.ndarray,
-    fold: np.ndarray,
-    others: int = 1,
-) -> list[dict[str, Any]]:
-    """One row for each blend, for the choice between them (auto), and for each run by itself.
+def blend_table(runs: Sequence[str], data: OofLogits, study: Study) -> list[dict[str, Any]]:
+    """One row for each blend, for the choice between them (auto), and for each run by itself; ``runs`` are names.
 
-    ``in_sample`` is fitted and scored on all rows; without ``tried`` (one fold) there is nothing nested. The logits'
-    last column stands for ``others`` classes.
+    With a single fold there is nothing nested in it.
     """
-    sources = {name: (in_sample[name], found.logits, found.tempered) for name, found in tried.items()}
-    if tried:
-        sources["auto"] = (in_sample[choice.name], choice.logits, choice.tempered)
+    if study.tried:
+        sources = {name: (study.in_sample[name], each.logits, each.tempered) for name, each in study.tried.items()}
+        sources["auto"] = (study.in_sample[study.choice.name], study.choice.logits, study.choice.tempered)
         # Nothing is fitted on a run by itself but its temperature.
         sources |= {
-            f"run {run}": (own, own, cross_fitted(own, targets, fold, others))
-            for run, own in zip(runs, logits, strict=True)
+            f"run {run}": (own, own, cross_fitted(own, data.targets, data.fold, data.tail_classes))
+            for run, own in zip(runs, data.logits, strict=True)
         }
     else:
-        alone = {f"run {run}": own for run, own in zip(runs, logits, strict=True)}
-        sources = {name: (found, None, None) for name, found in (dict(in_sample) | alone).items()}
+        alone = {f"run {run}": own for run, own in zip(runs, data.logits, strict=True)}
+        sources = {name: (found, None, None) for name, found in (study.in_sample | alone).items()}
     rows = []
     for name, (fitted, held_out, tempered) in sources.items():
-        scale = temperature(fitted, targets, others)
-        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, targets, others)}
+        scale = temperature(fitted, data.targets, data.tail_classes)
+        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data)}
         if held_out is not None:
-            row["nested"] = _scored(held_out, tempered, targets, others)
+            row["nested"] = _scored(held_out, tempered, data)
             row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
-            against = paired_difference(losses(tempered, targets, others), tried["mean"].losses)
+            own_losses = losses(tempered, data.targets, data.tail_classes)
+            against = paired_difference(own_losses, study.tried["mean"].losses)
             row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
         rows.append(row)
     return rows
 
 
-def _scored(logits: np.ndarray, tempered: np.ndarray, targets: np.ndarray, others: int) -> dict[str, Any]:
+def _scored(logits: np.ndarray, tempered: np.ndarray, data: OofLogits) -> dict[str, Any]:
     """The score with the accuracy's 95 % interval and the log loss after the temperature."""
-    found = score(logits, targets, others)
+    found = score(logits, data.targets, data.tail_classes)
     found["interval"] = list(interval(found["errors"], found["n"]))
-    return found | {"tempered_nll": nll(tempered, targets, others)}
+    return found | {"tempered_nll": nll(tempered, data.targets, data.tail_classes)}
 
 
 def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
@@ -102,26 +128,18 @@ def weights_text(runs: Sequence[str], blends: Mapping[str, Blend]) -> str:
 # ---- the worth of each run
 
 
-def worth(
-    method: str,
-    runs: Sequence[str],
-    seconds: Sequence[float],
-    logits: np.ndarray,
-    targets: np.ndarray,
-    members: Members,
-    fold: np.ndarray,
-) -> list[dict[str, Any]]:
+def worth(method: str, runs: Sequence[str], seconds: Sequence[float], data: OofLogits) -> list[dict[str, Any]]:
     """What each run adds to the blend by ``method``; ``seconds`` per 1,000 rows at inference, 0 where not recorded."""
-    overlaps = overlap(logits, targets)
-    costs = leave_one_out(BLENDS[method], logits, targets, members, fold)
+    overlaps = overlap(data.logits, data.targets)
+    costs = leave_one_out(BLENDS[method], data)
     rows = []
-    for member, (run, cost) in enumerate(zip(runs, costs, strict=True)):
-        others = [other for other in range(len(runs)) if other != member]
-        nearest = max(others, key=lambda other: overlaps[member, other])
+    for position, (run, cost) in enumerate(zip(runs, costs, strict=True)):
+        rest = [other for other in range(len(runs)) if other != position]
+        nearest = max(rest, key=lambda other: overlaps[position, other])
         rows.append(
-            {"run": run, "errors_alone": errors(logits[member], targets), "without": cost}
-            | {"nearest": runs[nearest], "overlap": float(overlaps[member, nearest])}
-            | {"seconds_per_1000_rows": seconds[member]}
+            {"run": run, "errors_alone": errors(data.logits[position], data.targets), "without": cost}
+            | {"nearest": runs[nearest], "overlap": float(overlaps[position, nearest])}
+            | {"seconds_per_1000_rows": seconds[position]}
         )
     return rows
 
@@ -151,33 +169,26 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
 # ---- the control
 
 
-def noise_control(
-    names: Sequence[str],
-    asked: str,
-    noise: np.ndarray,
-    logits: np.ndarray,
-    targets: np.ndarray,
-    members: Members,
-    fold: np.ndarray,
-    reported: np.ndarray,
-) -> dict[str, float]:
+def noise_control(asked: str, data: OofLogits, noise: np.ndarray, reported: np.ndarray) -> dict[str, float]:
     """The same blend, or choice (``asked`` is auto), with members of ``noise`` against the ``reported`` one.
 
-    ``reported`` are tempered nested log probabilities (n, classes).
+    Args:
+        asked: name of a method, or auto.
+        noise: (more, rows, columns), as :func:`common.nesting.noise_members` makes it.
+        reported: nested log probabilities without the noise, after a temperature, (rows, columns).
     """
-    noisy = np.concatenate([logits, noise])
-    groups = np.concatenate([members.groups, members.groups.max() + 1 + np.arange(len(noise))])
-    by_hand = np.concatenate([members.by_hand, np.zeros(len(noise))]) if len(members.by_hand) else members.by_hand
-    crowd = Members(groups, by_hand, members.others)
-    usable = [name for name in names if name == asked or name not in unusable(crowd, *logits.shape[1:])]
-    tried = {name: try_method(BLENDS[name], noisy, targets, crowd, fold) for name in usable}
-    found = choose_nested(tried, targets, fold) if asked == "auto" else tried[asked]
-    with_noise, without = (losses(each, targets, members.others) for each in (found.tempered, reported))
+    noisy = data.with_noise(noise)
+    if asked == "auto":
+        names = [name for name in usable(data) if name in usable(noisy)]
+        found = choose_nested({name: try_method(BLENDS[name], noisy) for name in names}, noisy)
+    else:
+        found = try_method(BLENDS[asked], noisy)
+    with_noise, without = (losses(each, data.targets, data.tail_classes) for each in (found.tempered, reported))
     difference, standard_error = paired_difference(with_noise, without)
     return {
         "members": len(noise),
-        "errors_without": errors(reported, targets),
-        "errors_with": errors(found.tempered, targets),
+        "errors_without": errors(reported, data.targets),
+        "errors_with": errors(found.tempered, data.targets),
         "difference": difference,
         "standard_error": standard_error,
     }
