@@ -24,9 +24,7 @@ class Config:
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # constructor's: drop_rate=0.2 global_pool=avgmax; sync_bn, crop_pct of photos
     pretrained: bool = False  # start from timm's weights of this model, from the hub
-    weights: str = (
-        ""  # start from this .safetensors file, in our names or timm's; {fold} in its path is the fold's number
-    )
+    weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: the fold's number
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
     img_size: int = 0  # side of the model's input in pixels (0: the images' own; photos: the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
