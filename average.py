@@ -48,11 +48,11 @@ class Options:
     """Average the weights of runs, fold by fold: python average.py --runs a b --run soup"""
 
     runs: tuple[str, ...]  # names of finished runs of one model, two or more
-    run: str  # name of the run that their average becomes
+    run: str  # name of the new run that holds their average
     runs_dir: str = "runs"  # folder that holds every run
-    data: str = "digits"  # the train table that they were trained on
-    folds: str = "folds.csv"  # and its folds
-    store: str = "float32"  # form of oof.npz: float32, float16, top64 (64 likeliest classes of a row)
+    data: str = "digits"  # the train table they were trained on
+    folds: str = "folds.csv"  # the folds file they were trained with
+    store: str = "float32"  # format of oof.npz: float32, float16, top64 (64 likeliest classes per row)
     threads: int = 0  # CPU threads (0: all cores)
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs_dir = Path(options.runs_dir)
     check_store(options.store)
     if len(options.runs) < 2:
-        raise UserError("--runs", f"{len(options.runs)} runs have no average", "name two or more")
+        raise UserError("--runs", f"an average needs at least two runs, got {len(options.runs)}", "name two or more")
     if (runs_dir / options.run).exists():
         raise UserError(str(runs_dir / options.run), "exists already", "give the average another --run")
     check_folder(runs_dir / options.run)
@@ -104,12 +104,12 @@ def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict
     for path, (_, facts) in zip(paths, loaded, strict=True):
         found = shared_of(facts)
         if facts["folds_fingerprint"] != folds.fingerprint:
-            raise UserError(str(path), "was trained with other folds", "name them with --folds, and their --data")
+            raise UserError(str(path), "was trained with different folds", "name those with --folds and --data")
         if found["members"] > 1:
-            raise UserError(str(path), f"holds {found['members']} members, not one model", "ensemble.py blends it")
+            raise UserError(str(path), f"holds {found['members']} members, not one model", "blend it with ensemble.py")
         if differing := [name for name in found if found[name] != first[name]]:
             what = f"differs from {paths[0]} in {', '.join(differing)}"
-            raise UserError(str(path), what, "average runs of one model on one data set")
+            raise UserError(str(path), what, "average runs of the same model on the same data")
     mean = loaded[0][0]
     for number, (tensors, _) in enumerate(loaded[1:], start=2):
         mean = mean_of(mean, tensors, 1 / number)

@@ -64,9 +64,9 @@ class Options:
     folds: str = "folds.csv"  # the folds file they were trained with
     runs_dir: str = "runs"  # folder that holds every run
     run: str = "ensemble"  # name of the blend: its folder below runs_dir
-    method: str = "auto"  # whose blend is written (auto: the mean, unless another beats it in the nested comparison)
+    method: str = "auto"  # which blend to write (auto: the mean, unless another beats it in the nested comparison)
     weights: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
-    noise: int = 10  # control: blend with so many more members, which know nothing, and say what they change (0: don't)
+    noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
     sample: str = ""  # the competition's sample submission (csv)
 
     @property
@@ -191,7 +191,7 @@ def chosen_runs(cfg: Options) -> list[str]:
     if len(runs) < 2:
         found = f"{len(runs)} run{'s' * (len(runs) != 1)} ({', '.join(runs) or 'none'})"
         remedy = "train a second one, all folds (train_fold.py --fold all --run NAME)"
-        raise UserError(cfg.runs_dir, f"a blend needs two finished runs, there is {found}", remedy)
+        raise UserError(cfg.runs_dir, f"a blend needs two finished runs, found {found}", remedy)
     return runs
 
 
@@ -203,7 +203,9 @@ def check_weights(cfg: Options, runs: Sequence[str]) -> None:
         what = f"{len(cfg.weights)} weights for {len(runs)} runs"
         raise UserError("--weights", what, f"give one for each of {', '.join(runs)}, in this order")
     if not np.isfinite(cfg.weights).all() or min(cfg.weights) < 0 or not sum(cfg.weights):
-        raise UserError("--weights", f"{' '.join(map(str, cfg.weights))}", "each must be 0 or more, one above 0")
+        raise UserError(
+            "--weights", f"{' '.join(map(str, cfg.weights))} is not valid", "each must be 0 or more, one above 0"
+        )
     if not np.isclose(sum(cfg.weights), 1):
         print(f"--weights sum to {sum(cfg.weights):g}: scaled to sum to 1")
 
@@ -257,7 +259,7 @@ def read_tests(cfg: Options, runs: Sequence[str], folds: Folds, kept: int) -> di
         if tests[run].classes != folds.classes:
             theirs, ours = names_in_short(tests[run].classes), names_in_short(folds.classes)
             remedy = "run infer.py again for this run"
-            raise UserError(str(path), f"has the classes {theirs}, the folds {ours}", remedy)
+            raise UserError(str(path), f"has the classes {theirs}, but the folds have {ours}", remedy)
         if kept:
             tests[run] = short_form(tests[run], kept)
     return tests
@@ -268,7 +270,7 @@ def tests_in_one_order(cfg: Options, tests: dict[str, Predictions | None]) -> li
     missing = [run for run, test in tests.items() if test is None]
     if missing:
         unused = " (--sample has no effect)" if cfg.sample else ""
-        what = f"no test predictions of {', '.join(missing)}, so no submission{unused}"
+        what = f"no test predictions for {', '.join(missing)}, so no submission{unused}"
         warn(f"{what}; run: python infer.py --runs {' '.join(missing)}")
         return []
     ids = next(iter(tests.values())).ids

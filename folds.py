@@ -28,10 +28,10 @@ class Options:
     test: str = ""  # test table or folder of images whose rows must not be among the training rows
     folds: str = "folds.csv"  # the file to write or to check
     k: int = 5  # number of folds
-    split: Split = "stratified"  # column: folds made by others; holdout: one part of k validates, the rest trains
+    split: Split = "stratified"  # column: folds made by others; holdout: one of k parts validates, the rest train
     group: str = ""  # column whose equal values stay in one fold
     fold_column: str = ""  # column with the folds made by others
-    seed: int = 0  # of the shuffle before dealing
+    seed: int = 0  # for the shuffle before rows are dealt
     rare: Literal["error", "train"] = "error"  # classes with fewer than k images: refuse, or only train on them
     force: bool = False  # replace a folds file that differs
     check: bool = False  # audit the folds file instead of writing it
@@ -82,9 +82,9 @@ def write_once(path: Path, folds: Folds, force: bool) -> None:
     """Write the folds file unless it stands there already; a different one is replaced only by ``force``."""
     if path.is_file() and not force:
         if path.read_text(encoding="utf-8", errors="replace") != folds_text(folds):
-            what = "holds other folds, and scores on two different folds files cannot be compared"
+            what = "holds different folds, and scores on different folds files cannot be compared"
             raise UserError(str(path), what, "use it as it is, write to another --folds, or replace it with --force")
-        print(f"{path} is already there with these folds")
+        print(f"{path} already exists with these folds")
     else:
         write_folds(path, folds)
         print(f"{path} written")
@@ -113,7 +113,7 @@ def audit(path: Path, table: Table, test: Table | None) -> None:
     if findings:
         sys.exit(1)
     print(f"{path} is clean. Checked against {table.source}:")
-    print(f"- {len(folds.ids):,} rows have the ids, labels and images the folds were made of, in whatever order")
+    print(f"- {len(folds.ids):,} rows have the ids, labels and images the folds were made from, in any order")
     print("- no image lies in two folds or has two labels")
     if folds.groups.size:
         print(f"- none of {len(set(folds.groups)):,} groups lies in two folds")

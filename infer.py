@@ -54,16 +54,16 @@ class Options:
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every one that has all its folds)
-    out_dir: str = ""  # folder for what is written of each run (default: runs_dir, which may be read-only)
-    fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model of every row
+    out_dir: str = ""  # folder for each run's output (default: runs_dir; set it where that is read-only)
+    fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model trained on every row
     tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
     views: tuple[str, ...] = ("digits",)  # presets whose views --tta auto and --score-tta try; flips are not for digits
     score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
-    store: str = "float32"  # form of test.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
+    store: str = "float32"  # format of test.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
     data: str = "digits"  # train table, for --tta and --score-tta
     folds: str = "folds.csv"  # folds file, for --tta and --score-tta
     threads: int = 0  # CPU threads (0: all cores)
-    cache_gb: float = DEFAULT_GB  # memory for decoded photos (0, or more than fit: decoded again for each model)
+    cache_gb: float = DEFAULT_GB  # GB of memory for decoded photos (0, or too few: decoded again for each model)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,10 +136,10 @@ def read_models(fold_folders: Sequence[Path]) -> Models:
     ]
     for path, (_, facts), settings in zip(paths, models, shared, strict=True):
         if path.parent != fold_folder(path.parents[1], facts["fold"]):
-            raise UserError(str(path), f"is the model of fold {facts['fold']}", "put every model into its own folder")
+            raise UserError(str(path), f"is the model of fold {facts['fold']}", "put each model in its own folder")
         if changed := differences(shared[0], settings):
-            what = f"was trained otherwise than {paths[0]} ({', '.join(changed)})"
-            raise UserError(str(path), what, "train all folds of a run alike")
+            what = f"was trained with different settings from {paths[0]} ({', '.join(changed)})"
+            raise UserError(str(path), what, "train all folds of a run with the same settings")
     return models
 
 
@@ -166,19 +166,19 @@ def predictor(
     facts = models[0][1]
     settings = facts["settings"]
     if image_shape(table) != tuple(facts["image_shape"]):
-        what = f"has images of {image_shape(table)} (channels, side), the models were trained on {facts['image_shape']}"
-        raise UserError(table.source, what, "take the test table that belongs to the train table")
+        what = f"has images of {image_shape(table)} (channels, side), but the models expect {facts['image_shape']}"
+        raise UserError(table.source, what, "use the test table that belongs to the train table")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     prepare = saved_preparation(facts)
     if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
-        what = "looks at what lies outside the middle of an image, and these models see all of it"
+        what = "looks outside the middle of an image, but these models already see all of it"
         raise UserError("--tta", what, "leave out the five crops")
     images = read_images(table, prepare, accelerator.device, Cache(cache_gb), row_shas, torch.get_num_threads())
     predict = saved_predictor(facts, accelerator, images)
     model = create_saved(facts).to(accelerator.device, memory_format=getattr(torch, facts["memory_format"]))
     for side in {view.look(torch.zeros(1, 1, prepare.side, prepare.side)).shape[-1] for view in views}:
         if side != settings["img_size"] and not works_at(model, len(facts["classes"]), settings["channels"], side):
-            what = f"{settings['model']}, built for {settings['img_size']} px, cannot work at {side} px"
+            what = f"{settings['model']}, built for {settings['img_size']} px, does not work at {side} px"
             raise UserError("--tta", what, "leave out the views of other sizes")
 
     def predict_rows(number: int, rows: np.ndarray) -> np.ndarray:
@@ -236,7 +236,7 @@ def predict_test(
     classes = models[0][1]["classes"]
     labels = table.labels
     if unknown := sorted(set(labels) - set(classes)):
-        warn(f"{table.source}: its label column is not scored, {unknown[0]} is no class of the models")
+        warn(f"{table.source}: its label column is not scored: {unknown[0]} is not a class of the models")
         labels = labels[:0]
     test = Predictions(
         ids=table.ids,
@@ -292,7 +292,7 @@ def score_out_of_fold(
     """
     fingerprint = models[0][1]["folds_fingerprint"]
     if fingerprint != folds.fingerprint:
-        what = f"{run} was trained with other folds ({fingerprint[:16]}, here {folds.fingerprint[:16]})"
+        what = f"{run} was trained with different folds ({fingerprint[:16]}, here {folds.fingerprint[:16]})"
         raise UserError("--folds", what, "name the folds file that it was trained with")
     chosen = options.tta not in TTA or options.score_tta
     presets = options.views if chosen else (options.tta,)
@@ -300,8 +300,8 @@ def score_out_of_fold(
     rows_of_model = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_model)
     if len(rows) * len(folds.classes) * len(views) > 5 * AT_ONCE:
-        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes"
-        raise UserError("--tta", what, "predict without test-time augmentation, or name a preset of fewer views")
+        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes in memory"
+        raise UserError("--tta", what, "predict without test-time augmentation, or name a preset with fewer views")
     outputs = predict_with_each(models, table, rows_of_model, views, folds.row_shas, options.cache_gb)
     logits = np.concatenate(outputs, axis=1)
     targets = folds.targets[rows]

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(options.out)
     check_folder(out.parent)
     if out.suffix != ".html":
-        raise UserError("--out", f"{out} is no html file", "give it a name that ends with .html")
+        raise UserError("--out", f"{out} is not an html file", "give it a name that ends with .html")
     evidence = gather(options)
     chapters = [section for sections in SECTIONS for section in sections(evidence)]
     in_short = [sentence for section in chapters for sentence in section.findings]

@@ -54,18 +54,18 @@ class Run(SideBySide, Config):
 
     batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)  # images per optimiser step
     lrs: tuple[str, ...] = ("auto",)  # peak learning rates (auto: chosen around lr * sqrt(size / batch_size))
-    repeats: int = 1  # runs of every cell, each with a seed of its own
-    budget: Literal["epochs", "steps"] = "epochs"  # what cells have the same of (steps: as many as the smallest size)
+    repeats: int = 1  # runs of every cell, each with its own seed
+    budget: Literal["epochs", "steps"] = "epochs"  # what all cells share (steps: as many as the smallest size takes)
     fold: str = "0"  # number of the fold that is held out
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Fit the law to a sweep and say it: python sweep.py fit"""
+    """Fit the law to a sweep and print it: python sweep.py fit"""
 
     runs: str = ""  # the sweep's folder (default: the only one below runs)
-    only: tuple[int, ...] = ()  # fit these batch sizes alone, and leave law.json as it is
-    predict: tuple[int, ...] = ()  # batch sizes whose best learning rate you want to know
+    only: tuple[int, ...] = ()  # fit only these batch sizes, and leave law.json as it is
+    predict: tuple[int, ...] = ()  # batch sizes to predict the best learning rate for
     verify: int = 0  # batch size outside the sweep: train a row of cells there and compare (0: off)
 
 
@@ -89,7 +89,7 @@ class Search(Config):
     """Search over any settings with Optuna, on one fold: python sweep.py search --vary lr=1e-4..3e-2"""
 
     vary: tuple[str, ...] = ("lr=1e-4..3e-2",)  # settings and their values: lr=1e-4..3e-2 opt=adamw,sgd
-    trials: int = 20  # runs in all, over all workers
+    trials: int = 20  # runs in total, over all workers
     fold: str = "0"  # number of the fold that is held out
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     if command not in COMMANDS:
-        raise UserError("sweep.py", f"there is no {command}", f"use {', '.join(COMMANDS)}")
+        raise UserError("sweep.py", f"there is no command {command}", f"use {', '.join(COMMANDS)}")
     options, do = COMMANDS[command]
     do(parse(options, arguments[1:]))
 
@@ -112,7 +112,7 @@ def run(options: Run) -> None:
     plan = partial(wanted, sweep.grid)
     cells = Trainer(sweep, plan, options).run()
     if left := missing(plan(cells), cells):
-        print(f"{sweep.folder}: {len(left)} cells are left; the same command goes on")
+        print(f"{sweep.folder}: {len(left)} cells are left; run the same command to continue")
     else:
         ended = ", ".join(f"{count} {status}" for status, count in cells.status.value_counts().items())
         print(f"{sweep.folder}: complete, {ended}")
@@ -130,11 +130,11 @@ def sweep_of(options: Run) -> Sweep:
     cfg = config_of(options)
     check_config(cfg, processes=1)
     if cfg.restart:
-        raise UserError("--restart", "would throw a whole sweep away", "delete its folder, or name another --run")
+        raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
     if not cfg.fold.isdecimal():
-        raise UserError("--fold", f"{cfg.fold} is no single fold", "give its number")
+        raise UserError("--fold", f"{cfg.fold} is not a single fold", "give its number")
     if not options.batch_sizes or min(options.batch_sizes) < 1:
-        raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers from 1")
+        raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers above 0")
     lrs = () if options.lrs == ("auto",) else tuple(map(learning_rate, options.lrs))
     sizes = tuple(sorted(set(options.batch_sizes)))
     grid = Grid(sizes, lrs, lr=cfg.lr, batch_size=cfg.batch_size, repeats=max(1, options.repeats))
@@ -152,7 +152,7 @@ def learning_rate(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < math.inf:
-        raise UserError("--lrs", f"{text} is no learning rate", "give numbers above 0, or auto alone")
+        raise UserError("--lrs", f"{text} is not a valid learning rate", "give numbers above 0, or auto alone")
     return number
 
 
@@ -160,7 +160,7 @@ def find_sweep(runs: str) -> Sweep:
     """The sweep in the folder ``runs``, or the only one below runs/."""
     found = [path.parent for path in sorted(Path("runs").glob(f"*/{SWEEP_FILE}"))]
     if not runs and len(found) != 1:
-        what = f"{len(found)} sweeps lie below runs"
+        what = f"found {len(found)} sweeps below runs"
         raise UserError("--runs", what, f"name one: {', '.join(map(str, found))}" if found else "start: sweep.py run")
     return read_sweep(Path(runs) if runs else found[0])
 
@@ -267,7 +267,7 @@ def search(options: Search) -> None:
     from common.search import search as search_with_optuna
 
     if not options.fold.isdecimal():
-        raise UserError("--fold", f"{options.fold} is no single fold", "give its number")
+        raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")
     search_with_optuna(config_of(options), options.vary, options.trials)
 
 

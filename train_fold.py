@@ -54,11 +54,11 @@ class Train(SideBySide, Config):
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
-    log_with: tuple[str, ...] = ()  # trackers that follow the epochs: tensorboard, wandb, mlflow ...
-    cache_gb: float = DEFAULT_GB  # decoded photos kept in one file below runs_dir (0, or too many: decoded every epoch)
+    log_with: tuple[str, ...] = ()  # trackers that log the epochs: tensorboard, wandb, mlflow ...
+    cache_gb: float = DEFAULT_GB  # GB of decoded photos in a file below runs_dir (0, or too many: decoded every epoch)
     profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all
     trace: bool = False  # write torch's trace of the first epoch into the fold's folder, for ui.perfetto.dev
-    store: str = "float32"  # form of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes of a row)
+    store: str = "float32"  # format of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
     """The rows that a fold trains on; raises UserError where they do not fill one batch."""
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     if len(rows) < cfg.batch_size:
-        what = f"{cfg.batch_size} images are more than the {len(rows)} training rows"
+        what = f"batch size {cfg.batch_size} exceeds the {len(rows)} training rows"
         raise UserError("--batch-size", what, f"use at most {len(rows)}")
     return rows
 
@@ -197,7 +197,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
     )
     if torch.cuda.device_count() > accelerator.num_processes:
         warn(
-            f"{torch.cuda.device_count()} GPUs are here but {accelerator.num_processes} is used: "
+            f"{torch.cuda.device_count()} GPUs are available but only {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
     if loaded := check_choices(of_fold(cfg, wanted[0]), folds.classes, share, not table.of_photos):
@@ -207,7 +207,7 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
         filled_rows(folds, fold, cfg)
     prepare = preparation_of(cfg, table)
     if cfg.cache_gb != DEFAULT_GB and not table.of_photos:
-        warn("--cache-gb has no effect: the images are no photos")
+        warn("--cache-gb has no effect: the images are not photos")
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     if cfg.restart and accelerator.is_main_process:
         start_over(run_folder)
@@ -260,7 +260,7 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
             pace = training.log[-1]["seconds"] if training.log else 0.0
             if call.deadline.is_set and agreed(accelerator, call.deadline.misses(pace)):
                 done = f"fold {fold} stops after epoch {len(training.log)} of {cfg.epochs}"
-                accelerator.print(f"{done}: the next would not end within --hours; the same command goes on")
+                accelerator.print(f"{done}: the next would not finish within --hours; run the same command to continue")
                 finish_trackers(accelerator)
                 return
             row, logits = train_and_score(call, accelerator, training, fold, valid_rows)
@@ -307,7 +307,7 @@ def set_up(call: Call, accelerator, fold: str):
     checkpoint = folder / CHECKPOINT_FILE
     if agreed(accelerator, checkpoint.exists()):
         training.restore(checkpoint, facts)
-        accelerator.print(f"fold {fold} goes on after epoch {len(training.log)}")
+        accelerator.print(f"fold {fold} resumes after epoch {len(training.log)}")
     if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
         check_folder(folder, (1 if checkpoint.exists() else 2) * training.bytes_of_checkpoint)
     return training, facts, valid_rows

@@ -294,7 +294,7 @@ def create_augmentation(preset: str, changes: Mapping[str, Any], grey: bool) -> 
     if grey and (coloured := [name for name in COLOURS if asked.get(name)]):
         what = f"{', '.join(coloured)} would change the colours of grey images"
         off = " ".join(f"{name}={known[name]!r}".replace("'", "") for name in coloured)
-        raise UserError("--augment", what, f"switch it off (--augment-args {off}), or take another preset")
+        raise UserError("--augment", what, f"switch it off (--augment-args {off}), or use another preset")
     active = {}
     for operation, defaults in operations.items():
         own = {name: asked.get(name, default) for name, default in defaults.items()}
@@ -302,7 +302,7 @@ def create_augmentation(preset: str, changes: Mapping[str, Any], grey: bool) -> 
             active[operation] = own
         elif idle := [name for name in own if name in changes and defaults[name]]:
             switches = " or ".join(name for name, default in defaults.items() if not default)
-            raise UserError("--augment-args", f"{idle[0]} has no effect without {switches}", "give both, or none")
+            raise UserError("--augment-args", f"{idle[0]} has no effect without {switches}", "give both or neither")
 
     def bound(operation: Callable) -> partial | None:
         return partial(operation, **active[operation]) if operation in active else None
@@ -318,7 +318,7 @@ def _check_value(name: str, value: Any, known: Mapping[str, Any]) -> None:
     if name not in known:
         raise UserError("--augment-args", f"{name} is unknown", f"known: {', '.join(sorted(known))}")
     like = (int, float) if isinstance(known[name], float) else type(known[name])
-    expected, right = f"such as {EXAMPLES.get(name, known[name])!r}", isinstance(value, like)
+    expected, right = f"a value such as {EXAMPLES.get(name, known[name])!r}", isinstance(value, like)
     if name in CHOICES:
         expected, right = f"one of {', '.join(CHOICES[name])}", value in CHOICES[name]
     elif right and isinstance(value, int | float):
@@ -328,7 +328,7 @@ def _check_value(name: str, value: Any, known: Mapping[str, Any]) -> None:
             0 <= value <= most and not (name == "median_blur" and value and value % 2 == 0),
         )
     if not right:
-        raise UserError("--augment-args", f"{name}={value} is no value for it", f"give {expected}")
+        raise UserError("--augment-args", f"{name}={value} is not a valid value", f"use {expected}")
 
 
 def _defaults(operation: Callable) -> dict[str, Any]:

@@ -71,7 +71,9 @@ class StochasticAverage(Last):
     def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 5):
         super().__init__(epochs, cycle_ends)
         if not 1 < last <= epochs:
-            raise UserError("--select-args", f"last={last} epochs of {epochs} have no mean", f"use 2 to {epochs}")
+            raise UserError(
+                "--select-args", f"last={last}: swa averages two or more of the {epochs} epochs", f"use 2 to {epochs}"
+            )
         self.last = last
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
@@ -91,9 +93,9 @@ class Snapshots(Last):
     def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 0):
         super().__init__(epochs, cycle_ends)
         if len(cycle_ends) < 2:
-            raise UserError("--select", "snapshots are taken at the ends of cycles", "use --schedule restarts")
+            raise UserError("--select", "snapshots needs at least two learning rate cycles", "use --schedule restarts")
         if not 0 <= last <= len(cycle_ends):
-            what = f"last={last} of {len(cycle_ends)} cycles"
+            what = f"last={last} is out of range: there are {len(cycle_ends)} cycles"
             raise UserError("--select-args", what, f"use 0 (all) to {len(cycle_ends)}")
         self.cycle_ends = cycle_ends[-last:]
 
@@ -112,8 +114,8 @@ class Independent(Last):
     def __init__(self, epochs: int, cycle_ends: Sequence[int], count: int = 3):
         super().__init__(epochs, cycle_ends)
         if not isinstance(count, int) or count < 2 or epochs % count:
-            what = f"{epochs} epochs cannot be shared among count={count} nets"
-            raise UserError("--select-args", what, "use 2 nets or more, and a multiple of their number as --epochs")
+            what = f"{epochs} epochs cannot be divided evenly among count={count} nets"
+            raise UserError("--select-args", what, "use 2 nets or more and set --epochs to a multiple of that")
         self.nets = count
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
@@ -148,14 +150,14 @@ def create_selection(cfg: Config, length: Length) -> Last:
     selection = chosen("select", cfg.select, SELECTIONS)
     arguments = keyword_arguments("select-args", cfg.select_args, selection)
     if selection is StochasticAverage and cfg.ema_decay > 0:
-        raise UserError("--select", "swa averages the epochs' weights, --ema-decay the steps'", "use one of the two")
+        raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
     ends = []
     if cfg.schedule == "restarts":
         ends = cycle_ends(length, **keyword_arguments("schedule-args", cfg.schedule_args))
     try:
         return selection(cfg.epochs, ends, **arguments)
     except TypeError as error:
-        raise UserError("--select-args", f"{' '.join(cfg.select_args)} cannot be meant", "give numbers") from error
+        raise UserError("--select-args", f"{' '.join(cfg.select_args)} is not valid", "give numbers") from error
 
 
 @torch.no_grad()

@@ -297,11 +297,11 @@ def unusable(
     coefficients = (count * classes + 1) * classes
     reasons = {}
     if not len(hand_weights):
-        reasons["hand"] = ("there are no weights", "add --weights, one for each run")
+        reasons["hand"] = ("no weights were given", "add --weights, one for each run")
     if len(set(groups)) in (1, count):
-        reasons["group-vote"] = ("no model stands against another that was trained more than once", "use vote or mean")
+        reasons["group-vote"] = ("needs two or more models, one of them trained more than once", "use vote or mean")
     if tail_classes > 1:
-        reasons["stack"] = ("learns from every class, of which each row has but its likeliest", "use another")
+        reasons["stack"] = ("learns from every class, but each row keeps only its likeliest", "use another")
     elif coefficients > rows:
         reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
     return reasons

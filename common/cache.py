@@ -50,9 +50,9 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
     prepare, folder = decoder.prepare, Path(cache.folder)
     shape = (len(decoder), prepare.channels, prepare.stored, prepare.stored)
     size = int(np.prod(shape, dtype=np.int64))
-    again = f"decoded anew for each batch, by {decoder.workers} threads"
+    again = f"decoded again for each batch by {decoder.workers} threads"
     if size > cache.gb * 1e9:
-        say(f"photos: {_gigabytes(size)} decoded are more than --cache-gb {cache.gb:g}: {again}")
+        say(f"photos: {_gigabytes(size)} decoded exceed --cache-gb {cache.gb:g}: {again}")
         return None
     started = time.perf_counter()
     if not cache.folder:
@@ -70,7 +70,7 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
         else:
             make_room(folder, cache.gb * 1e9 - size)
             if shutil.disk_usage(folder).free < size + SPARE:
-                warn(f"{folder}: no room for {_gigabytes(size)} of decoded photos: they are {again}")
+                warn(f"{folder}: no room for {_gigabytes(size)} of decoded photos, so they are {again}")
                 return None
             write_file(path, partial(_write, decoder, header))
             seconds = time.perf_counter() - started

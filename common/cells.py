@@ -90,7 +90,7 @@ class Sweep:
     def says_budget(self) -> str:
         """What every cell had the same of, in words."""
         if self.budget == "steps":
-            return "as many steps for every batch size"
+            return "the same number of steps for every batch size"
         share = "" if self.config.train_fraction == 1 else f" of {self.config.train_fraction:.0%} of the rows"
         return f"{self.config.epochs} epochs{share}"
 
@@ -114,8 +114,8 @@ def claim_sweep(sweep: Sweep) -> None:
     path = sweep.folder / SWEEP_FILE
     with locked(sweep.folder, wait=True):
         if path.exists() and (changed := differences(_fixed(read_sweep(sweep.folder)), _fixed(sweep))):
-            remedy = "take the same settings, or another --run"
-            raise UserError(str(path), f"this sweep was made with other settings ({', '.join(changed)})", remedy)
+            remedy = "use the same settings or another --run"
+            raise UserError(str(path), f"this sweep was made with different settings ({', '.join(changed)})", remedy)
         write_json(path, dataclasses.asdict(dataclasses.replace(sweep, folder=sweep.folder.name)))
 
 
@@ -134,7 +134,7 @@ def read_sweep(folder: Path) -> Sweep:
     try:
         return Sweep(folder, saved_config(entries["config"]), Grid(**grid), entries["budget"], entries["warmup"])
     except TypeError as error:
-        raise UserError(str(path), f"has other entries than a sweep ({error})", "run the sweep again") from error
+        raise UserError(str(path), f"does not have the entries of a sweep ({error})", "run the sweep again") from error
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -179,7 +179,7 @@ class Trainer:
         self.rows = self.sweep.training_rows
         largest = max(cell.batch_size for cell in self._missing())
         if largest > self.rows:
-            what = f"{largest} images are more than the {self.rows:,} training rows"
+            what = f"batch size {largest} exceeds the {self.rows:,} training rows"
             raise UserError("--batch-sizes", what, "leave it out")
         most = len(self.plan(self._cells()))  # not what is missing: a sweep that goes on has the threads it began with
         self.slots, threads = slots_for(self.options, self.sweep.config.threads, most)
@@ -241,10 +241,10 @@ class Trainer:
             first = not (self._cells().status == "done").any()
             log = folder / LOG_FILE
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-            last = said[-1].removeprefix("error: ") if said else "nothing was said"
+            last = said[-1].removeprefix("error: ") if said else "it printed nothing"
             # A batch that does not fit is the cell's own; what else the machine refuses, it will refuse to the next.
             if (exit_code == ENVIRONMENT and OUT_OF_MEMORY not in last) or (exit_code == INPUT and first):
-                raise UserError(str(log), last, "the sweep ends here", exit_code)
+                raise UserError(str(log), last, "the sweep stops here", exit_code)
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
             write_json(folder / CELL_FILE, row)
         cells = self._cells()

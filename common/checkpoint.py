@@ -78,7 +78,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, kind in FACTS.items():
         if not isinstance(facts.get(name), kind):
             remedy = f"restore it, or delete {path.parent} and train this fold again"
-            raise UserError(str(path), f"does not say its {name}", remedy)
+            raise UserError(str(path), f"has no valid {name}", remedy)
     return tensors, facts
 
 
@@ -114,11 +114,11 @@ def _metadata_of(file: safe_open) -> dict[str, Any]:
 def _check_hashes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], remedy: str) -> None:
     version = metadata.get("version")
     if version not in (1, VERSION):
-        raise UserError(str(path), f"has version {version}, this is {VERSION}", "use matching code")
+        raise UserError(str(path), f"has version {version}, this code supports up to {VERSION}", "use matching code")
     if version == 1 and METADATA_SHA256 not in metadata:
         warn_of_unhashed(path.name)
     elif metadata.get(METADATA_SHA256) != sha256_of_json(metadata, without=METADATA_SHA256):
-        raise UserError(str(path), "is damaged: its metadata do not match their sha256", remedy)
+        raise UserError(str(path), "is damaged: its metadata does not match its sha256", remedy)
     if metadata.get("sha256") != _digest(tensors):
         raise UserError(str(path), "is damaged: its tensors do not match their sha256", remedy)
 

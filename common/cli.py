@@ -63,7 +63,7 @@ def recipe_flags(path: Path) -> list[str]:
         if isinstance(value, dict):
             raise UserError(str(path), f"{name} holds a mapping", f"write {name}: [key=value, key=value]")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            raise UserError(str(path), f"{name} holds more than words", f"write {name}: [key=value, key=value]")
+            raise UserError(str(path), f"{name} holds nested values", f"write {name}: [key=value, key=value]")
         flags += flag_of(name, value)
     return flags
 
@@ -85,7 +85,7 @@ def keyword_arguments(flag: str, pairs: Sequence[str], function: Callable[..., A
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise UserError(f"--{flag}", f"{pair} has no value", "write name=value, separated by spaces")
+            raise UserError(f"--{flag}", f"{pair} has no value", "write name=value pairs, separated by spaces")
         try:
             arguments[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):

@@ -122,7 +122,7 @@ def run_on_node(job: Job) -> Iterator[str | int]:
     name = next(node["NodeName"] for node in ray.nodes() if node["NodeID"] == own)
     for path in (Path(job.folder), Path(job.folder, job.command[0])):
         if not path.exists():
-            yield f"error: node {name}: there is no {path}; code, data and runs must lie on a disk that all share\n"
+            yield f"error: node {name}: there is no {path}; code, data and runs must be on a disk all nodes share\n"
             yield ENVIRONMENT
             return
     process = start_child(job, {}, piped=True)

@@ -15,49 +15,49 @@ class Config:
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
-    folds: str = "folds.csv"  # written once by folds.py
+    folds: str = "folds.csv"  # folds file, written once by folds.py
     runs_dir: str = "runs"  # folder that holds every run
     run: str = ""  # name of this run (default: the model's name)
     fold: str = "all"  # a fold's number, all, or full (every row, no validation)
-    config: str = ""  # recipe (yaml) whose entries stand before the command line's own flags
-    restart: bool = False  # say what this run's folder holds, then throw it away
+    config: str = ""  # recipe (yaml); flags on the command line override it
+    restart: bool = False  # list what this run's folder holds, then delete it
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[str, ...] = ()  # constructor's: drop_rate=0.2 global_pool=avgmax; sync_bn, crop_pct of photos
-    pretrained: bool = False  # start from timm's weights of this model, from the hub
+    model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
+    pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: the fold's number
-    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (and stem), batchnorm=True
-    img_size: int = 0  # side of the model's input in pixels (0: the images' own; photos: the pretrained model's)
+    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (plus the stem), batchnorm=True
+    img_size: int = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: int = 10  # passes over the training folds
     batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
     accumulate: int = 1  # forward passes per optimiser step
     opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
     opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
-    lr: float = 3e-3  # peak learning rate, taken literally
+    lr: float = 3e-3  # peak learning rate, used as given
     schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
     schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
     warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
-    weight_decay: float = 0.05  # decoupled where the optimiser decouples it; not on biases and norms
+    weight_decay: float = 0.05  # decoupled if the optimiser does so; not applied to biases and norms
     layer_decay: float = 1.0  # learning rate of each layer as a share of the next one's
     backbone_lr_scale: float = 1.0  # learning rate of all but the last layer as a share of lr
     loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
-    loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; each image's takes class_weights=balanced
+    loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; per-image losses take class_weights=balanced
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
     label_smoothing: float = 0.1  # in training only
     clip_grad: float = 0.0  # largest gradient norm (0: no clipping)
-    ema_decay: float = 0.0  # average of the weights, scored and saved in their place (0: off)
+    ema_decay: float = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
-    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster, measured once a run)
-    compile: bool = False  # torch.compile: minutes of start, then faster steps
+    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
+    compile: bool = False  # torch.compile: minutes of startup, then faster steps
     threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
     augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
-    metric: str = "accuracy"  # what --select best and plateau look at: also nll, macro_f1, quadratic_kappa ...
+    metric: str = "accuracy"  # what --select best and plateau watch: also nll, macro_f1, quadratic_kappa ...
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
     select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
-    seed: int = 0  # of weights, order and augmentation
+    seed: int = 0  # for weights, order and augmentation
     train_fraction: float = 1.0  # share of the training rows used, per class
-    limit: int = 0  # rows of each part used, for a smoke run (0: all)
+    limit: int = 0  # rows used of each part, for a smoke run (0: all)
 
     @property
     def run_name(self) -> str:
@@ -100,10 +100,10 @@ def check_config(cfg: Config, processes: int) -> None:
     for name in ("layer_decay", "backbone_lr_scale"):
         if not 0 < getattr(cfg, name) <= 1:
             raise UserError(
-                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is no share", "use more than 0, up to 1"
+                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is not a valid share", "use more than 0, up to 1"
             )
     if cfg.pretrained and cfg.weights:
-        raise UserError("--weights", "and --pretrained are two beginnings", "give one of them")
+        raise UserError("--weights", "cannot be combined with --pretrained", "use one of them")
     if cfg.weights and FOLD not in cfg.weights and not Path(cfg.weights).is_file():
         raise UserError("--weights", f"there is no file {cfg.weights}", "check the path")
     for name, (low, high) in ranges.items():
@@ -115,16 +115,18 @@ def check_config(cfg: Config, processes: int) -> None:
     if cfg.batch_size % shares:
         raise UserError(
             "--batch-size",
-            f"{cfg.batch_size} does not divide by {processes} processes x {cfg.accumulate} accumulation steps",
+            f"{cfg.batch_size} is not divisible by {processes} processes x {cfg.accumulate} accumulation steps",
             f"use a multiple of {shares}",
         )
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
-        raise UserError("--run", f"{cfg.run_name} is no folder's name", "name the run; --runs-dir says where it lies")
+        raise UserError(
+            "--run", f"{cfg.run_name} is not a valid folder name", "give a plain name; --runs-dir sets the folder"
+        )
     for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
         if cfg.fold == "full" and choice in ("best", "plateau"):
-            raise UserError(flag, f"{choice} needs validation rows, --fold full has none", "choose another")
+            raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
     if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
-        raise UserError("--sampling", "balanced and class_weights=balanced correct twice for one thing", "use one")
+        raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
 
 
 def of_fold(cfg: Config, fold: str) -> Config:

@@ -113,7 +113,7 @@ def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {MAX_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        raise ValueError(f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders meet damaged bytes with exceptions of every kind
@@ -128,7 +128,7 @@ def _eight_bits(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I") or photo.mode == "F":
         values, most = np.asarray(photo, dtype=np.float64), 1.0 if photo.mode == "F" else 65535.0
         if not (values.min() >= 0 and values.max() <= most):  # NaN is neither
-            raise ValueError(f"has values outside of 0 to {most:g}, {values.min():g} to {values.max():g}")
+            raise ValueError(f"has values from {values.min():g} to {values.max():g}, outside 0 to {most:g}")
         return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
     return photo if photo.mode in ("L", "RGB") else photo.convert("RGB" if photo.mode != "1" else "L")
 
@@ -158,7 +158,7 @@ class Decoder:
         path, where = self.table.images[row], row_of(self.table.source, row)
         content = file_bytes(path)
         if len(self.row_shas) and sha256(content)[:16] != self.row_shas[row]:
-            raise UserError(where, f"{path} is not the image that the folds were made of", "restore it")
+            raise UserError(where, f"{path} is not the image that the folds were made from", "restore it")
         try:
             pixels = self.prepare(content)
         except ValueError as error:
@@ -208,11 +208,11 @@ def check_photos(table: Table, workers: int) -> None:
         named = f"{table.images[first]} {what}"
         if len(broken) > 1:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
-            named += f"; {len(broken)} images are broken in all: also {others}" + ", ..." * (len(broken) > NAMED)
-        raise UserError(row_of(table.source, first), named, "restore them, or take their rows out")
+            named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
+        raise UserError(row_of(table.source, first), named, "restore them or remove their rows")
     if moving := [row for row, (_, animated) in enumerate(found) if animated]:
         file = table.images[moving[0]].name
-        warn(f"{table.source}: {len(moving)} images are animations; their first frame is used ({file})")
+        warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
 
 
 def _is_animated(content: bytes) -> bool:

@@ -20,7 +20,7 @@ from common.profiling import part
 from common.training import Training
 from common.tta import TTA, View
 
-REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint stands"
+REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint is kept"
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 

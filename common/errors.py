@@ -13,7 +13,7 @@ OUT_OF_MEMORY = "out of memory at"  # how the line begins that says so, after wh
 
 
 class UserError(Exception):
-    """What the user can mend, shown as ``error: <where>: <what is wrong>; <remedy>``.
+    """What the user can fix, shown as ``error: <where>: <what is wrong>; <remedy>``.
 
     ``where`` names the file, and in it the row, column or tensor.
     """
@@ -35,7 +35,7 @@ def warn(message: str) -> None:
 @cache
 def warn_of_unhashed(name: str) -> None:
     """Say, once for all files of a name, that nothing shows whether they are what was written."""
-    warn(f"a {name} without a sha256 is taken as it is: an older version wrote it, or a hand")
+    warn(f"{name} has no sha256 and cannot be verified: an older version wrote it, or it was edited by hand")
 
 
 def _say(line: str, own: bool = False) -> None:

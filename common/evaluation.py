@@ -89,7 +89,7 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     logs = [read_log(path / LOG_FILE) for path in paths]
     for path, facts, log in zip(paths, metrics, logs, strict=True):
         if len(log) != facts.get("epochs", len(log)):
-            warn(f"{path / LOG_FILE}: {len(log)} of the {facts['epochs']} epochs that were trained")
+            warn(f"{path / LOG_FILE}: has {len(log)} rows, but {facts['epochs']} epochs were trained")
     return Evaluation(run_folder.name, oof, settings, metrics, logs)
 
 
@@ -102,7 +102,7 @@ def read_blend(folder: Path, folds: Folds) -> Evaluation:
     """A blend's out-of-fold predictions; raises UserError where it was made with other folds."""
     if read_json(folder / WEIGHTS_FILE).get("folds_fingerprint") != folds.fingerprint:
         remedy = "name the folds file it was made with, or run ensemble.py again"
-        raise UserError(str(folder), "was made with other folds", remedy)
+        raise UserError(str(folder), "was made with different folds", remedy)
     path = folder / OOF_FILE
     oof = rows_in_order(read_predictions(path), folds.ids[folds.fold >= 0], str(path))
     kept = kept_classes(len(folds.ids), len(folds.classes), COPIES)

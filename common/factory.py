@@ -146,30 +146,30 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, steps=100))
     if cfg.warmup_epochs > (share := cfg.epochs // selection.nets):
-        what = f"{cfg.warmup_epochs} is more than the share of the epochs that each of {selection.nets} nets has"
+        what = f"{cfg.warmup_epochs} exceeds the {share} epochs that each of the {selection.nets} nets trains"
         raise UserError("--warmup-epochs", what, f"use 0 to {share}")
     create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
     create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
     if cfg.loss in ONE_HOT_ONLY and augmentation.mix:
-        raise UserError("--augment-args", f"{cfg.loss} takes whole classes only", "leave out mixup and cutmix")
+        raise UserError("--augment-args", f"{cfg.loss} takes hard labels only", "leave out mixup and cutmix")
     check_metric(cfg.metric, classes)
     if cfg.compile:
         check_compile()
     if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN) and (
         int(os.environ.get("WORLD_SIZE", "1")) == 1 or not torch.cuda.is_available()
     ):
-        what = "sync_bn=True averages over the GPUs of one training, and here is one device"
+        what = "sync_bn=True averages over the GPUs of one training, but only one device is in use"
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
     model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
     if cfg.freeze and not loaded.report:
-        warn("--freeze without --weights or --pretrained: what is frozen keeps random weights")
+        warn("--freeze without --weights or --pretrained: frozen layers keep their random initial weights")
     if micro_batch == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         what = f"one image at a time leaves {cfg.model}'s BatchNorm nothing to average"
         raise UserError("--batch-size", what, "raise it, or lower --accumulate")
     for size in augmentation.size.keywords["sizes"] if augmentation.size else ():
         if not works_at(model, len(classes), cfg.channels, size):
-            what = f"{cfg.model}, built for {cfg.img_size} px, cannot work at {size} px"
-            raise UserError("--augment-args", what, "leave sizes out, or take a model that pools over any size")
+            what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {size} px"
+            raise UserError("--augment-args", what, "leave sizes out, or use a model that accepts any size")
     return loaded.report
 
 

@@ -35,7 +35,7 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
             content = content.encode()
         except UnicodeEncodeError as error:  # half a character, from a file's name that is no UTF-8
             text = error.object[error.start : error.end].encode(errors="backslashreplace").decode()
-            raise UserError(str(path), f"cannot hold {text!r}, which is no text", "rename that id or label") from error
+            raise UserError(str(path), f"cannot hold {text!r} as text", "rename that id or label") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_strays(path.parent)
@@ -57,9 +57,9 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what += "" if callable(content) else f": {size_text(len(content))} are needed"
-            what += f", {size_text(shutil.disk_usage(path.parent).free)} are free"
-        raise UserError(str(path), what, "free space or choose another folder", ENVIRONMENT) from error
+            what += "" if callable(content) else f": {size_text(len(content))} needed"
+            what += f", {size_text(shutil.disk_usage(path.parent).free)} available"
+        raise UserError(str(path), what, "free up space or choose another folder", ENVIRONMENT) from error
 
 
 def remove_strays(folder: Path) -> None:
@@ -97,8 +97,8 @@ def check_folder(folder: Path, needed: int = 0) -> None:
         raise UserError(str(there), "is not writable", "choose another folder", ENVIRONMENT)
     free = shutil.disk_usage(there).free
     if free < needed:
-        what = f"about {size_text(needed)} are needed, {size_text(free)} are free"
-        raise UserError(str(there), what, "free space or choose another folder", ENVIRONMENT)
+        what = f"about {size_text(needed)} needed, {size_text(free)} available"
+        raise UserError(str(there), what, "free up space or choose another folder", ENVIRONMENT)
 
 
 def make_room(folder: Path, left: float) -> None:
@@ -143,7 +143,7 @@ def read_json(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
         raise UserError(str(path), "is damaged or was edited: it does not match its sha256", REMEDY)
     for name, kind in needed.items():
         if not isinstance(value.get(name), kind):
-            raise UserError(str(path), f"has no {name} of the right kind", REMEDY)
+            raise UserError(str(path), f"has no {name} of the right type", REMEDY)
     return value
 
 

@@ -61,15 +61,19 @@ def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, b
     layers = layers_of(model, cfg.model, coarse=True) if stages else {}
     deepest = max((layers[name] for name in layers.keys() & backbone_names), default=1)
     if backbone not in range(cfg.epochs + 1):
-        raise UserError("--freeze", f"backbone={backbone} of {cfg.epochs} epochs", f"use 1 to {cfg.epochs}")
+        raise UserError(
+            "--freeze", f"backbone={backbone} is out of range: there are {cfg.epochs} epochs", f"use 1 to {cfg.epochs}"
+        )
     if stages not in range(deepest):
-        raise UserError("--freeze", f"stages={stages} of the {deepest} of {cfg.model}", f"use 1 to {deepest - 1}")
+        raise UserError(
+            "--freeze", f"stages={stages} is out of range: {cfg.model} has {deepest}", f"use 1 to {deepest - 1}"
+        )
     layers_with_statistics = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     if batchnorm and not layers_with_statistics:
-        raise UserError("--freeze", f"{cfg.model} has no BatchNorm to hold still", "leave batchnorm out")
+        raise UserError("--freeze", f"{cfg.model} has no BatchNorm to freeze", "leave batchnorm out")
     if backbone == cfg.epochs and (stages or (cfg.layer_decay, cfg.backbone_lr_scale) != (1, 1)):
-        what = "nothing but the last layer ever trains: stages, --layer-decay and --backbone-lr-scale have no effect"
-        raise UserError("--freeze", what, "leave them out, or free the backbone after fewer epochs")
+        what = "only the last layer ever trains, so stages, --layer-decay and --backbone-lr-scale have no effect"
+        raise UserError("--freeze", what, "leave them out, or unfreeze the backbone after fewer epochs")
     if backbone == cfg.epochs:
         return Frozen(always=backbone_names, batchnorm=batchnorm)
     shallow = frozenset(name for name in layers.keys() & backbone_names if layers[name] <= stages)  # 0 is the stem
@@ -79,7 +83,7 @@ def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, b
 def layers_of(model: nn.Module, name: str, coarse: bool) -> dict[str, int]:
     """The number of each parameter's layer, or of its stage (``coarse``), as timm counts them from the input on."""
     if not hasattr(model, "group_matcher"):
-        raise UserError("--model", f"{name} does not say what its layers are", "leave out --layer-decay and stages=")
+        raise UserError("--model", f"{name} does not define its layer groups", "leave out --layer-decay and stages=")
     return group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
 
 

@@ -38,11 +38,11 @@ def train_side_by_side(
     if failed := {name: code for name, code in exit_codes.items() if code != 0}:
         named = ", ".join(f"{name} ({in_words(code)})" for name, code in failed.items())
         worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal
-        mend = "free memory, or lower --jobs," if -signal.SIGKILL in failed.values() else "mend it"
+        mend = "free memory, or lower --jobs," if -signal.SIGKILL in failed.values() else "fix it"
         raise UserError("--fold all", f"{named} failed", f"{mend} and run the same command again", worst)
     if not deadline.is_set and unfinished(run_folder, folds):
-        what = "holds no result of jobs that have ended well"
-        raise UserError(str(run_folder), what, "let --runs-dir lie on a disk that all nodes share", ENVIRONMENT)
+        what = "holds no result of jobs that reported success"
+        raise UserError(str(run_folder), what, "put --runs-dir on a disk that all nodes share", ENVIRONMENT)
 
 
 def late(deadline: Deadline, run_folder: Path, fold: str, epochs: int) -> bool:

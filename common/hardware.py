@@ -38,8 +38,8 @@ def asked_precision(asked: str) -> str:
     if asked == "auto":
         return launcher
     if launcher not in ("no", asked):
-        what = f"{asked} here but {launcher} for accelerate launch"
-        raise UserError("--mixed-precision", what, "give one of them only")
+        what = f"{asked} was asked for, but accelerate launch uses {launcher}"
+        raise UserError("--mixed-precision", what, "give only one of them")
     return asked
 
 
@@ -60,7 +60,7 @@ def usable_precision(asked: str) -> str:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
     works = next((name for name in candidates if _precision_works(name, device)), "no")
     if works != asked:
-        warn(f"{asked} does not work on this device ({device}): going on with mixed precision {works}")
+        warn(f"{asked} does not work on this device ({device}): continuing with mixed precision {works}")
     return works
 
 
@@ -88,7 +88,7 @@ def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Ite
             raise
         share = batch_size // (processes * accumulate)
         smaller = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % (processes * n) == 0), 0)
-        remedy = "free memory and run it again, or --restart it with a smaller --batch-size"
+        remedy = "free memory and run it again, or --restart with a smaller --batch-size"
         remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
         what = f"{OUT_OF_MEMORY} {share} images at a time"
         if share < batch_size:
@@ -125,7 +125,7 @@ def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model:
     accelerator.wait_for_everyone()
     choice = read_json(record, choice=str)["choice"]
     if choice not in FORMATS:
-        raise UserError(str(record), f"{choice} is no memory format", "delete it: it is then measured again")
+        raise UserError(str(record), f"{choice} is not a memory format", "delete it, and it is measured again")
     return choice
 
 

@@ -30,10 +30,10 @@ LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 class SideBySide:
     """How jobs (folds of a run, cells of a sweep) are spread over what is there."""
 
-    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core, short folds in turn); on a cluster the most
+    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core, short folds in turn); on a cluster the limit
     jobs_per_gpu: int = 1  # folds or cells side by side on each GPU
-    hours: float = 0.0  # begin nothing that would not end in time (0: no limit)
-    engine: Literal["local", "ray"] = "local"  # who runs folds or cells: this machine, or a Ray cluster's nodes
+    hours: float = 0.0  # start nothing that would not finish within this time (0: no limit)
+    engine: Literal["local", "ray"] = "local"  # where folds or cells run: this machine or a Ray cluster
     address: str = ""  # of the Ray cluster, host:port (default: the one that this machine belongs to)
 
 
@@ -97,7 +97,7 @@ def slots_for(options: SideBySide, threads: int, most: int, short: bool = False)
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if together and (options.jobs, options.jobs_per_gpu, options.engine) != (0, 1, "local"):
         what = "its processes train each fold together, one fold after another"
-        raise UserError("accelerate launch", what, "leave it out, or --jobs, --jobs-per-gpu and --engine")
+        raise UserError("accelerate launch", what, "leave out either it or --jobs, --jobs-per-gpu and --engine")
     if together or STARTED_BY_US in os.environ:
         return [LocalSlot()], threads
     if options.engine == "ray":
@@ -105,20 +105,20 @@ def slots_for(options: SideBySide, threads: int, most: int, short: bool = False)
 
         return cluster_slots(options.address, threads, options.jobs_per_gpu, min(options.jobs or most, most))
     if options.address:
-        raise UserError("--address", "is a Ray cluster's and has no effect here", "add --engine ray")
+        raise UserError("--address", "is for a Ray cluster and has no effect here", "add --engine ray")
     slots: list[Slot] = list(device_slots())
     if slots != [LocalSlot()]:
         if options.jobs:
-            warn("--jobs has no effect: GPUs take the jobs, --jobs-per-gpu says how many")
+            warn("--jobs has no effect: jobs run on the GPUs, and --jobs-per-gpu sets how many")
         slots *= options.jobs_per_gpu
     else:
         if options.jobs_per_gpu > 1:
-            warn("--jobs-per-gpu has no effect: there is no GPU here, --jobs says how many run on the CPU")
+            warn("--jobs-per-gpu has no effect: there is no GPU, and --jobs sets how many run on the CPU")
         alone = short or is_launched() or has_other_accelerator()
         cores = max(1, cpu_count() // max(1, threads))
         slots *= options.jobs or (1 if alone else cores)
         if options.jobs > most:
-            warn(f"--jobs {options.jobs}: there are no more than {most} to run side by side")
+            warn(f"--jobs {options.jobs}: there are only {most} to run side by side")
     slots = slots[: max(1, most)]
     return slots, threads or max(1, cpu_count() // len(slots))
 
@@ -164,7 +164,7 @@ def run_jobs(
                 job, slot, exit_code = ended.get()
                 if exit_code < 0 and exit_code not in INTERRUPTED and job.name not in again:
                     again.add(job.name)
-                    screen.say(f"{job.name} was ended by {signal.Signals(-exit_code).name}: it is started once more\n")
+                    screen.say(f"{job.name} was killed by {signal.Signals(-exit_code).name}: starting it once more\n")
                     start(job, slot)
                     continue
                 del running[job.name]

@@ -131,7 +131,7 @@ def create_loss(name: str, loss_args: Sequence[str], label_smoothing: float, tar
     loss = partial(function, **keyword_arguments("loss-args", own, function))
     asked = keyword_arguments("loss-args", loss_args).get("class_weights", "")
     if name in ONE_HOT_ONLY and label_smoothing > 0:
-        what = f"{name} takes whole classes only, an image is in a class's set or not"
+        what = f"{name} takes hard labels only: an image is in a class's set or not"
         raise UserError("--loss", what, "use --label-smoothing 0")
     if asked and name in OF_THE_BATCH:
         raise UserError("--loss-args", f"{name} has no loss per image to weight", "leave out class_weights")
@@ -175,7 +175,7 @@ def with_head_for(model: nn.Module, loss: str, loss_args: Sequence[str]) -> nn.M
     last = model.get_classifier()
     name = next((name for name, module in model.named_modules() if module is last), "")
     if not isinstance(last, nn.Linear) or not name:
-        what = f"{loss} needs a linear last layer to replace, this model's is {type(last).__name__}"
+        what = f"{loss} needs a linear last layer to replace, but this model's is {type(last).__name__}"
         raise UserError("--loss", what, "choose another model or loss")
     arguments = keyword_arguments("loss-args", loss_args)
     parent, _, attribute = name.rpartition(".")

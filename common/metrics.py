@@ -208,7 +208,7 @@ def check_metric(name: str, classes: Sequence[str]) -> None:
         raise UserError("--metric", f"top5 is always 1 with {len(classes)} classes", "choose another")
     grades = [int(label) for label in classes if label.isdecimal()]
     if name == "quadratic_kappa" and grades != sorted(grades):
-        what = f"quadratic_kappa needs grades in their order, labels are sorted as text ({names_in_short(classes)})"
+        what = f"quadratic_kappa needs grades in order, but labels are sorted as text ({names_in_short(classes)})"
         raise UserError("--metric", what, "write the labels with leading zeros")
 
 

@@ -117,7 +117,7 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
     """
     model_args = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, *CROPS)}
     for argument in DECIDED_ELSEWHERE & model_args.keys():
-        raise UserError("--model-args", f"{argument} is decided by the data and other flags", "leave it out")
+        raise UserError("--model-args", f"{argument} is set by the data and other flags", "leave it out")
     _check_name(name)
     model = build(name, model_args, num_classes, channels, img_size)
     works, whole = (False, False) if isinstance(model, Exception) else _look(model, num_classes, channels, img_size)
@@ -134,7 +134,7 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
     if not remedies:
         reason = model if isinstance(model, Exception) else "its forward pass fails at every usual size"
         raise UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
-    what = "would look at a part of each image only" if works else "cannot work with them"
+    what = "would see only part of each image" if works else "does not support that size"
     raise UserError("--model", f"the images are {img_size} px and {name} {what}", f"use {', or '.join(remedies)}")
 
 
@@ -168,7 +168,7 @@ def photo_preparation(name: str, model_args: Mapping[str, Any], channels: int, i
             raise UserError("--model-args", what, f"use one of: {', '.join(values)}")
     share = used.pop("crop_pct")
     if not (isinstance(share, int | float) and 0 < share <= 1):
-        raise UserError("--model-args", f"crop_pct={share} is no share", "use more than 0, up to 1")
+        raise UserError("--model-args", f"crop_pct={share} is not a valid share", "use more than 0, up to 1")
     mean = own.get("mean", (0.0,))
     mean = mean if len(mean) == channels else (sum(mean) / len(mean),) * channels
     fill = tuple(round(255 * value) for value in mean)
@@ -215,11 +215,11 @@ def _check_name(name: str) -> None:
         bare = model.replace("_", "")
         near = [each for key, each in names.items() if key.startswith(bare)]
         near += [names[key] for key in difflib.get_close_matches(bare, names, n=3) if names[key] not in near]
-        remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() names them all"
+        remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() lists them all"
         raise UserError("--model", f"timm has no model {name}", remedy)
     tags = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", pretrained=True)]
     if tag and tag not in tags:
-        raise UserError("--model", f"timm has no weights {tag} of {model}", f"use one of: {', '.join(tags) or 'none'}")
+        raise UserError("--model", f"timm has no weights {tag} for {model}", f"use one of: {', '.join(tags) or 'none'}")
 
 
 def build(

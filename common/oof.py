@@ -54,7 +54,7 @@ def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:
         fold_path = fold_folder(run_folder, k)
         theirs = read_metrics(fold_path)["folds_fingerprint"]
         if theirs != folds.fingerprint:
-            what = f"was trained with other folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
+            what = f"was trained with different folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
             raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
         yield _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
 
@@ -76,7 +76,7 @@ def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None,
         raise UserError(str(path), "is missing, though the test predictions were made with views", remedy)
     with_views = _rows_of_folds(path, folds, folds.fold >= 0, remedy)
     if with_views.source.get("views") != test.source["views"]:
-        raise UserError(str(path), f"has other views than {run_folder.name}'s test predictions", remedy)
+        raise UserError(str(path), f"has different views from {run_folder.name}'s test predictions", remedy)
     _check_models(path, run_folder, with_views.source, remedy)
     return short_form(with_views, kept) if kept else with_views
 
@@ -93,7 +93,7 @@ def _check_models(path: Path, run_folder: Path, source: dict[str, Any], remedy: 
     for name, theirs in source["models"].items():
         ours = model_sha256(run_folder / name)
         if not ours:
-            warn(f"{run_folder / name / MODEL_FILE}: is not there, so {path} is taken on trust")
+            warn(f"{run_folder / name / MODEL_FILE}: is missing, so {path} cannot be checked against it")
         elif ours != theirs:
             raise UserError(str(path), f"was predicted before {name} was trained again", remedy)
 
@@ -102,9 +102,9 @@ def _rows_of_folds(path: Path, folds: Folds, rows: np.ndarray, remedy: str) -> P
     """The predictions at ``path`` in the order of these ``rows`` (a mask) of ``folds``, classes and labels checked."""
     found = rows_in_order(read_predictions(path), folds.ids[rows], str(path))
     if found.classes != folds.classes:
-        what = f"has the classes {names_in_short(found.classes)}, the folds {names_in_short(folds.classes)}"
+        what = f"has the classes {names_in_short(found.classes)}, but the folds have {names_in_short(folds.classes)}"
         raise UserError(str(path), what, remedy)
     wrong = found.ids[found.labels != folds.labels[rows]] if len(found.labels) else found.ids
     if len(wrong):
-        raise UserError(str(path), f"has other labels than the folds at {rows_named(wrong)}", remedy)
+        raise UserError(str(path), f"has different labels from the folds in {rows_named(wrong)}", remedy)
     return replace(found, fold=folds.fold[rows])

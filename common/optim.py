@@ -39,7 +39,7 @@ def create_optimiser(
     inner = known.removeprefix("lookahead_")
     if inner not in list_optimizers():
         near = difflib.get_close_matches(name, [*OPTIMISERS, *list_optimizers()], n=3)
-        remedy = f"did you mean {', '.join(near)}?" if near else "timm.optim.list_optimizers() names them all"
+        remedy = f"did you mean {', '.join(near)}?" if near else "timm.optim.list_optimizers() lists them all"
         raise UserError("--opt", f"there is no optimiser {name}", remedy)
     info = get_optimizer_info(inner)
     for argument, used in (("eps", info.has_eps), ("betas", info.has_betas)):
@@ -49,9 +49,11 @@ def create_optimiser(
         return create_optimizer_v2(model, opt=known, lr=lr, weight_decay=weight_decay, **{**own_args, **opt_args})
     except (ImportError, AssertionError) as error:
         remedy = "pip install pytorch-optimizer" if inner == "ralamb" else "choose another"
-        raise UserError("--opt", f"{name} needs what is not here ({error})", remedy) from error
+        raise UserError("--opt", f"{name} needs a package that is not installed ({error})", remedy) from error
     except (TypeError, ValueError) as error:
-        raise UserError("--opt-args", f"{name} refuses them ({error})", "see the optimiser's class") from error
+        raise UserError(
+            "--opt-args", f"{name} rejected these arguments ({error})", "see the optimiser's class"
+        ) from error
 
 
 def lay_out_state(optimiser: Optimizer) -> None:

@@ -18,7 +18,7 @@ def image_file(path: Path, index: int, name: str) -> Path:
     root, where = path.parent, row_of(path, index)
     named = PureWindowsPath(name)  # knows both kinds of slashes and drives
     if named.anchor or ".." in named.parts:
-        raise UserError(where, f"{name!r} leads out of {root}", "name images by their path below the csv's folder")
+        raise UserError(where, f"{name!r} points outside of {root}", "name images by their path below the csv's folder")
     called = path.name.partition(".")[0]
     for folder in ("", "images", called, f"{called}_images"):
         exact = os.path.join(root, folder, name)
@@ -26,8 +26,8 @@ def image_file(path: Path, index: int, name: str) -> Path:
         # unlike Path.is_file, os.path.isfile says no to a name that is too long
         found = [Path(candidate) for candidate in candidates if os.path.isfile(candidate)]
         if len(found) > 1:
-            what = f"{name!r} may be {' or '.join(file.name for file in found)}"
-            raise UserError(where, what, "write the suffix, or remove the others")
+            what = f"{name!r} may mean {' or '.join(file.name for file in found)}"
+            raise UserError(where, what, "add the suffix, or remove the others")
         if found:
             _refuse_outside(root, found[0], where)
             return found[0]
@@ -43,7 +43,7 @@ def class_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     labels = [name.partition("/")[0] for name in images]
     folders = {folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
     if empty := sorted(folders - set(labels)):
-        raise UserError(str(root / empty[0]), "is a class folder without an image", "fill it or remove it")
+        raise UserError(str(root / empty[0]), "is a class folder without images", "fill it or remove it")
     return images, labels
 
 
@@ -53,7 +53,7 @@ def images_in(root: Path) -> dict[str, Path]:
     files = [file for file in visible if file.is_file()]
     images = {file.relative_to(root).as_posix(): file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
     if not images:
-        raise UserError(str(root), "holds no image", f"name a folder of {', '.join(IMAGE_SUFFIXES)} files")
+        raise UserError(str(root), "contains no images", f"name a folder of {', '.join(IMAGE_SUFFIXES)} files")
     if len(images) < len(files):
         other = next(file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
         warn(f"{root}: {len(files) - len(images)} files are not images and are left out ({other.name})")
@@ -82,16 +82,16 @@ def named_as_in(sample: Path, images: dict[str, Path]) -> dict[str, Path]:
     for index, name in enumerate(ids):
         found = known.get(PurePosixPath(name).name, [])
         if len(found) != 1:
-            what = f"{name!r} may be {len(found)} of the folder's images" if found else f"there is no image {name!r}"
+            what = f"{name!r} matches {len(found)} of the folder's images" if found else f"there is no image {name!r}"
             raise UserError(f"{row_of(sample, index)}, column {column}", what, "name each test image once")
         named[name] = found[0]
     if len(set(named.values())) < len(images):
         unnamed = next(file.name for file in images.values() if file not in set(named.values()))
-        what = f"names {len(set(named.values()))} of {len(images)} images of the folder, and not {unnamed}"
+        what = f"names {len(set(named.values()))} of the folder's {len(images)} images, but not {unnamed}"
         raise UserError(str(sample), what, "use the sample submission that belongs to the folder")
     return named
 
 
 def _refuse_outside(root: Path, file: Path, where: str) -> None:
     if not file.resolve().is_relative_to(root.resolve()):
-        raise UserError(where, f"{file.name} is a link that leads out of {root}", "copy the image into the folder")
+        raise UserError(where, f"{file.name} is a link that points outside of {root}", "copy the image into the folder")

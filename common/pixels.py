@@ -78,7 +78,7 @@ def _pixel_columns(path: Path, header: list[str]) -> list[int]:
         if number not in positions:
             raise UserError(str(path), f"has {count} pixel columns but no pixel{number}", "download it again")
     if math.isqrt(count) ** 2 != count:
-        raise UserError(str(path), f"has {count} pixel columns, not the square of a side", "download it again")
+        raise UserError(str(path), f"has {count} pixel columns, which is not a square number", "download it again")
     return [positions[number] for number in range(count)]
 
 

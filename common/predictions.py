@@ -156,7 +156,7 @@ def check_store(store: str) -> int:
         return 0
     if re.fullmatch("top([2-9]|[1-9][0-9]{1,4})", store):
         return int(store.removeprefix("top"))
-    raise UserError("--store", f"there is no form {store}", "use float32, float16, or top64 (2 classes or more)")
+    raise UserError("--store", f"there is no format {store}", "use float32, float16, or topN such as top64 (N >= 2)")
 
 
 def write_predictions(path: Path, predictions: Predictions, store: str = "float32") -> str:
@@ -224,14 +224,14 @@ def read_predictions(path: Path) -> Predictions:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(str(path), what, "run the step that writes it") from error
     except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds
-        what = "is not a whole npz file without pickles"
+        what = "is damaged or truncated, or contains pickles"
         raise UserError(str(path), what, "run the step that writes it again") from error
     if unknown := sorted(arrays.keys() - _ARRAYS.keys() - {"sha256"}):
-        raise UserError(str(path), f"holds an unknown {unknown[0]!r}", "run the step that writes it again")
+        raise UserError(str(path), f"contains an unknown {unknown[0]!r}", "run the step that writes it again")
     for name, (kind, dimensions) in _ARRAYS.items():
         needed = name in ("ids", "logits", "classes")
         if (name in arrays or needed) and _kind(arrays.get(name)) != (kind, dimensions):
-            what = f"has no {name} of the right kind ({'text' if kind == 'U' else 'numbers'})"
+            what = f"has no {name} of the right type ({'text' if kind == 'U' else 'numbers'})"
             raise UserError(str(path), what, "run the step that writes it again")
     content = digest(arrays)
     if "sha256" not in arrays:
@@ -266,7 +266,7 @@ def rows_in_order(predictions: Predictions, ids: Sequence[str] | np.ndarray, whe
     missing = [row_id for row_id in ids if row_id not in position]
     surplus = sorted(position.keys() - set(ids))
     if missing or surplus:
-        differences = [f"lacks {rows_named(missing)}"] * bool(missing) + [f"has unknown {rows_named(surplus)}"] * bool(
+        differences = [f"lacks {rows_named(missing)}"] * bool(missing) + [f"has extra {rows_named(surplus)}"] * bool(
             surplus
         )
         raise UserError(where, f"{' and '.join(differences)}", "use predictions of exactly these rows, without --limit")
@@ -286,7 +286,7 @@ def check_predictions(where: str | Path, predictions: Predictions) -> None:
         what = f"has logits of shape {np.shape(predictions.logits)} for {rows} ids and {width} classes"
         raise UserError(str(where), what, "run the step that writes it again")
     if predictions.is_short and not _is_shortlist(predictions, rows, width):
-        what = "names a class of a row twice, or one that is none, or the others as likelier than it"
+        what = "invalid short form: a row has a class twice, an unknown class, or others rated above all its classes"
         raise UserError(str(where), what, "run the step that writes it again")
     for name in ("labels", "fold"):
         if len(getattr(predictions, name)) not in (0, rows):
@@ -294,12 +294,14 @@ def check_predictions(where: str | Path, predictions: Predictions) -> None:
             raise UserError(str(where), what, "run the step that writes it again")
     if len(set(predictions.ids)) != rows:
         names, counts = np.unique(np.asarray(predictions.ids, dtype=str), return_counts=True)
-        raise UserError(str(where), f"holds twice {rows_named(names[counts > 1])}", "run the step that writes it again")
+        raise UserError(
+            str(where), f"contains duplicate ids: {rows_named(names[counts > 1])}", "run the step that writes it again"
+        )
     broken = np.zeros(rows, dtype=bool)
     for some in blocks(*shape):
         broken[some] = ~np.isfinite(predictions.logits[some]).all(axis=1)
     if broken.any():
-        what = f"has numbers that are not finite at {rows_named(np.asarray(predictions.ids)[broken])}"
+        what = f"has values that are not finite in {rows_named(np.asarray(predictions.ids)[broken])}"
         raise UserError(str(where), what, "train this run again")
 
 
@@ -318,7 +320,7 @@ def _source(path: Path, text: str) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         source = {"models": None}
     if source and [type(source.get(name)) for name in ("fold", "tta", "views", "models")] != [str, str, dict, dict]:
-        raise UserError(str(path), "does not say how it was made", "run the step that writes it again")
+        raise UserError(str(path), "does not state how it was made", "run the step that writes it again")
     return source
 
 

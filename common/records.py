@@ -27,18 +27,18 @@ def read_records(path: Path, columns: Sequence[str], text: Sequence[str] = ()) -
         raise UserError(str(path), what, REMEDY) from error
     whole, newline, rest = content.rpartition("\n")
     if rest and newline:
-        warn(f"{path}: its last row was cut short and is left out")
+        warn(f"{path}: its last row is incomplete and is ignored")
     try:
         header, *rows = csv.reader((whole if newline else rest).splitlines(), strict=True)
     except (csv.Error, ValueError) as error:
-        raise UserError(str(path), f"is no table ({error})", REMEDY) from error
+        raise UserError(str(path), f"is not a valid table ({error})", REMEDY) from error
     if missing := [name for name in columns if name not in header]:
         raise UserError(str(path), f"has no column {missing[0]}", REMEDY)
     if len(set(header)) < len(header) or not rows:
-        raise UserError(str(path), "has a column twice" if rows else "has no whole row", REMEDY)
+        raise UserError(str(path), "has a duplicate column" if rows else "has no complete row", REMEDY)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
-            raise UserError(f"{path}, row {number}", f"has {len(row)} fields, the header {len(header)}", REMEDY)
+            raise UserError(f"{path}, row {number}", f"has {len(row)} fields, but the header has {len(header)}", REMEDY)
     table = pd.DataFrame(rows, columns=header)
     for name in (name for name in header if name not in text):
         numbers = pd.to_numeric(table[name], errors="coerce")

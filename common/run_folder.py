@@ -57,14 +57,14 @@ def start_over(run_folder: Path) -> None:
     if not run_folder.exists():
         return
     if not any(run_folder.glob(f"*/{CONFIG_FILE}")):
-        raise UserError(str(run_folder), "is no run that --restart may throw away", "delete it yourself")
+        raise UserError(str(run_folder), "is not a run that --restart may delete", "delete it yourself")
     with ExitStack() as locks:
         for folder in sorted(path.parent for path in run_folder.glob(f"*/{CONFIG_FILE}")):
             locks.enter_context(locked(folder))
             state = "finished" if is_finished(folder) else "unfinished"
-            print(f"--restart throws away {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
+            print(f"--restart deletes {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
         files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
-        print(f"--restart throws away {run_folder} ({', '.join(files)})")
+        print(f"--restart deletes {run_folder} ({', '.join(files)})")
         if os.name != "posix":
             locks.close()  # Windows removes no open file
         shutil.rmtree(run_folder)
@@ -75,8 +75,8 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
     settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
     for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
         if changed := differences(read_json(other), settings):
-            remedy = "take the same settings, another --run, or --restart to throw the run away"
-            raise UserError(str(other), f"this run was made with other settings ({', '.join(changed)})", remedy)
+            remedy = "use the same settings, another --run, or --restart to delete the run"
+            raise UserError(str(other), f"this run was made with different settings ({', '.join(changed)})", remedy)
     remove_strays(folder)
     if is_finished(folder):
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
@@ -92,8 +92,8 @@ def check_shared(folder: Path, patience: float = 60) -> None:
     end = time.monotonic() + patience
     while not (folder / CONFIG_FILE).exists():
         if time.monotonic() > end:
-            what = f"the main process has made it, and {socket.gethostname()} does not see it"
-            raise OwnError(str(folder), what, "let --runs-dir lie on a disk that all machines share", ENVIRONMENT)
+            what = f"created by the main process but not visible on {socket.gethostname()}"
+            raise OwnError(str(folder), what, "put --runs-dir on a disk that all machines share", ENVIRONMENT)
         time.sleep(0.5)
 
 
@@ -157,7 +157,7 @@ def save_fold(
         if len(log) < epochs:
             print(
                 f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
-                "rows that score it decided when: against runs of a fixed length its score is flattered"
+                "rows that score it also decided when: compared with runs of fixed length its score is flattered"
             )
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -173,7 +173,7 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> None:
     """Print the score of every fold, and of the joined out-of-fold predictions, the local CV; or what is left."""
     numbers = [str(number) for number in range(folds.count)]
     if left := unfinished(run_folder, numbers):
-        print(f"{run_folder.name}: no time for fold {', '.join(left)}; the same command goes on")
+        print(f"{run_folder.name}: no time left for fold {', '.join(left)}; run the same command to continue")
         return
     for number in numbers:
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")

@@ -70,7 +70,7 @@ def check_stated(path: Path, content: str) -> None:
     stated = read_json(metrics_path).get("sha256_of", {}) if metrics_path.is_file() else {}
     if isinstance(stated, dict) and stated.get(path.name, content) != content:
         remedy = f"restore it, or delete {path.parent} and train this fold again"
-        raise UserError(str(path), f"is not the file that {METRICS_FILE} beside it was written for", remedy)
+        raise UserError(str(path), f"is not the file that {METRICS_FILE} beside it describes", remedy)
 
 
 def model_sha256(fold_path: Path) -> str:

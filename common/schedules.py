@@ -159,8 +159,8 @@ def create_schedule(name: str, schedule_args: Sequence[str], length: Length) -> 
     except (ArithmeticError, TypeError, ValueError):
         sensible = fits = False
     if not (sensible and fits):
-        what = f"{name} with {' '.join(schedule_args)} is no schedule of {epochs:g} epochs"
-        remedy = f"durations are epochs, the rest shares of --lr: see {function.__name__} in common/schedules.py"
+        what = f"{name} with {' '.join(schedule_args)} is not a valid schedule for {epochs:g} epochs"
+        remedy = f"durations are in epochs, the rest are shares of --lr: see {function.__name__} in common/schedules.py"
         raise UserError("--schedule-args", what, remedy)
     return shares
 

@@ -62,7 +62,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
     best = study.best_trial
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, log loss {best.value:.4f}: {chosen}")
-    print(f"it was chosen on fold {cfg.fold}, whose score is optimistic now; the other folds judge it: --fold all")
+    print(f"it was chosen on fold {cfg.fold}, whose score is now optimistic; judge it by the other folds: --fold all")
 
 
 def dimension(entry: str) -> tuple[str, Any]:
@@ -82,7 +82,7 @@ def dimension(entry: str) -> tuple[str, Any]:
         kinds = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}
         return name, kinds[type(ends[0])](*ends, log=ends[0] > 0 and ends[1] >= 10 * ends[0])
     except (KeyError, ValueError) as error:
-        what = f"{entry} is no range of a setting ({error})"
+        what = f"{entry} is not a valid range for a setting ({error})"
         raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
 
 

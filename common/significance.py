@@ -17,7 +17,7 @@ class Comparison:
     n: int
     gained: int  # rows that only B has right
     lost: int  # rows that only A has right
-    p: float  # of a difference at least as large, either way, where none of the two is better
+    p: float  # of a difference at least as large, either way, where neither is better
     low: float  # 95 % interval of ``better``
     high: float
 

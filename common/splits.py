@@ -208,7 +208,7 @@ def _numbered(texts: np.ndarray) -> np.ndarray:
 def _column(table: Table, name: str, flag: str) -> np.ndarray:
     if name not in table.columns:
         known = ", ".join(table.columns) or "none"
-        raise UserError(table.source, f"has no column {name!r} for {flag}", f"its further columns: {known}")
+        raise UserError(table.source, f"has no column {name!r} for {flag}", f"its other columns: {known}")
     cells = table.columns[name]
     if (empty := np.flatnonzero(cells == "")).size:
         raise UserError(f"{row_of(table.source, empty[0])}, column {name}", "is empty", "fill it in")
@@ -245,14 +245,16 @@ def read_folds(path: Path) -> Folds:
         raise UserError(str(path), "does not exist", "make it with: python folds.py")
     cells = read_cells(path)
     if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
-        raise UserError(str(path), f"has no column {missing[0]}", "make it anew with: python folds.py --force")
+        raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")
     ids, labels, row_shas = cells["id"], cells["label"], cells["row_sha"]
     first_row = {}
     for index, (name, label, row_sha) in enumerate(zip(ids, labels, row_shas, strict=True)):
         if not name or not label:
             raise UserError(row_of(path, index), "the id or the label is empty", "restore the file")
         if not re.fullmatch("[0-9a-f]{16}", row_sha):
-            raise UserError(f"{row_of(path, index)}, column row_sha", f"{row_sha!r} is no hash", "restore the file")
+            raise UserError(
+                f"{row_of(path, index)}, column row_sha", f"{row_sha!r} is not a valid hash", "restore the file"
+            )
         if (earlier := first_row.setdefault(name, index)) != index:
             raise UserError(row_of(path, index), f"id {name} is also in row {earlier + 1}", "restore the file")
     return Folds(ids, labels, _fold_numbers(cells["fold"], str(path)), row_shas, cells.get("group", text_array([])))
@@ -264,7 +266,7 @@ def _fold_numbers(cells: Sequence[str], where: str) -> np.ndarray:
             what = f"fold {cell!r} is not a whole number from 0, or -1 for rows always trained on"
             raise UserError(row_of(where, index), what, "correct it")
     fold = np.array(cells, dtype=np.int64)
-    _refuse_holes(fold, where, "number the folds from 0 without a hole")
+    _refuse_holes(fold, where, "number the folds from 0 without gaps")
     return fold
 
 
@@ -304,7 +306,7 @@ def match_folds(folds: Folds, table: Table) -> Folds:
         UserError: the rows that are missing, foreign, or have another label or image than when folds were made.
     """
     if findings := changed_rows(folds, table, hash_images=not table.of_photos):
-        raise UserError(table.source, f"differs from the folds file: {findings[0]}", "see python folds.py --check")
+        raise UserError(table.source, f"differs from the folds file: {findings[0]}", "run python folds.py --check")
     position = {name: at for at, name in enumerate(folds.ids)}
     order = np.array([position[name] for name in table.ids])
     groups = folds.groups[order] if folds.groups.size else folds.groups
@@ -344,7 +346,7 @@ def leaks(folds: Folds, test: Table | None = None) -> list[str]:
         "are exact copies that lie in different folds": _divided(folds.row_shas, folds.fold),
         "are exact copies with different labels": _divided(folds.row_shas, folds.labels),
         "belong to groups that lie in different folds": _divided(folds.groups, folds.fold),
-        f"are all there is of class {names_in_short(list(by_class))}, in one fold: none to train on": [
+        f"are all there is of class {names_in_short(list(by_class))}, in one fold: none left to train on": [
             at for at, name in enumerate(folds.labels) if name in by_class
         ],
         "are also in the test set": [at for at, row_sha in enumerate(folds.row_shas) if row_sha in in_test],

@@ -88,7 +88,7 @@ def write_submission(
         writer.writerows(zip(form.ids, ordered.predicted, strict=True))
     check_submission(str(path), content.getvalue(), form, predictions.classes)
     for difference in share_differences(predictions.predicted, oof_predicted):
-        warn(f"{path}: {difference}: was the test read and prepared like the train table?")
+        warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
     write_file(path, content.getvalue())
 
 
@@ -144,14 +144,14 @@ def share_differences(predicted: Sequence[str] | np.ndarray, oof_predicted: Sequ
 def _check_ids(where: str, ids: Sequence[str], test_ids: Sequence[str] | np.ndarray) -> None:
     doubled = [row_id for row_id, count in Counter(ids).items() if count > 1]
     if doubled:
-        raise UserError(where, f"holds twice {rows_named(doubled)}", "every id is there once")
+        raise UserError(where, f"contains duplicate ids: {rows_named(doubled)}", "list every id once")
     given, known = set(ids), set(test_ids)
     missing = [row_id for row_id in test_ids if row_id not in given]
     unknown = [row_id for row_id in ids if row_id not in known]
     if missing or unknown:
-        parts = [f"lacks {rows_named(missing)} of the test"] * bool(missing)
-        parts += [f"names {rows_named(unknown)} that the test lacks"] * bool(unknown)
-        raise UserError(where, " and ".join(parts), "use the sample submission and the test table of one competition")
+        parts = [f"lacks {rows_named(missing)} of the test set"] * bool(missing)
+        parts += [f"names {rows_named(unknown)} that the test set lacks"] * bool(unknown)
+        raise UserError(where, " and ".join(parts), "use the sample submission and test table of the same competition")
 
 
 def _are_probabilities(values: Sequence[str]) -> bool:

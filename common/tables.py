@@ -56,7 +56,7 @@ def read_train_table(data: str) -> Table:
     path = Path(data)
     table = _class_folders(path) if path.is_dir() else _csv_table(path, test=False)
     if not table.labels.size:
-        raise UserError(data, "has no label column", f"name one of its columns {LABEL_COLUMNS[0]}")
+        raise UserError(data, "has no label column", f"rename one of its columns to {LABEL_COLUMNS[0]}")
     return _with_whole_labels(table)
 
 
@@ -69,7 +69,7 @@ def read_test_table(test: str, data: str, sample: str = "") -> Table:
     if (test or data) == EMBEDDED:
         return _embedded_digits(test=True)
     if not test:
-        raise UserError("--test", "is not given", "name the test table or the folder of test images")
+        raise UserError("--test", "is missing", "name the test table or the folder of test images")
     path = Path(test)
     if path.is_dir():
         images = images_in(path)
@@ -103,7 +103,7 @@ def _photo_table(path: Path, columns: dict[str, np.ndarray], test: bool) -> Tabl
     id_name = next((name for name in IMAGE_COLUMNS if name in columns), "")
     if not id_name:
         what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)})"
-        raise UserError(str(path), what, f"name it one of {', '.join(IMAGE_COLUMNS)}")
+        raise UserError(str(path), what, f"name the image column one of {', '.join(IMAGE_COLUMNS)}")
     ids = columns.pop(id_name)
     _refuse_doubles(path, ids, id_name)
     images = [image_file(path, index, name) for index, name in enumerate(ids)]
@@ -140,7 +140,7 @@ def _refuse_doubles(path: Path, ids: np.ndarray, column: str) -> None:
             raise UserError(row_of(path, index), f"id {name!r} is also in row {earlier + 1}", "remove one of them")
     if len({unicodedata.normalize("NFC", name) for name in first}) < len(first):
         twins = Counter(unicodedata.normalize("NFC", name) for name in first).most_common(1)[0][0]
-        warn(f"{path}: {twins} names two rows that differ in the Unicode form of an accent alone")
+        warn(f"{path}: two rows are named {twins} and differ only in the Unicode form of an accent")
 
 
 def _embedded_digits(test: bool) -> Table:

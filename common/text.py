@@ -49,7 +49,7 @@ def csv_bytes(path: Path) -> bytes:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(str(path), f"is not a whole gzip file ({error})", "download it again") from error
+            raise UserError(str(path), f"is not a complete gzip file ({error})", "download it again") from error
     if not content.strip():
         raise UserError(str(path), "is empty", "download it again")
     try:
@@ -62,9 +62,9 @@ def csv_bytes(path: Path) -> bytes:
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n")
         if b"\r" in content:
-            raise UserError(str(path), "has a carriage return inside a line", "save it with ordinary line ends")
+            raise UserError(str(path), "has a carriage return inside a line", "save it with ordinary line endings")
     if not content.endswith(b"\n"):
-        warn(f"{path} does not end with a newline: is its last row whole?")
+        warn(f"{path} does not end with a newline: is its last row complete?")
         content += b"\n"
     while content.endswith(b"\n\n"):
         content = content[:-1]
@@ -108,4 +108,4 @@ def cells_of(path: Path, text: str) -> dict[str, np.ndarray]:
 
 def wrong_width(path: Path, index: int, found: int, expected: int) -> UserError:
     """What is said of a row with more or fewer cells than the header."""
-    return UserError(row_of(path, index), f"has {found} fields, the header {expected}", "mend or remove the row")
+    return UserError(row_of(path, index), f"has {found} fields, but the header has {expected}", "fix or remove the row")

@@ -145,13 +145,13 @@ class Training:
         """
         tensors, metadata = load_tensors(path)
         if changed := differences(_decisive(metadata), _decisive(facts)):
-            what = f"belongs to another training ({', '.join(changed)})"
+            what = f"belongs to another training run ({', '.join(changed)})"
             raise UserError(str(path), what, f"restore it, or delete {path.parent} and train this fold again")
         for name in ("processes", "threads", "memory_format", "versions"):
             if metadata[name] != facts[name]:
                 warn(
-                    f"{path}: {name} were {metadata[name]} and are {facts[name]} now: "
-                    "the result will be as good, but not the same to the bit"
+                    f"{path}: {name} changed from {metadata[name]} to {facts[name]}: "
+                    "expect equivalent, not bit-identical, results"
                 )
         self.model.load_state_dict(without_prefix("model", tensors))
         if self.ema is not None:

@@ -39,9 +39,9 @@ def hub_file(name: str) -> Path:
     """
     facts = timm.get_pretrained_cfg(name)
     if facts is None or not facts.hf_hub_id:
-        raise UserError("--pretrained", f"there are no pretrained weights of {name}", "leave it out")
+        raise UserError("--pretrained", f"there are no pretrained weights for {name}", "leave it out")
     if facts.hf_hub_filename:
-        raise UserError("--pretrained", f"the weights of {name} are no plain safetensors", "take --weights FILE")
+        raise UserError("--pretrained", f"the weights of {name} are not plain safetensors", "use --weights FILE")
     hub_logging.set_verbosity_error()  # each of its retries would be a line
     download = partial(hf_hub_download, facts.hf_hub_id, "model.safetensors")
     try:
@@ -52,7 +52,7 @@ def hub_file(name: str) -> Path:
     except Exception as error:  # the hub's client has dozens, of its own and of its network libraries
         reason = " ".join(str(error).split()[:9])
         what = f"{facts.hf_hub_id} cannot be downloaded ({type(error).__name__}: {reason} ...)"
-        remedy = "take --weights FILE, or download it where there is a network"
+        remedy = "use --weights FILE, or download it where there is a network"
         raise UserError("--pretrained", what, remedy, ENVIRONMENT) from error
 
 
@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str]
     """
     tensors, facts = load_any(path, REMEDY)
     if "optimiser" in facts:
-        raise UserError(str(path), "is the state of an unfinished training", "take a model.safetensors")
+        raise UserError(str(path), "is the state of an unfinished training run", "use a model.safetensors")
     tensors = _bare_names(tensors)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's name for it
     if convert is not None:
@@ -147,7 +147,7 @@ def _adapt_channels(name: str, tensors: dict[str, Tensor], own: Mapping[str, Ten
         return f"{name} summed over its 3 colour channels"
     if (theirs[1], ours[1]) == (1, 3):
         tensors[name] = weight.float().repeat(1, 3, 1, 1) / 3
-        return f"{name} shared out over 3 colour channels"
+        return f"{name} spread over 3 colour channels"
     return ""
 
 

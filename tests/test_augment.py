@@ -227,14 +227,14 @@ def test_sizes_change_from_batch_to_batch(photos):
     [
         ("digit", {}, True, "--augment: digit is unknown; use one of: none, digits"),
         ("digits", {"rotate": 3}, True, "rotate is unknown; known: .*rotation"),
-        ("digits", {"rotation": "much"}, True, "rotation=much is no value for it; give such as 0.0"),
-        ("digits", {"rotation": -3}, True, "rotation=-3 is no value for it; give 0 to inf"),
-        ("none", {"blur": 0.1, "blur_share": 1.5}, True, "blur_share=1.5 is no value for it; give 0 to 1.0"),
-        ("none", {"median_blur": 4}, True, "median_blur=4 is no value for it"),
-        ("none", {"sizes": 28}, True, r"sizes=28 is no value for it; give such as \(24, 28, 32\)"),
+        ("digits", {"rotation": "much"}, True, "rotation=much is not a valid value; use a value such as 0.0"),
+        ("digits", {"rotation": -3}, True, "rotation=-3 is not a valid value; use 0 to inf"),
+        ("none", {"blur": 0.1, "blur_share": 1.5}, True, "blur_share=1.5 is not a valid value; use 0 to 1.0"),
+        ("none", {"median_blur": 4}, True, "median_blur=4 is not a valid value"),
+        ("none", {"sizes": 28}, True, r"sizes=28 is not a valid value; use a value such as \(24, 28, 32\)"),
         ("digits", {"blur_share": 0.5}, True, "blur_share has no effect without blur"),
         ("none", {"border": "edge"}, True, "border has no effect: nothing moves the pixels"),
-        ("none", {"policy": "best"}, False, "policy=best is no value for it; give one of auto, rand, trivial"),
+        ("none", {"policy": "best"}, False, "policy=best is not a valid value; use one of auto, rand, trivial"),
         ("none", {"mix_until": 0.5}, False, "mix_until has no effect without mixup or cutmix"),
         ("photos", {}, True, r"saturation would change the colours of grey images; switch it off .*saturation=0.0"),
         ("none", {"policy": "rand"}, True, r"policy would change the colours .*--augment-args policy=\)"),
@@ -260,7 +260,7 @@ def test_the_remedy_for_grey_images_works(photos):
     [
         (["--augment", "photos"], "colours of grey images"),
         (["--augment", "photos", "--channels", "3"], "colours of grey images"),
-        (["--augment-args", "sizes=(8,16)"], "digit_cnn, built for 8 px, cannot work at 16 px"),
+        (["--augment-args", "sizes=(8,16)"], "digit_cnn, built for 8 px, does not work at 16 px"),
     ],
 )
 def test_training_refuses_what_its_images_or_model_cannot_take(tiny, tmp_path, arguments, message):

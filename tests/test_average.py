@@ -67,7 +67,7 @@ def test_what_was_frozen_stays_as_it_was(runs, tiny):
 
 def test_what_does_not_belong_together_is_not_averaged(runs, tiny):
     """One run alone, another model, an existing name: a line that names it, and nothing is written."""
-    with pytest.raises(UserError, match="--runs: 1 runs have no average"):
+    with pytest.raises(UserError, match="--runs: an average needs at least two runs, got 1"):
         make(runs, tiny, "one")
     train(tiny, runs, "--run", "wide", "--fold", "all", "--epochs", 1, "--model-args", "widths=(8,8,8)")
     with pytest.raises(UserError, match="wide/fold0: differs from .*one/fold0 in model_args"):

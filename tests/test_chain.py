@@ -116,7 +116,7 @@ def test_killed_and_run_again_equals_uninterrupted(chain, tiny, tmp_path):
     assert (folder / "checkpoint.safetensors").exists() and not (folder / "metrics.json").exists()
     again = run_script("train_fold.py", *arguments)
     assert again.returncode == 0, again.stderr
-    assert "goes on after epoch" in again.stdout
+    assert "resumes after epoch" in again.stdout
     assert files_of(folder) == files_of(chain / "two" / "fold1")
 
 
@@ -154,9 +154,9 @@ def test_restart_throws_away_nothing_but_a_run(tiny, tmp_path):
     """A folder that no training made is refused, and so is a run's name that leads out of the runs folder."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").touch()
-    with pytest.raises(UserError, match="is no run that --restart may throw away"):
+    with pytest.raises(UserError, match="is not a run that --restart may delete"):
         train(tiny, tmp_path, "--run", "precious", "--fold", 0, "--restart")
-    with pytest.raises(UserError, match="is no folder's name"):
+    with pytest.raises(UserError, match="is not a valid folder name"):
         train(tiny, tmp_path / "runs", "--run", "../precious", "--fold", 0, "--restart")
     assert (tmp_path / "precious" / "thesis.txt").exists()
 
@@ -173,7 +173,7 @@ def test_restart_says_what_it_throws_away(tiny, tmp_path, capsys):
     """--restart names the folder and its files, and then other settings are welcome."""
     train(tiny, tmp_path, "--fold", 0, "--epochs", 1)
     train(tiny, tmp_path, "--fold", 0, "--epochs", 1, "--lr", 1e-3, "--restart")
-    assert "throws away" in (said := capsys.readouterr().out) and "oof.npz" in said
+    assert "deletes" in (said := capsys.readouterr().out) and "oof.npz" in said
     assert load_tensors(tmp_path / "digit_cnn" / "fold0" / "model.safetensors")[1]["settings"]["lr"] == 1e-3
 
 
@@ -195,7 +195,7 @@ def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
     """A fold of another run in this run's folder is named with the settings that differ."""
     shutil.copytree(chain / "one", tmp_path / "one")
     shutil.copytree(chain / "two/fold1", tmp_path / "one/fold1", dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"fold1.*trained otherwise.*ema_decay: 0\.0 -> 0\.9"):
+    with pytest.raises(UserError, match=r"fold1.*trained with different settings.*ema_decay: 0\.0 -> 0\.9"):
         infer.read_models(finished_folds(tmp_path / "one"))
 
 

@@ -135,7 +135,7 @@ def test_a_clusters_jobs_are_repeated_once_and_end_with_us(address, tmp_path):
     assert re.search(rf"\[gone\] error: node (first|second): there is no {tmp_path}/gone;", said.read_text())
     assert "gone ended with 3" in said.read_text()
     for name in ("a", "b"):
-        assert said.read_text().count(f"{name} was ended by SIGKILL: it is started once more") == 1
+        assert said.read_text().count(f"{name} was killed by SIGKILL: starting it once more") == 1
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])

@@ -28,7 +28,7 @@ def test_a_compiled_model_trains_to_the_same_weights(tiny, tmp_path):
 def test_sync_bn_on_one_device_is_refused():
     """It would change nothing (on a CPU it would fail); its tensors keep their names, so infer reads it."""
     cfg = Config(channels=1, img_size=8, model_args=("sync_bn=True",))
-    with pytest.raises(UserError, match="sync_bn=True averages over the GPUs of one training, and here is one device"):
+    with pytest.raises(UserError, match="sync_bn=True averages over the GPUs .* but only one device is in use"):
         check_choices(cfg, ["a", "b"], micro_batch=8, grey=True)
     torch.manual_seed(0)
     model = create_model("digit_cnn", {"sync_bn": True}, 2, 1, 8)

@@ -64,7 +64,7 @@ def test_held_batchnorm_keeps_its_statistics_and_trains_its_weights(tiny, tmp_pa
     names = moved(tiny, tmp_path, start, "--freeze", "batchnorm=True", "--select", *select)
     assert not [name for name in names if "running" in name or "num_batches" in name]
     assert {"features.1.weight", "features.1.bias", "features.0.weight", "head.2.weight"} <= names
-    with pytest.raises(UserError, match="test_vit has no BatchNorm to hold still"):
+    with pytest.raises(UserError, match="test_vit has no BatchNorm to freeze"):
         cfg = Config(model="test_vit", freeze=("batchnorm=True",))
         frozen_parts(cfg, create_model("test_vit", {}, 3, 1, 32))
 
@@ -148,10 +148,10 @@ def test_rates_at_their_defaults_leave_the_optimiser_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"freeze": ("stages=9",)}, "stages=9 of the 2 of digit_cnn; use 1 to 1"),
-        ({"freeze": ("backbone=9",), "epochs": 3}, "backbone=9 of 3 epochs; use 1 to 3"),
-        ({"freeze": ("backbone=3",), "epochs": 3, "layer_decay": 0.5}, "nothing but the last layer ever trains"),
-        ({"freeze": ("stages=two",)}, "stages=two of the 2 of digit_cnn"),
+        ({"freeze": ("stages=9",)}, "stages=9 is out of range: digit_cnn has 2; use 1 to 1"),
+        ({"freeze": ("backbone=9",), "epochs": 3}, "backbone=9 is out of range: there are 3 epochs; use 1 to 3"),
+        ({"freeze": ("backbone=3",), "epochs": 3, "layer_decay": 0.5}, "only the last layer ever trains"),
+        ({"freeze": ("stages=two",)}, "stages=two is out of range: digit_cnn has 2"),
         ({"freeze": ("head=3",)}, "head is unknown .*known: backbone, stages"),
     ],
 )
@@ -165,7 +165,7 @@ def test_freezing_without_sense_is_refused(change, message):
 def test_freezing_random_weights_is_said(capsys):
     """Without --weights or --pretrained there is nothing worth keeping."""
     check_choices(Config(freeze=("stages=1",), channels=1, img_size=8), ["a", "b"], micro_batch=8, grey=True)
-    assert "what is frozen keeps random weights" in capsys.readouterr().err
+    assert "frozen layers keep their random initial weights" in capsys.readouterr().err
 
 
 def test_two_processes_thaw_like_one(tiny, tmp_path):

@@ -103,7 +103,7 @@ def test_folds_of_others_are_taken_as_they_are():
         make_folds(table, split="column", fold_column="hole")
     with pytest.raises(UserError, match="column word, row 2: fold 'x' is not a whole number"):
         make_folds(table, split="column", fold_column="word")
-    with pytest.raises(UserError, match="no column 'absent' for --fold-column; its further columns: made, hole, word"):
+    with pytest.raises(UserError, match="no column 'absent' for --fold-column; its other columns: made, hole, word"):
         make_folds(table, split="column", fold_column="absent")
 
 
@@ -186,7 +186,7 @@ SHA = "0123456789abcdef"
         (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,a,-2,{SHA}\n", "row 2: fold '-2'"),
         (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,,1,{SHA}\n", "row 2: the id or the label is empty"),
         ("id,label,fold,row_sha\n1,a,0,1.23e+15\n", "row 1, column row_sha"),
-        (f"id,label,fold,row_sha\n1,a,0,{SHA},x\n", "row 1: has 5 fields, the header 4"),
+        (f"id,label,fold,row_sha\n1,a,0,{SHA},x\n", "row 1: has 5 fields, but the header has 4"),
     ],
 )
 def test_a_damaged_folds_file_is_refused(tmp_path, content, message):
@@ -227,10 +227,10 @@ def test_a_folds_file_is_written_once(tmp_path):
     content = (tmp_path / "folds.csv").read_bytes()
     again = folds_script(tmp_path)
     assert again.returncode == 0
-    assert "already there" in again.stdout
+    assert "already exists" in again.stdout
     refused = folds_script(tmp_path, "--seed", "1")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: folds.csv: holds other folds")
+    assert refused.stderr.startswith("error: folds.csv: holds different folds")
     assert len(refused.stderr.splitlines()) == 1
     assert (tmp_path / "folds.csv").read_bytes() == content
     assert folds_script(tmp_path, "--seed", "1", "--force").returncode == 0
@@ -298,7 +298,7 @@ def test_check_passes_clean_and_shuffled_files(audited):
     assert check(audited) == (
         0,
         "folds.csv is clean. Checked against train.csv:\n"
-        "- 40 rows have the ids, labels and images the folds were made of, in whatever order\n"
+        "- 40 rows have the ids, labels and images the folds were made from, in any order\n"
         "- no image lies in two folds or has two labels\n"
         "- none of 10 groups lies in two folds\n"
         "- each of 2 classes has rows to train on in each of 5 folds\n"
@@ -365,7 +365,7 @@ def test_check_finds_a_divided_group_and_an_unlearnable_class(audited):
         edit(audited / "folds.csv", row, lambda c: [*c[:2], "0" if c[1] == "a" else c[2], *c[3:]])
     code, text = check(audited)
     assert code == 1
-    assert "20 rows (1, 3, 5, 7, 9, ...) are all there is of class a, in one fold: none to train on" in text
+    assert "20 rows (1, 3, 5, 7, 9, ...) are all there is of class a, in one fold: none left to train on" in text
 
 
 def test_leaks_are_mentioned_when_folds_are_made(audited):

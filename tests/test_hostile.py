@@ -250,7 +250,7 @@ def test_no_image_outside_the_folder_is_opened(undisturbed, tmp_path, torch_fork
             "folds --data photos/train.csv --folds new.csv --test photos/test.csv",
         ):
             answer = torch_forks.run(words(command), tmp_path / "T", opened=True)
-            assert answer.code == 2 and "out of" in answer.err, answer.err
+            assert answer.code == 2 and "outside of" in answer.err, answer.err
             assert not [path for path in answer.opened if "secret" in path]
         shutil.copy(undisturbed / "photos" / "test.csv", tmp_path / "T" / "photos")
         (tmp_path / "T/photos/images/test04.png").unlink()

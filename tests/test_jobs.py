@@ -106,7 +106,7 @@ def test_a_killed_job_is_started_once_more(end, starts, expected, tmp_path, capf
     code = f"import os, sys; {count}; {end}"
     assert run_jobs([Job("it", ("-c", code, str(tmp_path / "starts")))], [LocalSlot()]) == {"it": expected}
     assert (tmp_path / "starts").read_text() == "x" * starts
-    assert capfd.readouterr().out.count("it was ended by SIGKILL: it is started once more") == starts - 1
+    assert capfd.readouterr().out.count("it was killed by SIGKILL: starting it once more") == starts - 1
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_killed_job_is_started_once_more(end, starts, expected, tmp_path, capf
         ("0", {}, 3, 5, ["0"], 3, ""),
         ("", {"jobs": 3}, 2, 5, [None] * 3, 2, ""),
         ("", {"jobs": 3, "jobs_per_gpu": 2}, 2, 5, [None] * 3, 2, "--jobs-per-gpu has no effect"),
-        ("", {"jobs": 3}, 1, 1, [None], 1, "--jobs 3: there are no more than 1"),
+        ("", {"jobs": 3}, 1, 1, [None], 1, "--jobs 3: there are only 1"),
         ("", {"jobs": 10_000}, 0, 10_000, [None] * 10_000, 1, ""),
     ],
 )
@@ -154,7 +154,7 @@ def test_cpus_are_shared_out_to_as_many_jobs_as_there_are_cores(monkeypatch):
         ({"jobs": -1}, "--jobs: -1 is too small"),
         ({"jobs_per_gpu": 0}, "--jobs-per-gpu: 0 is too small"),
         ({"hours": -0.5}, "--hours: -0.5 is too small"),
-        ({"address": "host:6379"}, "--address: is a Ray cluster's and has no effect here"),
+        ({"address": "host:6379"}, "--address: is for a Ray cluster and has no effect here"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options, message):
@@ -230,7 +230,7 @@ def test_a_run_without_time_stops_after_an_epoch_and_says_so(tiny, tmp_path, cap
     while "fold 0 stops" not in said:  # on a busy machine there may be no time to begin at all
         train(tiny, tmp_path, "--run", "it", "--epochs", 100_000, "--warmup-epochs", 0, "--hours", hours)
         said, hours = capsys.readouterr().out, 4 * hours
-    assert "fold 0 stops after epoch" in said and "the same command goes on" in said
-    assert said.splitlines()[-1] == "it: no time for fold 0, 1, 2; the same command goes on"
+    assert "fold 0 stops after epoch" in said and "run the same command to continue" in said
+    assert said.splitlines()[-1] == "it: no time left for fold 0, 1, 2; run the same command to continue"
     assert (tmp_path / "it" / "fold0" / "checkpoint.safetensors").exists()
     assert not list(tmp_path.rglob("metrics.json"))

@@ -90,7 +90,7 @@ def wait_for_epoch(child: Child, epoch: int) -> None:
 
 def went_on_after(child: Child, unsaid: int = 0) -> int:
     """The epoch that a process says it goes on after; ``unsaid`` where it does not say so."""
-    found = re.search(r"goes on after epoch (\d+)", child.said())
+    found = re.search(r"resumes after epoch (\d+)", child.said())
     return int(found[1]) if found else unsaid
 
 
@@ -194,8 +194,8 @@ def test_other_processes_and_threads_go_on_with_a_warning(server, tiny, tmp_path
         child.wait()
     child = server.start(*begun.command, "--threads", 2)
     assert child.wait() == 0, child.said()
-    for what in ("processes were 2 and are 1 now", "threads were 1 and are 2 now"):
-        assert f"{what}: the result will be as good, but not the same to the bit" in child.said()
+    for what in ("processes changed from 2 to 1", "threads changed from 1 to 2"):
+        assert f"{what}: expect equivalent, not bit-identical, results" in child.said()
     assert went_on_after(child) >= announced(children[0])
     assert len(read_predictions(begun.folder / "oof.npz").ids) == 20
 
@@ -227,7 +227,7 @@ def test_out_of_memory_names_the_batch_and_what_would_fit(server, tiny, tmp_path
     assert child.wait() == 3 and child.said().count("error: ") == 1, child.said()
     said = child.said().splitlines()[-1]
     assert said.startswith("error: --batch-size: out of memory at 40 images at a time: ")
-    assert "; free memory and run it again, or --restart it with a smaller --batch-size, " in said
+    assert "; free memory and run it again, or --restart with a smaller --batch-size, " in said
     assert said.endswith("or with --accumulate 2 for the same batch")
 
 

@@ -184,10 +184,10 @@ def test_what_a_loss_cannot_do_is_refused(name, pairs, message):
 
 def test_smoothing_is_refused_where_it_would_mean_nothing():
     """Lovasz-softmax knows sets, and an image is in one or not; a mixed image is in two."""
-    with pytest.raises(UserError, match="lovasz-softmax takes whole classes only.*--label-smoothing 0"):
+    with pytest.raises(UserError, match="lovasz-softmax takes hard labels only.*--label-smoothing 0"):
         create_loss("lovasz-softmax", [], 0.1, LABELS, 5)
     cfg = Config(channels=1, img_size=8, loss="lovasz-softmax", label_smoothing=0.0, augment_args=("mixup=0.4",))
-    with pytest.raises(UserError, match="--augment-args: lovasz-softmax takes whole classes only"):
+    with pytest.raises(UserError, match="--augment-args: lovasz-softmax takes hard labels only"):
         check_choices(cfg, ["a", "b"], micro_batch=8, grey=True)
 
 

@@ -139,7 +139,7 @@ def test_training_starts_from_a_uniform_guess(name):
 
 def test_a_model_that_would_look_at_a_part_of_each_image_is_refused():
     """A ViT with patches of 16 px takes digits without a word and sees their upper left quarter alone."""
-    with pytest.raises(UserError, match="would look at a part of each image only; use --model-args patch_size=4, or"):
+    with pytest.raises(UserError, match="would see only part of each image; use --model-args patch_size=4, or"):
         create_model("vit_tiny_patch16_224", {}, 10, 1, 28)
     kept = create_model("vit_tiny_patch16_224", {"patch_size": 7, "depth": 1}, 10, 1, 28)
     assert kept.patch_embed.grid_size == (4, 4)
@@ -151,7 +151,7 @@ def test_a_model_that_would_look_at_a_part_of_each_image_is_refused():
         ("efficientnet_bo", {}, "timm has no model efficientnet_bo; did you mean .*efficientnet"),
         ("tiny_vit", {}, "timm has no model tiny_vit; did you mean tiny_vit_5m_224"),
         ("inceptionresnetv2", {}, "did you mean inception_resnet_v2"),
-        ("convnext_atto.in22k", {}, "timm has no weights in22k of convnext_atto; use one of: d2_in1k"),
+        ("convnext_atto.in22k", {}, "timm has no weights in22k for convnext_atto; use one of: d2_in1k"),
         ("convnext_atto", {"dims": (8, 16, 24, 32)}, r"px and .* --model-args dims=\(8,16,24,32\) output_stride=8"),
         ("digit_cnn", {"width": 3}, "--model-args: digit_cnn has no argument width"),
         ("digit_cnn", {"widths": (8, 16)}, "2 widths and 3 depths: give one of each for every stage"),

@@ -111,8 +111,8 @@ def test_lookahead_goes_half_way_back_every_sixth_step():
         ("lookahead_adamwow", {}, "--opt: there is no optimiser lookahead_adamwow"),
         ("rangers", {}, "did you mean ranger"),
         ("sgd", {"betas": (0.9, 0.99)}, "--opt-args: sgd has no betas"),
-        ("adamw", {"beta": 0.9}, "--opt-args: adamw refuses them"),
-        ("bnbadam", {}, "--opt: bnbadam needs what is not here"),
+        ("adamw", {"beta": 0.9}, "--opt-args: adamw rejected these arguments"),
+        ("bnbadam", {}, "--opt: bnbadam needs a package that is not installed"),
     ],
 )
 def test_what_cannot_be_built_is_refused(name, opt_args, message):

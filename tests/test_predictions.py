@@ -78,10 +78,10 @@ def test_pickled_arrays_are_refused_unopened(tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "oof.npz"
     bad = np.array([Hostile(canary)], dtype=object)
     np.savez(path, ids=bad, logits=LOGITS[:1], classes=np.array(["a", "b"]))
-    with pytest.raises(UserError, match=r"oof\.npz: is not a whole npz file without pickles"):
+    with pytest.raises(UserError, match=r"oof\.npz: is damaged or truncated, or contains pickles"):
         read_predictions(path)
     np.save(tmp_path / "plain.npy", bad, allow_pickle=True)
-    with pytest.raises(UserError, match="without pickles"):
+    with pytest.raises(UserError, match="or contains pickles"):
         read_predictions(tmp_path / "plain.npy")
     assert not canary.exists()
 
@@ -122,8 +122,8 @@ def test_wrong_content_is_refused(tmp_path):
     doubled = good.ids.copy()
     doubled[0] = doubled[1]
     wrong = {
-        "not finite at 1 row": replace(good, logits=nan),
-        "holds twice 1 row": replace(good, ids=doubled),
+        "not finite in 1 row": replace(good, logits=nan),
+        "contains duplicate ids: 1 row": replace(good, ids=doubled),
         r"shape \(3, 2\) for 3 ids and 3 classes": replace(good, classes=["a", "b", "c"]),
         "2 labels for 3 ids": replace(good, labels=good.labels[:2]),
     }
@@ -137,7 +137,7 @@ def test_wrong_content_is_refused(tmp_path):
             read_predictions(tmp_path / "b.npz")
     assert not (tmp_path / "a.npz").exists()
     np.savez(tmp_path / "c.npz", ids=np.arange(3), logits=good.logits, classes=np.array(["a", "b"]))
-    with pytest.raises(UserError, match="no ids of the right kind"):
+    with pytest.raises(UserError, match="no ids of the right type"):
         read_predictions(tmp_path / "c.npz")
     np.savez(tmp_path / "d.npz", logits=good.logits)
     with pytest.raises(UserError, match="no ids"):
@@ -159,9 +159,9 @@ def test_rows_are_joined_by_id():
     found = rows_in_order(part, order, "oof.npz")
     assert found.ids.tolist() == order and (found.logits == LOGITS[[5, 1, 2]]).all()
     assert found.labels.tolist() == ["b", "b", "a"]
-    with pytest.raises(UserError, match=r"lacks 1 row \(NA\) and has unknown 1 row \(7\)"):
+    with pytest.raises(UserError, match=r"lacks 1 row \(NA\) and has extra 1 row \(7\)"):
         rows_in_order(part, ["NA", "1e5", "猫"], "oof.npz")
-    with pytest.raises(UserError, match=r"oof\.npz: has unknown 1 row \(7\)"):
+    with pytest.raises(UserError, match=r"oof\.npz: has extra 1 row \(7\)"):
         rows_in_order(part, ["1e5", "猫"], "oof.npz")
 
 
@@ -195,10 +195,10 @@ def test_oof_of_other_folds_is_refused(tmp_path):
     relabelled = part.labels.copy()
     relabelled[0] = "a"
     wrong = {
-        r"other labels than the folds at 1 row \(7\)": replace(part, labels=relabelled),
+        r"different labels from the folds in 1 row \(7\)": replace(part, labels=relabelled),
         "has the classes b, a": replace(part, classes=["b", "a"]),
-        r"fold1/oof\.npz: lacks 3 rows .* has unknown 2 rows": oof_part(0),
-        "other labels than the folds at 3 rows": replace(part, labels=part.labels[:0]),
+        r"fold1/oof\.npz: lacks 3 rows .* has extra 2 rows": oof_part(0),
+        "different labels from the folds in 3 rows": replace(part, labels=part.labels[:0]),
     }
     for what, predictions in wrong.items():
         write_predictions(run / "fold1" / OOF_FILE, predictions)

@@ -241,7 +241,7 @@ def test_a_sweep_says_its_law(synthetic, tiny, capsys):  # noqa: F811
     [
         (["--runs", "nothing"], "nothing: has no finished fold"),
         (["--data", "digits"], "digits: differs from the folds file"),
-        (["--out", "report.pdf"], "report.pdf is no html file"),
+        (["--out", "report.pdf"], "report.pdf is not an html file"),
         (["--folds", "missing.csv"], "missing.csv: does not exist"),
         (["--metric", "accurracy"], "there is no metric accurracy"),
     ],
@@ -268,8 +268,8 @@ def test_a_run_of_other_folds_is_left_out_or_refused(reported, tiny, tmp_path, c
         write_json(path / METRICS_FILE, read_json(path / METRICS_FILE) | {"folds_fingerprint": "0" * 64})
     make(tiny / "train.csv", tiny / "folds.csv", tmp_path)
     said = capsys.readouterr()
-    assert "left out" in said.err and "other folds" in said.err and "again" in said.out
-    with pytest.raises(UserError, match="other folds"):
+    assert "left out" in said.err and "different folds" in said.err and "again" in said.out
+    with pytest.raises(UserError, match="different folds"):
         make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--runs", "one", "two")
 
 

@@ -144,9 +144,9 @@ def test_a_damaged_short_form_is_refused(tmp_path):
         replace(short, columns=short.columns[1:]),
         replace(short, logits=likelier),
     ):
-        with pytest.raises(UserError, match="a class of a row twice"):
+        with pytest.raises(UserError, match="a row has a class twice"):
             write_predictions(tmp_path / "top.npz", damaged)
-    with pytest.raises(UserError, match="--store: there is no form top1; use float32, float16, or top64"):
+    with pytest.raises(UserError, match="--store: there is no format top1; use float32, float16, or topN"):
         write_predictions(tmp_path / "top.npz", a_run(1), "top1")
     assert not list(tmp_path.iterdir())
 

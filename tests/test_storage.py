@@ -30,7 +30,7 @@ def test_a_file_where_a_folder_should_be(where, tiny, tmp_path):
 
 def test_a_full_disk_is_said_before_the_training():
     """What is needed and what is free, in numbers."""
-    with pytest.raises(UserError, match=r"about 1,000,000,000,000\.0 MB are needed, [\d,.]+ MB are free") as refused:
+    with pytest.raises(UserError, match=r"about 1,000,000,000,000\.0 MB needed, [\d,.]+ MB available") as refused:
         check_folder(ROOT, needed=10**18)
     assert refused.value.exit_code == 3
 

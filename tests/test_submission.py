@@ -58,13 +58,13 @@ def test_one_column_per_class_gets_probabilities(tmp_path):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('id,label\nc,0\n001,0\nNA,0\nzz,0\n"b,""",0\n', r"names 1 row \(zz\) that the test lacks"),
+        ('id,label\nc,0\n001,0\nNA,0\nzz,0\n"b,""",0\n', r"names 1 row \(zz\) that the test set lacks"),
         ("id,label\nc,0\n001,0\nNA,0\n", r'lacks 1 row \(b,"\) of the test'),
-        ("id,label\nc,0\n001,0\nNA,0\nNA,1\n", r"holds twice 1 row \(NA\)"),
+        ("id,label\nc,0\n001,0\nNA,0\nNA,1\n", r"contains duplicate ids: 1 row \(NA\)"),
         ("id,label\nc,0\n1,0\nNA,0\n", r"lacks 2 rows .* and names 1 row \(1\)"),
         ("id,cat,dog,bird\nc,0,0,0\n", "neither id and label nor id and one per class"),
         ("id\nc\n", "neither id and label"),
-        ("id,label\nc\n", "row 1: has 1 fields, the header 2"),
+        ("id,label\nc\n", "row 1: has 1 fields, but the header has 2"),
         ("id,label\n", "no row"),
     ],
 )
@@ -79,7 +79,7 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path):
     """NaN would silently become the first class."""
     broken = TEST.logits.copy()
     broken[1] = np.nan
-    with pytest.raises(UserError, match=r"not finite at 1 row \(001\)"):
+    with pytest.raises(UserError, match=r"not finite in 1 row \(001\)"):
         written(tmp_path, replace(TEST, logits=broken))
     assert not (tmp_path / "submission.csv").exists()
 
@@ -91,7 +91,7 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path):
         ("id,label\na,cat\nb,\n", "row 2: label empty is not a class"),
         ("id,label\nb,cat\na,cat\n", "row 1: has id b; expected a"),
         ("id,label\na,cat\n", r"lacks 1 row \(b\)"),
-        ("id,label\na,cat\nb,cat\nb,cat\n", "holds twice"),
+        ("id,label\na,cat\nb,cat\nb,cat\n", "contains duplicate ids"),
         ("Id,label\na,cat\nb,cat\n", "has the columns Id, label"),
     ],
 )

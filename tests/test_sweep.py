@@ -212,7 +212,7 @@ def test_other_settings_are_refused_by_name(synthetic, tiny):
     places = ["run", "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv"), "--run", "it"]
     with pytest.raises(UserError, match="opt: adamw -> sgd"):
         sweep.main([*places, "--opt", "sgd"])
-    with pytest.raises(UserError, match="1024 images are more than the 40 training rows"):
+    with pytest.raises(UserError, match="batch size 1024 exceeds the 40 training rows"):
         sweep.main([*places, "--batch-sizes", "8", "1024"])
     assert read_sweep(synthetic).grid.batch_sizes == (8, 1024)
 

@@ -82,7 +82,7 @@ FAULTS = {
     "NUL": (GOOD.replace("7,1", "7,\0"), "NUL at byte 36"),
     "old Mac": (GOOD.replace("\n", "\r"), "carriage return"),
     "gzip without .gz": (gzip.compress(GOOD.encode()), "not UTF-8"),
-    "one field more": (f"{HEADER}\n7,1,2,3,4\n8,5,6,7,8,9\n", "row 2: has 6 fields, the header 5"),
+    "one field more": (f"{HEADER}\n7,1,2,3,4\n8,5,6,7,8,9\n", "row 2: has 6 fields, but the header has 5"),
     "all rows one field more": (f"{HEADER}\n7,1,2,3,4,5\n8,5,6,7,8,9\n", "row 1: has 6 fields"),
     "one field less": (f"{HEADER}\n7,1,2,3\n8,5,6,7,8\n", "row 1: has 4 fields"),
     "compensating rows": (f"{HEADER}\n7,1,2,3\n8,5,6,7,8,9\n", "row 1: has 4 fields"),
@@ -90,7 +90,7 @@ FAULTS = {
     "late row": (f"{HEADER}\n" + "7,1,2,3,4\n" * 5000 + "7,1,2,3\n", "row 5001: has 4 fields"),
     "column twice": (GOOD.replace("pixel3", "pixel2"), "2 columns named 'pixel2'"),
     "column missing": (GOOD.replace("pixel2", "colour"), "3 pixel columns but no pixel2"),
-    "not a square": ("label,pixel0,pixel1\n1,2,3\n", "2 pixel columns, not the square"),
+    "not a square": ("label,pixel0,pixel1\n1,2,3\n", "2 pixel columns, which is not a square number"),
     "no label column": (GOOD.replace("label", "kind"), "no label column"),
     "empty label": (GOOD.replace("8,5", ",5"), "row 2: the label is empty"),
     "late value": (f"{HEADER}\n" + "7,1,2,3,4\n" * 5000 + "7,1,2,3,256\n", "row 5001, column pixel3: '256'"),
@@ -163,9 +163,9 @@ def test_missing_and_unreadable_files(tmp_path):
         read_train_table(str(tmp_path / "absent.csv"))
     with pytest.raises(UserError, match="is not a .csv"):
         read_train_table(write(tmp_path / "a.parquet", GOOD))
-    with pytest.raises(UserError, match="not a whole gzip file"):
+    with pytest.raises(UserError, match="not a complete gzip file"):
         read_train_table(write(tmp_path / "a.csv.gz", gzip.compress(GOOD.encode())[:-9]))
-    with pytest.raises(UserError, match="--test: is not given"):
+    with pytest.raises(UserError, match="--test: is missing"):
         read_test_table("", "train.csv")
 
 
@@ -262,7 +262,7 @@ def test_a_name_that_may_be_two_photos_is_refused(tmp_path):
     """Without its suffix a name must belong to one file."""
     photos(tmp_path, ["a.jpg", "a.png"])
     assert read_train_table(write(tmp_path / "t.csv", "image,label\na.png,x\n")).images[0].name == "a.png"
-    with pytest.raises(UserError, match="row 1: 'a' may be a.jpg or a.png"):
+    with pytest.raises(UserError, match="row 1: 'a' may mean a.jpg or a.png"):
         read_train_table(write(tmp_path / "t.csv", "image,label\na,x\n"))
 
 
@@ -271,10 +271,10 @@ def test_a_name_that_may_be_two_photos_is_refused(tmp_path):
     [
         ("a.jpg,x\nz.jpg,y\n", "row 2: there is no image 'z.jpg'"),
         ("a.jpg,x\na.jpg,y\n", "row 2: id 'a.jpg' is also in row 1"),
-        ("../secret.jpg,x\n", "row 1: .* leads out of"),
-        ("/etc/passwd,x\n", "row 1: .* leads out of"),
-        ("C:\\secret.jpg,x\n", "row 1: .* leads out of"),
-        ("link.jpg,x\n", "row 1: link.jpg is a link that leads out of"),
+        ("../secret.jpg,x\n", "row 1: .* points outside of"),
+        ("/etc/passwd,x\n", "row 1: .* points outside of"),
+        ("C:\\secret.jpg,x\n", "row 1: .* points outside of"),
+        ("link.jpg,x\n", "row 1: link.jpg is a link that points outside of"),
         ("a.jpg\n", "row 1: has 1 fields"),
         (f"{'a' * 300},x\n", "row 1: there is no image"),
         ('"a.jpg,x\n', "row 1: is not valid csv"),
@@ -303,7 +303,7 @@ def test_class_folders(tmp_path):
     assert table.ids.tolist() == ["cat/1.jpg", "cat/more/2.PNG", "dog/1.jpg"]
     assert table.labels.tolist() == ["cat", "cat", "dog"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: is a class folder without an image"):
+    with pytest.raises(UserError, match="empty: is a class folder without images"):
         read_train_table(str(tmp_path))
 
 

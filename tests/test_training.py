@@ -135,7 +135,7 @@ def test_small_sizes_are_padded_and_larger_ones_resized():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 30, "accumulate": 4}, "does not divide by 1 processes x 4 accumulation steps"),
+        ({"batch_size": 30, "accumulate": 4}, "is not divisible by 1 processes x 4 accumulation steps"),
         ({"epochs": 0}, "--epochs: 0 is too small"),
         ({"lr": -1.0}, "--lr: -1.0 is out of range"),
         ({"label_smoothing": 1.5}, "--label-smoothing: 1.5 is out of range"),
@@ -152,7 +152,7 @@ def test_precision_follows_the_launcher_unless_they_conflict(monkeypatch):
     """auto takes the launcher's value, fp16 on a CPU falls back in words, two different wishes are an error."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert asked_precision("auto") == "bf16"
-    with pytest.raises(UserError, match="fp16 here but bf16 for accelerate launch"):
+    with pytest.raises(UserError, match="fp16 was asked for, but accelerate launch uses bf16"):
         asked_precision("fp16")
 
 

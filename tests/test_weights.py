@@ -124,7 +124,7 @@ def test_grey_weights_become_colour_by_an_equal_share(ours):
     source.load_state_dict(load_file(ours))
     images = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(model(images.expand(-1, 3, -1, -1)), source(images))
-    assert "features.0.weight shared out over 3 colour channels" in loaded.report and loaded.normalise.std == (0.3,) * 3
+    assert "features.0.weight spread over 3 colour channels" in loaded.report and loaded.normalise.std == (0.3,) * 3
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -155,7 +155,7 @@ def test_a_vits_patches_and_positions_are_resampled(tmp_path):
     [
         ({"conv1.weight": torch.ones(2, 3, 3, 3)}, "does not fit digit_cnn: 25 of 27 tensors are missing"),
         ("another width", r"features.0.weight is \(8, 1, 5, 5\) in the file and \(4, 1, 5, 5\) in digit_cnn"),
-        ("unfinished", "is the state of an unfinished training; take a model.safetensors"),
+        ("unfinished", "is the state of an unfinished training run; use a model.safetensors"),
         (b"PK\x03\x04 a pickle", "cannot be read as safetensors"),
         ("nan", "values are NaN or infinite"),
     ],
@@ -185,11 +185,11 @@ def test_pretrained_offline_is_one_line(tiny, tmp_path):
     done = run_script("train_fold.py", *places, *model, "--fold", 0, **offline)
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith("error: --pretrained: timm/convnext_atto.d2_in1k cannot be downloaded")
-    assert done.stderr.count("\n") == 1 and "take --weights FILE" in done.stderr
+    assert done.stderr.count("\n") == 1 and "use --weights FILE" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_without_pretrained_weights_is_named():
     """Our own network has none on the hub."""
-    with pytest.raises(UserError, match="there are no pretrained weights of digit_cnn; leave it out"):
+    with pytest.raises(UserError, match="there are no pretrained weights for digit_cnn; leave it out"):
         hub_file("digit_cnn")
