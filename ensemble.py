@@ -85,6 +85,7 @@ class Inputs:
     data: OofLogits
     oof: Predictions  # the first run's, on the columns of ``data``
     tests: list[Predictions]  # in one row order; empty where a run has none
+    tta: dict[str, str]  # test-time augmentation of the runs that have any: all of ``data`` is predicted under it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,8 +136,11 @@ def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any
     folder, blend, test = cfg.folder, study.blends[study.method], None
     with locked(folder):
         # An earlier blend's files would otherwise lie beside weights they were not made with.
-        for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE):
-            (folder / name).unlink(missing_ok=True)
+        earlier = [folder / name for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE) if (folder / name).exists()]
+        for path in earlier:
+            path.unlink()
+        if folder / SUBMISSION_FILE in earlier and not inputs.tests:
+            warn(f"{folder / SUBMISSION_FILE}: removed, an earlier blend made it")
         oof = replace(inputs.oof, logits=study.tempered, source={})
         write_predictions(folder / OOF_FILE, oof)
         if inputs.tests:
@@ -151,6 +155,7 @@ def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any
             "temperature": study.temperature,
             "folds_fingerprint": inputs.folds_fingerprint,
             "oof": "nested" if study.tried else "in-sample",
+            "tta": inputs.tta,
         }
         if isinstance(blend, TemperedMean):
             summary["run_temperatures"] = dict(zip(inputs.runs, blend.temperatures.tolist(), strict=True))
@@ -169,14 +174,17 @@ def read_inputs(cfg: Options) -> Inputs:
     check_weights(cfg, runs)
     groups = groups_of(cfg, runs)
     check_method(cfg, groups, folds)
-    tests, oofs = read_runs(cfg, runs, folds)
+    tests, oofs, tta = read_runs(cfg, runs, folds)
     columns, oof = side_by_side(oofs)
     if oof.is_short:
         check_method(cfg, groups, folds, oof.others)
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
     data = OofLogits(np.stack(columns), oof.places, oof.fold, groups, np.array(cfg.weights), oof.others)
-    return Inputs(runs, inference_seconds(cfg, runs), folds.fingerprint, data, oof, tests)
+    if tta:
+        presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
+        print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
+    return Inputs(runs, inference_seconds(cfg, runs), folds.fingerprint, data, oof, tests, tta)
 
 
 def chosen_runs(cfg: Options) -> list[str]:
@@ -229,8 +237,10 @@ def check_method(cfg: Options, groups: np.ndarray, folds: Folds, tail_classes: i
         raise UserError(f"--method {cfg.method}", *reasons[cfg.method])
 
 
-def read_runs(cfg: Options, runs: Sequence[str], folds: Folds) -> tuple[list[Predictions], list[Predictions]]:
-    """Test predictions in one row order (none where a run has none) and OOF predictions of each run, checked.
+def read_runs(
+    cfg: Options, runs: Sequence[str], folds: Folds
+) -> tuple[list[Predictions], list[Predictions], dict[str, str]]:
+    """Test predictions in one row order (none where a run has none), OOF predictions of each run, and who has TTA.
 
     All are brought to one short form where one of them is in it, or where together they would not fit into memory.
     """
@@ -238,10 +248,11 @@ def read_runs(cfg: Options, runs: Sequence[str], folds: Folds) -> tuple[list[Pre
     kept = kept_classes(rows, classes, len(runs), cfg.noise)
     tests = read_tests(cfg, runs, folds, kept)
     oofs = [join_oof_like_test(Path(cfg.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
+    tta = {run: test.source["tta"] for run, test in tests.items() if test and test.source["tta"] != "none"}
     tests = tests_in_one_order(cfg, tests)
     forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
     tests, oofs = ([short_form(each, min(forms, default=classes)) for each in found] for found in (tests, oofs))
-    return tests, oofs
+    return tests, oofs, tta
 
 
 def read_tests(cfg: Options, runs: Sequence[str], folds: Folds, kept: int) -> dict[str, Predictions | None]:
@@ -271,7 +282,9 @@ def tests_in_one_order(cfg: Options, tests: dict[str, Predictions | None]) -> li
     if missing:
         unused = " (--sample has no effect)" if cfg.sample else ""
         what = f"no test predictions for {', '.join(missing)}, so no submission{unused}"
-        warn(f"{what}; run: python infer.py --runs {' '.join(missing)}")
+        presets = {test.source["tta"] for test in tests.values() if test}
+        tta = f" --tta {presets.pop()}, with --data and --folds" if len(presets) == 1 and presets != {"none"} else ""
+        warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
         return []
     ids = next(iter(tests.values())).ids
     ordered = [rows_in_order(test, ids, str(Path(cfg.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]

@@ -80,6 +80,8 @@ def check_options(options: Options) -> None:
 
 def write_once(path: Path, folds: Folds, force: bool) -> None:
     """Write the folds file unless it stands there already; a different one is replaced only by ``force``."""
+    if path.is_dir():
+        raise UserError("--folds", f"{path} is a folder", "name a file, such as folds.csv")
     if path.is_file() and not force:
         if path.read_text(encoding="utf-8", errors="replace") != folds_text(folds):
             what = "holds different folds, and scores on different folds files cannot be compared"

@@ -166,8 +166,11 @@ def predictor(
     facts = models[0][1]
     settings = facts["settings"]
     if image_shape(table) != tuple(facts["image_shape"]):
-        what = f"has images of {image_shape(table)} (channels, side), but the models expect {facts['image_shape']}"
-        raise UserError(table.source, what, "use the test table that belongs to the train table")
+        (channels, side), (its_channels, its_side) = image_shape(table), facts["image_shape"]
+        what = (
+            f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"
+        )
+        raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     prepare = saved_preparation(facts)
     if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):

@@ -162,6 +162,10 @@ def find_sweep(runs: str) -> Sweep:
     if not runs and len(found) != 1:
         what = f"found {len(found)} sweeps below runs"
         raise UserError("--runs", what, f"name one: {', '.join(map(str, found))}" if found else "start: sweep.py run")
+    if runs and not Path(runs).is_dir():
+        raise UserError(
+            "--runs", f"there is no folder {runs}", f"sweeps below runs: {', '.join(map(str, found)) or 'none'}"
+        )
     return read_sweep(Path(runs) if runs else found[0])
 
 

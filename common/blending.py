@@ -99,7 +99,9 @@ def geometric_mean(data: OofLogits) -> GeometricMean:
 
 
 def by_hand(data: OofLogits) -> WeightedMean:
-    """The user's own weights, scaled to sum to 1."""
+    """The user's own weights, scaled to sum to 1; equal ones for what is left once every run with a weight is out."""
+    if not data.hand_weights.sum():
+        return mean(data)
     return WeightedMean(data.hand_weights / data.hand_weights.sum(), data.tail_classes)
 
 

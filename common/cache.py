@@ -51,6 +51,9 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
     shape = (len(decoder), prepare.channels, prepare.stored, prepare.stored)
     size = int(np.prod(shape, dtype=np.int64))
     again = f"decoded again for each batch by {decoder.workers} threads"
+    if not cache.gb:
+        say(f"photos: {again}")
+        return None
     if size > cache.gb * 1e9:
         say(f"photos: {_gigabytes(size)} decoded exceed --cache-gb {cache.gb:g}: {again}")
         return None

@@ -88,7 +88,11 @@ def keyword_arguments(flag: str, pairs: Sequence[str], function: Callable[..., A
             raise UserError(f"--{flag}", f"{pair} has no value", "write name=value pairs, separated by spaces")
         try:
             arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError) as error:
+            if text[:1] in tuple("([{"):
+                raise UserError(
+                    f"--{flag}", f"{pair} is not a list of values", "check its brackets and quotes"
+                ) from error
             arguments[name] = text
     if function is not None:
         known = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]

@@ -237,7 +237,7 @@ def build(
     except TypeError as error:
         # Python's words: argument 'x'; timm's own, of some families: argument(s): ['x'].
         if unknown := re.search(r"unexpected keyword argument[^']*'(\w+)'", str(error)):
-            raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its class in timm") from error
+            raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its constructor") from error
         return error
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, NotImplementedError) as error:
         return error

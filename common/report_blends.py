@@ -41,8 +41,15 @@ def blend_section(folder: Path) -> Section:
             f"Control: with {noise['members']} members of noise {noise['errors_with']:,} errors instead of "
             f"{noise['errors_without']:,}: {helps}."
         )
+    in_short = []
+    if tta := found.get("tta"):
+        presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
+        in_short.append(
+            f"{folder.name} blends out-of-fold predictions under test-time views ({presets}); "
+            "the runs themselves are shown without, so part of its lead is that of the views."
+        )
     body = [
-        findings(says),
+        findings(says + in_short),
         table(tables["methods"]),
         note(
             "Nested: each fold’s rows by a blend fitted on the other folds, so nothing is scored on rows that it has "
@@ -53,7 +60,8 @@ def blend_section(folder: Path) -> Section:
         table(tables["runs"]),
     ]
     name = slug(folder.name)
-    return Section(f"Blend: {folder.name}", join(body), [], {f"{name}_{kind}": frame for kind, frame in tables.items()})
+    frames = {f"{name}_{kind}": frame for kind, frame in tables.items()}
+    return Section(f"Blend: {folder.name}", join(body), in_short, frames)
 
 
 def method_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -151,8 +151,9 @@ def save_fold(
             ends = log[training.epochs_of_net - 1 :: training.epochs_of_net]
             epochs_say = "its nets alone " + ", ".join(show(metric, end[metric]) for end in ends)
         else:
-            epochs_say = f"last epoch {show(metric, metrics['last'])}, best {show(metric, metrics['best'])} "
-            epochs_say += f"(epoch {best + 1}: chosen on the rows it is scored on)"
+            better = f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
+            epochs_say = f"last epoch {show(metric, metrics['last'])}, "
+            epochs_say += "none better" if metrics["best"] == metrics["last"] else better
         print(f"fold {facts['fold']}: {describe(metrics, metric)}; {epochs_say}")
         if len(log) < epochs:
             print(

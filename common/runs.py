@@ -100,8 +100,12 @@ def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:
     names = ["full"]
     if fold == "all":
         finished = [path for path in sorted(run_folder.glob("fold*")) if is_finished(path)]
+        if not run_folder.is_dir():
+            there = ", ".join(sorted({path.parent.name for path in run_folder.parent.glob("*/fold*")})) or "none"
+            raise UserError(str(run_folder), "there is no such run", f"runs there: {there}")
         if not finished:
-            raise UserError(str(run_folder), "has no finished fold", "train it: python train_fold.py --fold all")
+            remedy = f"train it: python train_fold.py --fold all --run {run_folder.name}, with its settings"
+            raise UserError(str(run_folder), "has no finished fold", remedy)
         count = read_json(finished[0] / METRICS_FILE, fold_count=int)["fold_count"]
         names = [f"fold{k}" for k in range(count)]
     missing = [name for name in names if not is_finished(run_folder / name)]

@@ -43,6 +43,8 @@ def file_bytes(path: Path) -> bytes:
 def csv_bytes(path: Path) -> bytes:
     """The file as checked UTF-8 with plain newlines, the last one included."""
     if not path.name.endswith((".csv", ".csv.gz")):
+        if not path.exists():
+            raise UserError(str(path), "does not exist", "check the path")
         raise UserError(str(path), "is not a .csv, a .csv.gz or a folder", "convert it to one of these")
     content = file_bytes(path)
     if path.suffix == ".gz":

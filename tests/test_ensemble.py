@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.blending import BLENDS, OofLogits, convex_weights, target_probabilities, unusable, usable
+from common.blending import BLENDS, OofLogits, by_hand, convex_weights, target_probabilities, unusable, usable
 from common.calibration import temperature
 from common.checkpoint import save_tensors
 from common.errors import UserError
@@ -311,6 +311,13 @@ def test_ten_noise_models_change_nothing():
     assert abs(errors(crowded.logits, targets) - errors(without.logits, targets)) <= 8
 
 
+def test_without_the_only_run_with_a_weight_the_rest_count_alike():
+    """Weights by hand of 1 and 0: what the blend loses without the first is a number."""
+    logits = np.stack([noisy_logits(TARGETS, 2.0, seed) for seed in range(2)])
+    data = OofLogits(logits, TARGETS, np.arange(60) % 3, np.arange(2), np.array([1.0, 0.0]))
+    assert all(np.isfinite(list(found.values())).all() for found in leave_one_out(by_hand, data))
+
+
 def test_what_a_member_is_worth():
     """Leaving out the best costs, leaving out noise does not, and noise is not in the smallest set."""
     logits, targets = confident_models(1500, [6, 5, 4])
@@ -520,14 +527,19 @@ def test_a_blend_sees_what_the_test_sees(place):
         for found in (plain, viewed)
     )
     assert after == errors(oof.logits, oof.targets) != before
+    assert (plain["tta"], viewed["tta"]) == ({}, {"fair": "auto"})
 
 
 def test_a_run_without_test_predictions(place, capsys):
-    """OOF side and weights are written, the missing run is named with its command, no stale submission stays."""
+    """OOF side and weights are written, the missing run is named with its command, a stale submission goes."""
+    for run in ("good", "poor"):
+        with_tta(run, 1.0)
     main([])
     (Path("runs/fair") / TEST_FILE).unlink()
     main([])
-    assert "run: python infer.py --runs fair" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "run: python infer.py --runs fair --tta auto, with --data and --folds\n" in said
+    assert "runs/ensemble/submission.csv: removed, an earlier blend made it" in said
     left = {path.name for path in Path("runs/ensemble").iterdir() if not path.name.startswith(".")}
     assert left == {"weights.json", "oof.npz"}
 

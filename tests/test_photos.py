@@ -308,7 +308,7 @@ def test_kept_and_decoded_anew_train_the_same_net(album, tmp_path, capsys):
         )
     assert outcomes[0] == outcomes[1]
     said = capsys.readouterr().out
-    assert "36 decoded in" in said and "exceed --cache-gb 0: decoded again for each batch" in said
+    assert "36 decoded in" in said and "photos: decoded again for each batch" in said
 
 
 def test_epochs_and_folds_after_the_first_decode_nothing(album, tmp_path):

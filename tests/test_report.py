@@ -126,6 +126,12 @@ def test_its_scores_are_those_of_the_runs(reported, tiny):
         assert any(row[:2] == [run, str(wrong)] for row in page.rows)
 
 
+def test_a_blend_under_views_is_not_compared_in_silence(reported):
+    """The chain's runs are predicted with --tta digits: the page says that their blend has views and they have not."""
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    assert "under test-time views (one digits, two digits); the runs themselves are shown without" in page
+
+
 def test_the_runs_are_sorted_by_the_metric_asked_for(reported, tiny, tmp_path):
     """--metric nll puts a confident run with more errors behind, and the first sentence says its log loss."""
     shutil.copytree(reported / "runs", tmp_path / "runs")
@@ -239,7 +245,7 @@ def test_a_sweep_says_its_law(synthetic, tiny, capsys):  # noqa: F811
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--runs", "nothing"], "nothing: has no finished fold"),
+        (["--runs", "nothing"], "nothing: there is no such run"),
         (["--data", "digits"], "digits: differs from the folds file"),
         (["--out", "report.pdf"], "report.pdf is not an html file"),
         (["--folds", "missing.csv"], "missing.csv: does not exist"),
