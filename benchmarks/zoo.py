@@ -28,6 +28,7 @@ SETTINGS = ["--fold", "0", "--train-fraction", "0.25", "--epochs", "2", "--batch
 SETTINGS += ["--lr", "2e-3", "--warmup-epochs", "0.5", "--threads", "1"]
 # Convolutions learn at that rate; plain transformers want a lower one (at 2e-3 vit_tiny stays at chance).
 RATES = {"eva02_tiny_patch14_224": "5e-4", "vit_tiny_patch16_224": "5e-4"}
+SIDE = 28  # px of the digits
 # As digits are trained on: the first setting that the start-up check proposes, unless this says otherwise.
 FAMILIES = {
     "digit_cnn": "",
@@ -81,15 +82,15 @@ def main() -> None:
         print(f"{path}\n{path.read_text()}")
 
 
-def setting_of(name: str, side: int = 28) -> tuple[int, dict]:
+def setting_of(name: str) -> tuple[int, dict]:
     """(img_size, model_args) with which the start-up check lets ``name`` train on digits."""
     arguments = dict([pair.split("=")] if (pair := FAMILIES.get(name, "")) else [])
     arguments = {argument: int(value) for argument, value in arguments.items()}
     try:
-        create_model(name, arguments, 10, 1, side)
-        return side, arguments
+        create_model(name, arguments, 10, 1, SIDE)
+        return SIDE, arguments
     except UserError:
-        return working_settings(name, arguments, 10, 1, side)[0]
+        return working_settings(name, arguments, 10, 1, SIDE)[0]
 
 
 def train_families(options: Options) -> None:

@@ -43,11 +43,10 @@ def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray, othe
     return tempered
 
 
-def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray, seed: int = 0, others: int = 1) -> float:
+def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray) -> float:
     """Mean log loss (nats per row), each row after a temperature that was fitted without it.
 
-    ``logits`` is (n, classes), ``targets`` (n) numbers the classes; ``seed`` deals the rows into five parts;
-    the last column stands for ``others`` classes.
+    ``logits`` is (n, classes), ``targets`` (n) numbers the classes.
     """
-    part = np.random.default_rng(seed).permutation(len(targets)) % PARTS
-    return nll(cross_fitted(logits, targets, part, others), targets, others)
+    part = np.random.default_rng(0).permutation(len(targets)) % PARTS
+    return nll(cross_fitted(logits, targets, part), targets)

@@ -28,13 +28,8 @@ class Normalise:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> "Normalise":
-        """Mean and deviation of uint8 ``images`` (n, channels, height, width); constant channels keep 1."""
-        return cls.of_batches([images])
-
-    @classmethod
     def of_batches(cls, batches: Iterable[Tensor]) -> "Normalise":
-        """The same, of images that come in batches."""
+        """Mean and deviation of uint8 images (n, channels, height, width) in batches; constant channels keep 1."""
         counts = sum(
             torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
             for images in batches

@@ -23,6 +23,7 @@ from common.runs import DECODED_FOLDER
 from common.splits import Folds, split_rows
 from common.tables import Table
 
+STEPS = 100
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
 GIVE_UP = 4.0  # stop where the loss is this many times its lowest
 SKIP = 10, 5  # steps at the start and the end that are no place for a suggestion
@@ -39,8 +40,8 @@ class RangeTest:
     losses: list[float]
 
 
-def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> RangeTest:
-    """Raise the learning rate from 1e-6 to 10 over ``steps`` batches of the settings in ``cfg``.
+def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
+    """Raise the learning rate from 1e-6 to 10 over a hundred batches of the settings in ``cfg``.
 
     Each batch is taken in two halves, so the gradients of two batch sizes come for free, and with them the
     gradient's noise scale at this early stage (McCandlish 2018, arXiv 1812.06162, appendix A.1).
@@ -58,7 +59,7 @@ def range_test(cfg: Config, table: Table, folds: Folds, steps: int = 100) -> Ran
     training.start_epoch(0)
     model, optimiser = training.wrapped, training.optimiser
     parts = (part for epoch in count() for part in training.batches.epoch(epoch))
-    lrs, losses, gradients, mean = np.geomspace(1e-6, 10, steps).tolist(), [], [], 0.0
+    lrs, losses, gradients, mean = np.geomspace(1e-6, 10, STEPS).tolist(), [], [], 0.0
     for step, lr in enumerate(lrs):
         set_learning_rate(optimiser, lr)
         squares, before, loss_sum = [], 0.0, 0.0

@@ -105,7 +105,7 @@ def test_smoothing_is_in_training_targets_only(images):
 
 def test_normalise_gives_zero_mean_and_unit_deviation(images):
     """Measured on the very images."""
-    normalised = Normalise.of(images)(images.float() / 255)
+    normalised = Normalise.of_batches([images])(images.float() / 255)
     assert normalised.mean().item() == pytest.approx(0, abs=1e-4)
     assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
