@@ -15,7 +15,8 @@ def temperature(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> flo
     Late in training a net's errors fall while its log loss rises, only because it grows too sure of itself; label
     smoothing does the opposite, and so does averaging. One number takes all of it out and leaves every answer as it
     is (Guo 2017, arXiv 1706.04599). Fit it on what is used: after averaging, not on each net before (Rahaman and
-    Thiery 2021, arXiv 2007.08792). The last column stands for ``others`` classes.
+    Thiery 2021, arXiv 2007.08792). ``logits`` are (n, columns), ``targets`` (n) each label's column; the last column
+    stands for ``others`` classes.
     """
     from scipy.optimize import minimize_scalar  # a second that who only trains does not pay
 

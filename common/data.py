@@ -123,7 +123,7 @@ class TrainBatches:
         return images, targets
 
     def order_of(self, epoch: int) -> Tensor:
-        """The rows of an epoch in their order: each once, or with "balanced" sampling each class equally often.
+        """The rows of an epoch in their order, int64 (n): each once, or with "balanced" sampling each class equally often.
 
         A class's rows are then dealt out like cards, all of them before one comes again: of a common class some wait
         for another epoch, of a rare one none is drawn more than one time more often than another.
@@ -143,11 +143,11 @@ class TrainBatches:
         return shuffled(torch.cat(deals))[: len(self.rows)]
 
     def augmented(self, pixels: Tensor, uniform: Uniform) -> Tensor:
-        """Augmented and normalised images of uint8 pixels."""
+        """Augmented and normalised images, float (m, channels, side, side), of uint8 pixels (m, channels, ...)."""
         return self.normalise(self.augment(pixels.float().div_(255), uniform, self.side))
 
     def targets_of(self, rows: Tensor) -> Tensor:
-        """One-hot targets of some rows, smoothed: 1 - s + s / classes for the class, s / classes elsewhere."""
+        """One-hot targets (m, classes) of m rows, smoothed: 1 - s + s / classes for the class, s / classes elsewhere."""
         one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
         return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 

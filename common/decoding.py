@@ -167,7 +167,7 @@ class Decoder:
         return pixels
 
     def batches(self, row_batches: Iterable[Sequence[int]]) -> Iterator[np.ndarray]:
-        """The pixels of some batches of rows, in their order, while later ones are already being decoded.
+        """Pixels of batches of m rows, uint8 (m, channels, stored, stored), while later ones are already being decoded.
 
         Threads, since Pillow lets go of the interpreter while it decodes and resizes.
         """

@@ -188,7 +188,7 @@ def create_batches(
     device: torch.device,
     grey: bool = False,
 ) -> TrainBatches:
-    """The batches that a single process trains one net on, on ``device``."""
+    """The batches that a single process trains one net on, on ``device``; see :func:`prepare_training`."""
     return TrainBatches(
         images=images,
         targets=torch.from_numpy(targets).to(device),
@@ -211,9 +211,9 @@ def create_batches(
 def prepare_training(
     cfg: Config, accelerator: Accelerator, images: Images, targets: np.ndarray, rows: np.ndarray, classes: Sequence[str]
 ) -> Training:
-    """Build model, optimiser, average and batches for the training ``rows``.
+    """Build model, optimiser, average and batches for the training ``rows``, int64 (m), of a table's n rows.
 
-    ``images`` are those of every row (common/images.py), ``targets`` their class numbers.
+    ``images`` are those of every row (common/images.py), ``targets`` their class numbers, int64 (n).
     The initial weights follow torch's random seed.
     """
     seed = torch.initial_seed()

@@ -125,7 +125,10 @@ def save_fold(
     logits: np.ndarray | None,
     store: str,
 ) -> None:
-    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work."""
+    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work.
+
+    ``valid_rows`` are int64 (m), ``logits`` theirs, float32 (m, classes); None without any.
+    """
     from common.averaging import best_epoch
     from common.checkpoint import save_tensors
 
