@@ -123,7 +123,7 @@ class TrainBatches:
         return images, targets
 
     def order_of(self, epoch: int) -> Tensor:
-        """The rows of an epoch in their order, int64 (n): each once, or with "balanced" sampling each class equally often.
+        """The rows of an epoch in order, int64 (n): each once, or with "balanced" sampling each class equally often.
 
         A class's rows are then dealt out like cards, all of them before one comes again: of a common class some wait
         for another epoch, of a rare one none is drawn more than one time more often than another.
@@ -147,7 +147,7 @@ class TrainBatches:
         return self.normalise(self.augment(pixels.float().div_(255), uniform, self.side))
 
     def targets_of(self, rows: Tensor) -> Tensor:
-        """One-hot targets (m, classes) of m rows, smoothed: 1 - s + s / classes for the class, s / classes elsewhere."""
+        """Smoothed one-hot targets (m, classes): 1 - s + s / classes for a row's class, s / classes elsewhere."""
         one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
         return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
