@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
-from common.config import Config, check_config, of_fold
+from common.config import Config, check_config, check_file, of_fold
 from common.deadline import Deadline
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
@@ -102,13 +102,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
+    for fold in todo if cfg.weights else ():
+        check_file("--weights", of_fold(cfg, fold).weights)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if todo and (len(slots) > 1 or slots[0].elsewhere):
-        check_everything(cfg, table, folds, todo)
+        from common.factory import with_images_of
+
+        check_all_choices(with_images_of(cfg, table), table, folds, todo, cfg.batch_size // cfg.accumulate)
+        if cfg.restart:
+            start_over(run_folder)
         train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
     else:
-        train_in_turn(cfg, table, folds, wanted, deadline)
+        train_in_turn(cfg, table, folds, wanted, todo or wanted[:1], deadline)
     if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
         say_result(run_folder, folds, cfg.metric)
 
@@ -140,41 +146,42 @@ def is_short(cfg: Config, table: Table) -> bool:
     return cfg.epochs * rows * table.images[0].size < 10e6
 
 
-def check_everything(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
-    """Refuse here, once, what every job would refuse; with --restart, throw the run away."""
-    from common.factory import check_choices, with_images_of
+def check_all_choices(cfg: Train, table: Table, folds: Folds, todo: list[str], micro_batch: int) -> list[str]:
+    """Refuse what the training of the folds ``todo`` would, before a folder is touched; what was loaded, in words.
+
+    ``cfg`` knows the images' channels and size (:func:`common.factory.with_images_of`).
+    """
+    from common.factory import check_choices
     from common.trackers import check_trackers
-
-    check_trackers(cfg.log_with)
-    first = of_fold(with_images_of(cfg, table), wanted[0])
-    check_choices(first, folds.classes, cfg.batch_size // cfg.accumulate, not table.of_photos)
-    check_start(cfg, folds, wanted)
-    if cfg.restart:
-        start_over(Path(cfg.runs_dir) / cfg.run_name)
-
-
-def check_start(cfg: Config, folds: Folds, wanted: list[str]) -> None:
-    """Refuse weights to start from that have seen what a fold holds out, or warn where nobody can tell."""
     from common.weights import check_unseen
 
-    if not cfg.weights:
-        return
-    said = {check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in wanted} - {""}
-    for text in sorted(said) if STARTED_BY_US not in os.environ else ():
-        warn(text)
+    check_trackers(cfg.log_with)
+    of_each = {start.weights: start for start in (of_fold(cfg, fold) for fold in todo)}  # one, unless {fold} is in it
+    loaded = [check_choices(start, folds.classes, micro_batch, not table.of_photos) for start in of_each.values()]
+    if cfg.weights:
+        known = [check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in todo]
+        if not all(known) and STARTED_BY_US not in os.environ:
+            what = "was trained with different folds: if on the same images, the out-of-fold score is flattered"
+            warn(f"{cfg.weights} {what}")
+    return list(filter(None, loaded))
 
 
-def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], deadline: Deadline) -> None:
-    """Train the folds one after another in this process (and in those the launcher put beside it)."""
+def train_in_turn(
+    cfg: Train, table: Table, folds: Folds, wanted: list[str], todo: list[str], deadline: Deadline
+) -> None:
+    """Train the folds one after another in this process (and in those the launcher put beside it).
+
+    ``todo`` are those of the ``wanted`` folds that are not finished.
+    """
     kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     from common.engine import agreed
-    from common.factory import check_choices, preparation_of, unused_at_first, with_images_of
+    from common.factory import preparation_of, unused_at_first, with_images_of
     from common.hardware import asked_precision, usable_precision
     from common.images import conversion, read_images
-    from common.trackers import check_trackers, tracking
+    from common.trackers import tracking
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
@@ -187,7 +194,6 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
         gradient_accumulation_steps=cfg.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_at_first(cfg))],
     )
-    check_trackers(cfg.log_with)
     accelerator = create_accelerator()
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
@@ -200,9 +206,8 @@ def train_in_turn(cfg: Train, table: Table, folds: Folds, wanted: list[str], dea
             f"{torch.cuda.device_count()} GPUs are available but only {accelerator.num_processes} is used: "
             "accelerate launch --num_processes N, or --fold all, uses them"
         )
-    if loaded := check_choices(of_fold(cfg, wanted[0]), folds.classes, share, not table.of_photos):
+    for loaded in check_all_choices(cfg, table, folds, todo, share):
         accelerator.print(f"weights: {loaded}")
-    check_start(cfg, folds, wanted)
     for fold in wanted:
         filled_rows(folds, fold, cfg)
     prepare = preparation_of(cfg, table)

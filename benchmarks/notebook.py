@@ -1,4 +1,4 @@
-"""What most notebooks of such competitions do, the brief behind this project among them: the way to be beaten.
+"""What most notebooks of such competitions do: the way to be beaten.
 
 One row of a DataFrame per item, torchvision's transforms image by image, a DataLoader; at inference the weights of
 every fold are loaded again for every batch, and the whole Dataset is walked once per view.

@@ -87,7 +87,7 @@ def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata_of(file)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
 
 
@@ -98,7 +98,7 @@ def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]
             metadata = _metadata_of(file)
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
     if metadata:
         _check_hashes(path, tensors, metadata, remedy)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import UserError
+from common.runs import fold_folder
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Config:
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
-    weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: the fold's number
+    weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (plus the stem), batchnorm=True
     img_size: int = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
@@ -65,7 +66,7 @@ class Config:
         return self.run or self.model
 
 
-FOLD = "{fold}"  # in --weights
+FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
@@ -104,8 +105,8 @@ def check_config(cfg: Config, processes: int) -> None:
             )
     if cfg.pretrained and cfg.weights:
         raise UserError("--weights", "cannot be combined with --pretrained", "use one of them")
-    if cfg.weights and FOLD not in cfg.weights and not Path(cfg.weights).is_file():
-        raise UserError("--weights", f"there is no file {cfg.weights}", "check the path")
+    if cfg.weights and FOLD not in cfg.weights:
+        check_file("--weights", cfg.weights)
     for name, (low, high) in ranges.items():
         if not low <= getattr(cfg, name) <= high or math.isinf(getattr(cfg, name)):
             raise UserError(
@@ -129,9 +130,15 @@ def check_config(cfg: Config, processes: int) -> None:
         raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
 
 
+def check_file(flag: str, path: str) -> None:
+    """Raise UserError unless there is a file of this name."""
+    if not Path(path).is_file():
+        raise UserError(flag, f"there is no file {path}", "check the path")
+
+
 def of_fold(cfg: Config, fold: str) -> Config:
     """The settings with the weights that this fold starts from."""
-    return dataclasses.replace(cfg, weights=cfg.weights.replace(FOLD, fold))
+    return dataclasses.replace(cfg, weights=cfg.weights.replace(FOLD, fold_folder(Path(), fold).name))
 
 
 def training_settings(cfg: Config) -> dict[str, Any]:

@@ -9,7 +9,8 @@ INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
 NUMBERS = 4  # the training itself broke down
 
-OUT_OF_MEMORY = "out of memory at"  # how the line begins that says so, after where; a sweep goes on after it
+# With these words the message of a batch that does not fit begins; a sweep that reads them records a failed cell.
+OUT_OF_MEMORY = "out of memory at"
 
 
 class UserError(Exception):

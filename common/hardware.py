@@ -52,9 +52,12 @@ def usable_precision(asked: str) -> str:
     if torch.accelerator.is_available():  # under a launcher, the one that accelerate will choose for this process
         rank = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
         device = torch.device(torch.accelerator.current_accelerator().type, rank)
-    if not _precision_works("no", device):
-        what = f"this torch ({torch.__version__}) cannot compute on it"
-        raise UserError(f"device {device}", what, "install a torch built for it, or hide it", ENVIRONMENT)
+    try:
+        _convolve("no", device)
+    except RuntimeError as error:
+        what = f"torch {torch.__version__} cannot compute on it ({str(error).splitlines()[0][:120]})"
+        remedy = "free it, install a torch that is built for it, or hide it from torch"
+        raise OwnError(f"device {device}", what, remedy, ENVIRONMENT) from error
     candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
     if candidates is None:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
@@ -70,12 +73,17 @@ def _precision_works(name: str, device: torch.device) -> bool:
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
     try:
-        with autocast(device, name):
-            image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
-            F.conv2d(image, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
-        return bool(torch.isfinite(image.grad).all())
+        return _convolve(name, device)
     except RuntimeError:
         return False
+
+
+def _convolve(precision: str, device: torch.device) -> bool:
+    """Whether a small convolution, forward and backward, gives finite numbers."""
+    with autocast(device, precision):
+        image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
+        F.conv2d(image, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
+    return bool(torch.isfinite(image.grad).all())
 
 
 @contextmanager

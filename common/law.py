@@ -83,7 +83,7 @@ class Law:
         self.batch_sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
         count = len(self.batch_sizes)
         if count < 2:
-            what = f"{count} of its batch sizes have three learning rates to fit, at least two are needed"
+            what = f"{count} of its batch sizes have the three learning rates that a fit needs; two must have them"
             raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
         x, u, y = np.log2(cells.lr.to_numpy()), np.log2(self.batch_sizes)[groups], np.log(cells.nll.to_numpy())
         self._lr, self._size = float(x.mean()), float(u.mean())  # numbers near 0 keep the fit well-conditioned

@@ -56,10 +56,10 @@ def hub_file(name: str) -> Path:
         raise UserError("--pretrained", what, remedy, ENVIRONMENT) from error
 
 
-def check_unseen(path: Path, fold: str, folds: Folds) -> str:
+def check_unseen(path: Path, fold: str, folds: Folds) -> bool:
     """Refuse weights that were trained on rows that ``fold`` holds out: it would be scored on what it has seen.
 
-    Returns a warning for weights of other folds, of which nobody can tell what they have seen; else "".
+    False for weights that were trained with different folds: nobody can tell what they have seen.
 
     Raises:
         UserError: the model of another fold, or of all rows, of the same folds file.
@@ -67,15 +67,13 @@ def check_unseen(path: Path, fold: str, folds: Folds) -> str:
     facts = read_metadata(path, REMEDY)
     trained_with, its_fold = facts.get("folds_fingerprint"), facts.get("fold")
     if fold == "full" or trained_with is None:
-        return ""
-    if trained_with != folds.fingerprint:
-        return f"{path} was trained with other folds: if on the same images, the out-of-fold score is flattered"
-    if its_fold != fold:
+        return True
+    if trained_with == folds.fingerprint and its_fold != fold:
         whose = "all rows" if its_fold == "full" else f"fold {its_fold}"
         what = f"is the model of {whose} and has seen the rows that fold {fold} holds out"
-        remedy = "start each fold from its own model: --weights 'runs/NAME/fold{fold}/model.safetensors'"
+        remedy = "start each fold from its own model: --weights 'runs/NAME/{fold}/model.safetensors'"
         raise UserError(str(path), what, remedy)
-    return ""
+    return trained_with == folds.fingerprint
 
 
 def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str], channels: int) -> Loaded:

@@ -55,7 +55,7 @@ def test_an_average_is_a_run_like_any_other(runs, tiny):
 
 def test_what_was_frozen_stays_as_it_was(runs, tiny):
     """A soup of runs whose backbone never trained has the backbone's BatchNorm statistics, not measured ones."""
-    start = str(runs / "one" / "fold{fold}" / "model.safetensors")
+    start = str(runs / "one" / "{fold}" / "model.safetensors")
     for seed in range(2):
         heads_only = ["--weights", start, "--epochs", 1, "--freeze", "backbone=1", "--seed", seed]
         train(tiny, runs, "--run", f"head{seed}", "--fold", "all", *heads_only)

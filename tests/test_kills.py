@@ -88,8 +88,8 @@ def wait_for_epoch(child: Child, epoch: int) -> None:
     assert announced(child) >= epoch, child.said()
 
 
-def went_on_after(child: Child, unsaid: int = 0) -> int:
-    """The epoch that a process says it goes on after; ``unsaid`` where it does not say so."""
+def resumed_after(child: Child, unsaid: int = 0) -> int:
+    """The epoch after which a process says that it resumes; ``unsaid`` where it does not say so."""
     found = re.search(r"resumes after epoch (\d+)", child.said())
     return int(found[1]) if found else unsaid
 
@@ -123,7 +123,7 @@ def test_killed_at_random_equals_uninterrupted(uninterrupted, server, tiny, tmp_
                     child.signal(signal.SIGKILL)
             exit_codes = end_together(children)
         where = f"seed {seed}, kill {kills} ({f'{call} {number}' if saving else 'at a moment'}): {children[0].said()}"
-        assert went_on_after(children[0], unsaid=finished_epochs) >= finished_epochs, where
+        assert resumed_after(children[0], unsaid=finished_epochs) >= finished_epochs, where
         assert all(epoch > finished_epochs for epoch in epochs_in(children[0].said())), where
         finished_epochs = max(finished_epochs, announced(children[0]))
         if -signal.SIGKILL in exit_codes:
@@ -196,7 +196,7 @@ def test_other_processes_and_threads_go_on_with_a_warning(server, tiny, tmp_path
     assert child.wait() == 0, child.said()
     for what in ("processes changed from 2 to 1", "threads changed from 1 to 2"):
         assert f"{what}: expect equivalent, not bit-identical, results" in child.said()
-    assert went_on_after(child) >= announced(children[0])
+    assert resumed_after(child) >= announced(children[0])
     assert len(read_predictions(begun.folder / "oof.npz").ids) == 20
 
 
@@ -293,7 +293,7 @@ def test_nothing_outlives_its_launcher(sent, whom, processes, server, tiny, tmp_
         for child in children:
             child.signal(signal.SIGKILL)
             child.wait()
-    assert went_on_after(children[0]) >= finished_epochs
+    assert resumed_after(children[0]) >= finished_epochs
     figures("signals", done=1)
 
 

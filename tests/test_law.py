@@ -103,7 +103,7 @@ def test_bad_cells_are_left_out_and_counted():
 def test_without_enough_cells_the_user_is_told_what_is_missing():
     """One batch size has no slope: an error, not a number."""
     cells = whole_grid(Truth("", 0.5, 0.05))
-    with pytest.raises(UserError, match="at least two are needed"):
+    with pytest.raises(UserError, match="two must have them"):
         Law(cells[cells.batch_size == 64])
 
 

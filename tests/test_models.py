@@ -118,7 +118,7 @@ def test_drop_rates_and_pooling_reach_the_model(name, img_size, model_args):
         seen.append(model.forward_head(model.forward_features(images), pre_logits=True))
     assert all(not torch.equal(seen[0], other) for other in seen[1:])
     if "catavgmax" in pools:
-        assert seen[-1].shape[1] == 2 * seen[0].shape[1]  # the brief's dual pooling
+        assert seen[-1].shape[1] == 2 * seen[0].shape[1]  # average and maximum side by side
 
 
 def test_a_stage_of_digit_cnn_has_its_width_its_depth_and_one_pooling():

@@ -18,8 +18,8 @@ from common.schedules import Length, warmup_cosine
 from common.tables import read_train_table
 
 
-class BriefScheduler(LRScheduler):
-    """Linear warm-up and cosine as the course that this project grew from writes it, for comparison."""
+class CourseScheduler(LRScheduler):
+    """Linear warm-up and cosine as a well-known course writes it, for comparison."""
 
     def __init__(self, optimizer, T_max, eta_min=0, warmup_epochs=10, last_epoch=-1):
         self.eta_min, self.warmup_epochs, self.cosine_epochs = eta_min, warmup_epochs, T_max - warmup_epochs
@@ -33,14 +33,14 @@ class BriefScheduler(LRScheduler):
 
 
 @pytest.mark.parametrize(("total", "warmup", "ratio"), [(100, 10, 0.01), (37, 1, 0.0), (500, 250, 0.1)])
-def test_the_schedule_equals_the_brief_formula(total, warmup, ratio):
+def test_the_schedule_equals_the_courses_formula(total, warmup, ratio):
     """Value by value over the whole of training."""
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    brief = BriefScheduler(optimiser, total, eta_min=0.5 * ratio, warmup_epochs=warmup)
+    course = CourseScheduler(optimiser, total, eta_min=0.5 * ratio, warmup_epochs=warmup)
     for step in range(total):
-        assert 0.5 * warmup_cosine(step, Length(total, warmup, 1), ratio) == pytest.approx(brief.get_last_lr()[0])
+        assert 0.5 * warmup_cosine(step, Length(total, warmup, 1), ratio) == pytest.approx(course.get_last_lr()[0])
         optimiser.step()
-        brief.step()
+        course.step()
 
 
 def test_the_schedule_stays_at_its_floor():
