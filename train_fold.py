@@ -24,7 +24,7 @@ import pandas as pd
 
 from common.cache import DEFAULT_GB, Cache
 from common.cli import parse
-from common.config import Config, check_config, check_file, of_fold
+from common.config import Config, check_config, check_file, in_shares, of_fold
 from common.deadline import Deadline
 from common.errors import UserError, run_script, warn
 from common.files import check_folder, write_file
@@ -197,9 +197,8 @@ def train_in_turn(
     accelerator = create_accelerator()
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
-        f"{cfg.run_name}: batch size {cfg.batch_size} = {accelerator.num_processes} processes x "
-        f"{cfg.accumulate} accumulation steps x {share} images; {threads} threads, {accelerator.device.type}, "
-        f"mixed precision {cfg.mixed_precision}{kept}"
+        f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
+        f"threads {threads}, {accelerator.device.type}, mixed precision {cfg.mixed_precision}{kept}"
     )
     if torch.cuda.device_count() > accelerator.num_processes:
         warn(

@@ -116,7 +116,7 @@ def check_config(cfg: Config, processes: int) -> None:
     if cfg.batch_size % shares:
         raise UserError(
             "--batch-size",
-            f"{cfg.batch_size} is not divisible by {processes} processes x {cfg.accumulate} accumulation steps",
+            f"{cfg.batch_size} is not divisible by {in_shares(processes, cfg.accumulate)}",
             f"use a multiple of {shares}",
         )
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
@@ -128,6 +128,13 @@ def check_config(cfg: Config, processes: int) -> None:
             raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
     if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
         raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
+
+
+def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
+    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
+    counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
+    counts += [(images, "image", "images")] * bool(images)
+    return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)
 
 
 def check_file(flag: str, path: str) -> None:

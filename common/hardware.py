@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
+from common.config import in_shares
 from common.errors import ENVIRONMENT, OUT_OF_MEMORY, OwnError, UserError, warn
 from common.files import read_json, write_json
 from common.runs import MEMORY_FORMAT_FILE
@@ -100,7 +101,7 @@ def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Ite
         remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
         what = f"{OUT_OF_MEMORY} {share} images at a time"
         if share < batch_size:
-            what += f" ({batch_size} = {processes} processes x {accumulate} accumulation steps x {share})"
+            what += f" ({batch_size} = {in_shares(processes, accumulate, share)})"
         what += f": {str(error).splitlines()[0][:120]}" if str(error) else ""
         raise OwnError("--batch-size", what, remedy, ENVIRONMENT) from error
 

@@ -85,7 +85,7 @@ def test_the_launch_proves_its_process_count(trained):
     """metrics.json and the first line say how many processes there were, and their share of the batch."""
     counts = {name: trained[name]["metrics"]["processes"] for name in trained}
     assert counts == {"one": 1, "two": 2, "three": 3, "accumulated": 1, "batchnorm": 2}
-    assert "batch size 12 = 2 processes x 1 accumulation steps x 6 images" in trained["two"]["said"]
+    assert "batch size 12 = 2 processes x 1 accumulation step x 6 images" in trained["two"]["said"]
 
 
 def test_learning_rate_and_steps_do_not_depend_on_processes(trained):

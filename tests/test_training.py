@@ -135,7 +135,7 @@ def test_small_sizes_are_padded_and_larger_ones_resized():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 30, "accumulate": 4}, "is not divisible by 1 processes x 4 accumulation steps"),
+        ({"batch_size": 30, "accumulate": 4}, "is not divisible by 1 process x 4 accumulation steps"),
         ({"epochs": 0}, "--epochs: 0 is too small"),
         ({"lr": -1.0}, "--lr: -1.0 is out of range"),
         ({"label_smoothing": 1.5}, "--label-smoothing: 1.5 is out of range"),
