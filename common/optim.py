@@ -4,13 +4,17 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 from timm.optim import OptimInfo, create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim._optim_factory import default_registry
 from torch import nn
 from torch.optim import Optimizer
 
-from common.errors import UserError
+from common.errors import ENVIRONMENT, UserError
+
+# What the recipes use and the oldest timm that we take lacks.
+SINCE = {"muon": "1.0.21"}
 
 # timm imports a class that is given as text when it is asked for.
 default_registry.register(
@@ -38,6 +42,9 @@ def create_optimiser(
     known, own_args = OPTIMISERS.get(name, (name, {}))
     inner = known.removeprefix("lookahead_")
     if inner not in list_optimizers():
+        if inner in SINCE:
+            what = f"{inner} came with timm {SINCE[inner]}, this is {timm.__version__}"
+            raise UserError("--opt", what, f"pip install 'timm>={SINCE[inner]}', or choose another", ENVIRONMENT)
         near = difflib.get_close_matches(name, [*OPTIMISERS, *list_optimizers()], n=3)
         remedy = f"did you mean {', '.join(near)}?" if near else "timm.optim.list_optimizers() lists them all"
         raise UserError("--opt", f"there is no optimiser {name}", remedy)
