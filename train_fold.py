@@ -198,7 +198,7 @@ def train_in_turn(
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
-        f"{threads} thread{'s' * (threads != 1)}, {accelerator.device.type}, mixed precision {cfg.mixed_precision}{kept}"
+        f"{threads} thread{'s' * (threads > 1)}, {accelerator.device.type}, mixed precision {cfg.mixed_precision}{kept}"
     )
     if torch.cuda.device_count() > accelerator.num_processes:
         warn(
