@@ -78,8 +78,11 @@ def test_jobs_end_though_nobody_reads_them():
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
+    try:
+        process.wait(timeout=60)
+    finally:
+        process.kill()
     assert "Traceback" not in process.stderr.read()
-    process.wait(timeout=60)
 
 
 def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path):
