@@ -141,7 +141,7 @@ def save_average(
     predict = saved_predictor(facts, accelerator, images)
     cfg = saved_config(settings)
     frozen = frozen_parts(cfg, model)
-    frozen.apply(model, cfg.epochs - 1)  # what was held still to the end is no average and is not measured
+    frozen.apply(model, cfg.epochs - 1)  # what was held still to the end keeps its statistics
     if not frozen.batchnorm:
         train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(device)
         measure_batchnorm(model, images, train_rows, predict.normalise, saved_micro_batch(facts), predict.side)

@@ -56,7 +56,8 @@ def usable_precision(asked: str) -> str:
     try:
         _convolve("no", device)
     except RuntimeError as error:
-        what = f"torch {torch.__version__} cannot compute on it ({str(error).splitlines()[0][:120]})"
+        reason, _, _ = str(error).partition("\n")
+        what = f"torch {torch.__version__} cannot compute on it ({reason[:120]})"
         remedy = "free it, install a torch that is built for it, or hide it from torch"
         raise OwnError(f"device {device}", what, remedy, ENVIRONMENT) from error
     candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from common import system
 from common.engine import check_logits
 from common.errors import UserError
 from common.files import check_folder
-from common.system import check_unlocked, locked
+from common.system import check_unlocked, locked, try_lock
 
 
 @pytest.mark.parametrize("where", ["runs", "runs/it", "runs/it/fold0"])
@@ -118,3 +119,14 @@ def test_predictions_that_are_not_finite_are_refused():
     logits[0, 1, 2], logits[1, 1, 0], logits[1, 4, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(UserError, match="model: the predictions of 2 of 5 rows are not finite numbers; train again"):
         check_logits("model", logits, "train again")
+
+
+def test_a_lock_leaves_the_place_in_its_file(tmp_path, monkeypatch):
+    """Windows locks bytes, taken far behind the text: what is written next still begins where the file does."""
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=0, locking=lambda *_: None))
+    with (tmp_path / "file").open("wb") as file:
+        with monkeypatch.context() as windows:
+            windows.setattr("os.name", "nt")
+            assert try_lock(file)
+        file.write(b"text")
+    assert (tmp_path / "file").read_bytes() == b"text"
