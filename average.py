@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from common.cache import DEFAULT_GB, Cache
-from common.cli import parse
-from common.config import saved_config
-from common.errors import UserError, run_script
-from common.files import check_folder, write_json
-from common.metrics import describe, score
-from common.oof import oof_score
-from common.predictions import Predictions, check_store, write_predictions
-from common.run_folder import METRICS_FACTS
-from common.runs import (
+from common.base.cli import parse
+from common.base.errors import UserError, run_script
+from common.base.files import check_folder, write_json
+from common.base.system import cpu_count, keep_freed_memory, locked
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.folds import Folds, match_folds, read_folds
+from common.data.tables import read_train_table
+from common.runs.config import saved_config
+from common.runs.folder import METRICS_FACTS
+from common.runs.layout import (
     CONFIG_FILE,
     DECODED_FOLDER,
     METRICS_FILE,
@@ -34,9 +34,9 @@ from common.runs import (
     finished_folds,
     fold_folder,
 )
-from common.splits import Folds, match_folds, read_folds
-from common.system import cpu_count, keep_freed_memory, locked
-from common.tables import read_train_table
+from common.runs.oof import oof_score
+from common.runs.predictions import Predictions, check_store, write_predictions
+from common.score.metrics import describe, score
 
 # What must be the same in all of them for their weights to mean the same.
 SHARED_SETTINGS = ("model", "model_args", "img_size", "channels", "loss", "loss_args")
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
-    from common.factory import saved_preparation
-    from common.images import read_images
+    from common.data.images import read_images
+    from common.train.build import saved_preparation
 
     torch.set_num_threads(options.threads or cpu_count())
     averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
@@ -96,8 +96,8 @@ def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict
     Raises:
         UserError: the weights do not belong together: other model, loss, folds or members.
     """
-    from common.averaging import mean_of
-    from common.checkpoint import load_model
+    from common.model.selection import mean_of
+    from common.runs.tensors import load_model
 
     loaded = [load_model(path / MODEL_FILE) for path in paths]
     first = shared_of(loaded[0][1])
@@ -128,11 +128,11 @@ def save_average(
     """Measure BatchNorm, predict the held-out rows, and write the fold's files; returns its metrics."""
     import torch
 
-    from common.averaging import measure_batchnorm
-    from common.checkpoint import save_tensors
-    from common.engine import check_logits
-    from common.factory import create_saved, saved_micro_batch, saved_predictor
-    from common.finetune import frozen_parts
+    from common.model.finetune import frozen_parts
+    from common.model.selection import measure_batchnorm
+    from common.runs.tensors import save_tensors
+    from common.train.build import create_saved, saved_micro_batch, saved_predictor
+    from common.train.loop import check_logits
 
     settings, device = facts["settings"], accelerator.device
     model = create_saved(facts).to(device, memory_format=getattr(torch, facts["memory_format"]))

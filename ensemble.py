@@ -13,34 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from common.blend_study import (
-    Study,
-    blend_table,
-    noise_control,
-    noise_text,
-    study_blends,
-    table_text,
-    weights_text,
-    worth,
-    worth_text,
-)
-from common.blending import BLENDS, OofLogits, TemperedMean, unusable
-from common.cli import parse
-from common.errors import UserError, run_script, warn
-from common.files import check_folder, read_json, write_json
-from common.metrics import describe, losses, names_in_short, score
-from common.nesting import noise_members, smallest_set
-from common.oof import check_test_source, join_oof_like_test
-from common.predictions import (
-    Predictions,
-    kept_classes,
-    read_predictions,
-    rows_in_order,
-    short_form,
-    side_by_side,
-    write_predictions,
-)
-from common.runs import (
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.files import check_folder, read_json, write_json
+from common.base.system import locked
+from common.data.folds import Folds, read_folds
+from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
     OOF_FILE,
@@ -51,9 +29,31 @@ from common.runs import (
     finished_runs,
     fold_folder,
 )
-from common.splits import Folds, read_folds
-from common.submission import read_form, write_submission
-from common.system import locked
+from common.runs.oof import check_test_source, join_oof_like_test
+from common.runs.predictions import (
+    Predictions,
+    kept_classes,
+    read_predictions,
+    rows_in_order,
+    short_form,
+    side_by_side,
+    write_predictions,
+)
+from common.runs.submission import read_form, write_submission
+from common.score.blend_study import (
+    Study,
+    blend_table,
+    noise_control,
+    noise_text,
+    study_blends,
+    table_text,
+    weights_text,
+    worth,
+    worth_text,
+)
+from common.score.blending import BLENDS, OofLogits, TemperedMean, unusable
+from common.score.metrics import describe, losses, names_in_short, score
+from common.score.nesting import noise_members, smallest_set
 
 
 @dataclass(frozen=True)

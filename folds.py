@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from common.cli import parse
-from common.decoding import check_photos
-from common.errors import UserError, run_script, warn
-from common.splits import Folds, Split, changed_rows, folds_text, leaks, make_folds, read_folds, write_folds
-from common.system import cpu_count
-from common.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.system import cpu_count
+from common.data.decoding import check_photos
+from common.data.folds import Folds, Split, changed_rows, folds_text, leaks, make_folds, read_folds, write_folds
+from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 
 
 @dataclass(frozen=True)

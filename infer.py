@@ -17,15 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.cache import DEFAULT_GB, Cache
-from common.calibration import PARTS
-from common.cli import parse
-from common.config import differences
-from common.errors import UserError, run_script, warn
-from common.files import check_folder, write_json
-from common.metrics import blocks, describe, log_mean_probability
-from common.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs import (
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.files import check_folder, write_json
+from common.base.system import cpu_count, keep_freed_memory
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.folds import Folds, match_folds, read_folds
+from common.data.tables import Table, read_test_table, read_train_table
+from common.data.views import TTA, View, choose_views, gain_text, score_views, view_table
+from common.runs.config import differences
+from common.runs.layout import (
     INFERENCE_FILE,
     MODEL_FILE,
     OOF_FILE,
@@ -36,11 +37,10 @@ from common.runs import (
     finished_runs,
     fold_folder,
 )
-from common.splits import Folds, match_folds, read_folds
-from common.submission import read_form, write_submission
-from common.system import cpu_count, keep_freed_memory
-from common.tables import Table, read_test_table, read_train_table
-from common.tta import TTA, View, choose_views, gain_text, score_views, view_table
+from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
+from common.runs.submission import read_form, write_submission
+from common.score.calibration import PARTS
+from common.score.metrics import blocks, describe, log_mean_probability
 
 Models = list[tuple[dict, dict[str, Any]]]  # weights and facts of each
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
@@ -126,7 +126,7 @@ def read_models(fold_folders: Sequence[Path]) -> Models:
     Raises:
         UserError: a damaged file, a model in another fold's folder, or folds that were trained differently.
     """
-    from common.checkpoint import load_model
+    from common.runs.tensors import load_model
 
     paths = [folder / MODEL_FILE for folder in fold_folders]
     models = [load_model(path) for path in paths]
@@ -157,11 +157,11 @@ def predictor(
     import torch
     from accelerate import Accelerator
 
-    from common.data import Normalise
-    from common.engine import check_logits
-    from common.factory import create_saved, saved_predictor, saved_preparation
-    from common.images import image_shape, read_images
-    from common.models import works_at
+    from common.data.batches import Normalise
+    from common.data.images import image_shape, read_images
+    from common.model.networks import works_at
+    from common.train.build import create_saved, saved_predictor, saved_preparation
+    from common.train.loop import check_logits
 
     facts = models[0][1]
     settings = facts["settings"]

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cells import SWEEP_FILE
-from common.cli import parse
-from common.errors import UserError, run_script, warn
-from common.evaluation import read_blend, read_run
-from common.evidence import Evidence
-from common.files import check_folder, write_file
-from common.metrics import check_metric
-from common.page import Section, findings, page, text_table
-from common.report_blends import blend_sections, sweep_sections
-from common.report_runs import comparison_sections, label_sections, noise_sections, run_sections
-from common.runs import WEIGHTS_FILE
-from common.splits import match_folds, read_folds
-from common.tables import read_train_table
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.files import check_folder, write_file
+from common.data.folds import match_folds, read_folds
+from common.data.tables import read_train_table
+from common.report.blend_sections import blend_sections, sweep_sections
+from common.report.evaluation import read_blend, read_run
+from common.report.evidence import Evidence
+from common.report.page import Section, findings, page, text_table
+from common.report.run_sections import comparison_sections, label_sections, noise_sections, run_sections
+from common.runs.layout import WEIGHTS_FILE
+from common.score.metrics import check_metric
+from common.sweep.cells import SWEEP_FILE
 
 # What the page has to say, in this order: each takes the evidence and gives its sections, which may be none.
 SECTIONS: tuple[Callable[[Evidence], list[Section]], ...] = (

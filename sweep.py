@@ -22,7 +22,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from common.cells import (
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.files import read_json, write_json
+from common.base.system import cpu_count
+from common.data.folds import match_folds, read_folds
+from common.data.tables import read_train_table
+from common.jobs.runner import SideBySide
+from common.runs.config import Config, check_config
+from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
     LAW_FILE,
@@ -35,17 +43,9 @@ from common.cells import (
     read_sweep,
     settled,
 )
-from common.cli import parse
-from common.config import Config, check_config
-from common.errors import UserError, run_script, warn
-from common.files import read_json, write_json
-from common.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
-from common.jobs import SideBySide
-from common.law import WORST, Law
-from common.regression import Estimate
-from common.splits import match_folds, read_folds
-from common.system import cpu_count
-from common.tables import read_train_table
+from common.sweep.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
+from common.sweep.law import WORST, Law
+from common.sweep.regression import Estimate
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def as_json(best: Estimate) -> dict[str, Any]:
 
 def plot(options: Plot) -> None:
     """Draw sweep.png."""
-    from common.plots import draw_sweep
+    from common.sweep.picture import draw_sweep
 
     sweep = find_sweep(options.runs)
     cells, cfg = read_cells(sweep.folder), sweep.config
@@ -256,7 +256,7 @@ def find(options: Find) -> None:
     table = read_train_table(sweep.config.data)
     folds = match_folds(read_folds(Path(sweep.config.folds)), table)
 
-    from common.range_test import range_test
+    from common.sweep.range_test import range_test
 
     threads = sweep.config.threads or cpu_count()
     found = range_test(dataclasses.replace(sweep.config, batch_size=batch_size, threads=threads), table, folds)
@@ -268,7 +268,7 @@ def find(options: Find) -> None:
 
 def search(options: Search) -> None:
     """Search with Optuna."""
-    from common.search import search as search_with_optuna
+    from common.sweep.search import search as search_with_optuna
 
     if not options.fold.isdecimal():
         raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")

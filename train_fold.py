@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.cache import DEFAULT_GB, Cache
-from common.cli import parse
-from common.config import Config, check_config, check_file, in_shares, of_fold
-from common.deadline import Deadline
-from common.errors import UserError, run_script, warn
-from common.files import check_folder, write_file
-from common.fold_jobs import late, train_side_by_side
-from common.jobs import STARTED_BY_US, SideBySide, slots_for
-from common.metrics import accuracy, score, show
-from common.predictions import check_store
-from common.run_folder import (
+from common.base.cli import parse
+from common.base.errors import UserError, run_script, warn
+from common.base.files import check_folder, write_file
+from common.base.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
+from common.data.tables import Table, read_train_table
+from common.jobs.deadline import Deadline
+from common.jobs.runner import STARTED_BY_US, SideBySide, slots_for
+from common.jobs.screen import BAR_WANTED
+from common.runs.config import Config, check_config, check_file, in_shares, of_fold
+from common.runs.folder import (
     check_place,
     check_shared,
     finished_line,
@@ -42,11 +43,18 @@ from common.run_folder import (
     start_or_go_on,
     start_over,
 )
-from common.runs import CHECKPOINT_FILE, DECODED_FOLDER, LOG_FILE, TRACE_FILE, fold_folder, is_finished, unfinished
-from common.screen import BAR_WANTED
-from common.splits import Folds, leaks, match_folds, read_folds, split_rows
-from common.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
-from common.tables import Table, read_train_table
+from common.runs.layout import (
+    CHECKPOINT_FILE,
+    DECODED_FOLDER,
+    LOG_FILE,
+    TRACE_FILE,
+    fold_folder,
+    is_finished,
+    unfinished,
+)
+from common.runs.predictions import check_store
+from common.score.metrics import accuracy, score, show
+from common.train.fold_jobs import late, train_side_by_side
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Call:
 
     cfg: Train
     folds: Folds
-    images: Any  # of every row (common/images.py)
+    images: Any  # of every row (common/data/images.py)
     facts: dict[str, Any]  # what each fold's files say of the run
     deadline: Deadline
 
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for finding in leaks(folds) if STARTED_BY_US not in os.environ else ():
         warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
-        from common.preview import draw_batch
+        from common.train.preview import draw_batch
 
         draw_batch(Path(cfg.show_batch), cfg, table, folds, filled_rows(folds, wanted[0], cfg))
         return
@@ -107,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if todo and (len(slots) > 1 or slots[0].elsewhere):
-        from common.factory import with_images_of
+        from common.train.build import with_images_of
 
         check_all_choices(with_images_of(cfg, table), table, folds, todo, cfg.batch_size // cfg.accumulate)
         if cfg.restart:
@@ -149,11 +157,11 @@ def is_short(cfg: Config, table: Table) -> bool:
 def check_all_choices(cfg: Train, table: Table, folds: Folds, todo: list[str], micro_batch: int) -> list[str]:
     """Refuse what the training of the folds ``todo`` would, before a folder is touched; what was loaded, in words.
 
-    ``cfg`` knows the images' channels and size (:func:`common.factory.with_images_of`).
+    ``cfg`` knows the images' channels and size (:func:`common.train.build.with_images_of`).
     """
-    from common.factory import check_choices
-    from common.trackers import check_trackers
-    from common.weights import check_unseen
+    from common.model.weights import check_unseen
+    from common.train.build import check_choices
+    from common.train.trackers import check_trackers
 
     check_trackers(cfg.log_with)
     of_each = {start.weights: start for start in (of_fold(cfg, fold) for fold in todo)}  # one, unless {fold} is in it
@@ -177,11 +185,11 @@ def train_in_turn(
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    from common.engine import agreed
-    from common.factory import preparation_of, unused_at_first, with_images_of
-    from common.hardware import asked_precision, usable_precision
-    from common.images import conversion, read_images
-    from common.trackers import tracking
+    from common.data.images import conversion, read_images
+    from common.train.build import preparation_of, unused_at_first, with_images_of
+    from common.train.hardware import asked_precision, usable_precision
+    from common.train.loop import agreed
+    from common.train.trackers import tracking
 
     threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
@@ -237,10 +245,10 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
         UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3); the
             loss, weights or predictions are no longer finite numbers (exit 4).
     """
-    from common.engine import agreed, share_buffers
-    from common.hardware import out_of_memory_named
-    from common.profiling import part, parts_timed
-    from common.trackers import finish_trackers, start_trackers
+    from common.base.profiling import part, parts_timed
+    from common.train.hardware import out_of_memory_named
+    from common.train.loop import agreed, share_buffers
+    from common.train.trackers import finish_trackers, start_trackers
 
     cfg, folds, is_main = call.cfg, call.folds, accelerator.is_main_process
     folder = call.folder_of(fold)
@@ -294,9 +302,9 @@ def set_up(call: Call, accelerator, fold: str):
     """Everything that a fold's epochs change, where an interrupted call left it; its facts; the rows it holds out."""
     import torch
 
-    from common.data import seed_of
-    from common.engine import agreed
-    from common.factory import prepare_training
+    from common.data.batches import seed_of
+    from common.train.build import prepare_training
+    from common.train.loop import agreed
 
     cfg, folds = of_fold(call.cfg, fold), call.folds
     train_rows, valid_rows = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
@@ -323,9 +331,9 @@ def train_and_score(
     """Train for an epoch, score the rows held out: the epoch's row of log.csv, and logits (rows, classes) if any."""
     import torch
 
-    from common.data import seed_of
-    from common.engine import share_buffers, share_scores, train_epoch
-    from common.profiling import traced
+    from common.base.profiling import traced
+    from common.data.batches import seed_of
+    from common.train.loop import share_buffers, share_scores, train_epoch
 
     cfg, steps = call.cfg, training.batches.steps
     epoch, started = len(training.log), time.perf_counter()
@@ -349,8 +357,8 @@ def train_and_score(
 
 def predict_held_out(call: Call, accelerator, training, rows: np.ndarray, where: str) -> np.ndarray | None:
     """Logits (rows, classes) of the rows held out, None without any; UserError (exit 4) unless all are finite."""
-    from common.engine import REMEDY, Predictor, check_logits, evaluation_batch
-    from common.profiling import part
+    from common.base.profiling import part
+    from common.train.loop import REMEDY, Predictor, check_logits, evaluation_batch
 
     if not len(rows):
         return None

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import common.models  # noqa: F401 - registers digit_cnn with timm
+import common.model.networks  # noqa: F401 - registers digit_cnn with timm
 from benchmarks.ratios import write_speeds
 from benchmarks.throughput import images_per_second
-from common.cli import parse
-from common.errors import run_script
-from common.system import keep_freed_memory
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.system import keep_freed_memory
 
 REPORT = Path(__file__).with_suffix(".md")
 SIDES = {"digit_cnn": 28, "resnet18": 28, "convnext_atto": 32, "edgenext_xx_small": 32, "efficientnet_b0": 28}

@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.calibration import PARTS, cross_fitted
-from common.cli import parse
-from common.errors import run_script
-from common.files import write_file
-from common.jobs import Job, LocalSlot, run_jobs
-from common.metrics import errors, log_mean_probability, losses, paired_difference
-from common.predictions import Predictions, read_predictions
-from common.runs import OOF_FILE, fold_folder, is_finished, read_metrics
-from common.significance import compare
-from common.system import cpu_count
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
+from common.base.system import cpu_count
+from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.runs.layout import OOF_FILE, fold_folder, is_finished, read_metrics
+from common.runs.predictions import Predictions, read_predictions
+from common.score.calibration import PARTS, cross_fitted
+from common.score.metrics import errors, log_mean_probability, losses, paired_difference
+from common.score.significance import compare
 
 REPORT = Path(__file__).with_suffix(".csv")
 FIRST_SEED = 20  # recipes are reported with 0, 1, 2

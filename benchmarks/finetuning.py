@@ -20,20 +20,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from common.cache import Cache
-from common.cli import parse
-from common.data import Normalise
-from common.errors import run_script
-from common.files import read_json, write_file, write_json
-from common.geometry import cropped
-from common.images import pixels_of, read_images
-from common.jobs import Job, LocalSlot, run_jobs
-from common.metrics import score
-from common.models import create_model, photo_preparation
-from common.runs import DECODED_FOLDER, is_finished, read_metrics
-from common.splits import match_folds, read_folds
-from common.tables import read_train_table
-from common.weights import load_weights
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import read_json, write_file, write_json
+from common.data.batches import Normalise
+from common.data.cache import Cache
+from common.data.folds import match_folds, read_folds
+from common.data.geometry import cropped
+from common.data.images import pixels_of, read_images
+from common.data.tables import read_train_table
+from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.model.networks import create_model, photo_preparation
+from common.model.weights import load_weights
+from common.runs.layout import DECODED_FOLDER, is_finished, read_metrics
+from common.score.metrics import score
 
 MODEL, SIDE, EPOCHS = "tf_efficientnet_lite0", 96, 3
 SETTINGS = ["--model", MODEL, "--img-size", str(SIDE), "--epochs", str(EPOCHS), "--batch-size", "32"]

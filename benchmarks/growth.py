@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.machine import hardware, measured
-from common.cli import parse
-from common.errors import run_script
-from common.files import write_file
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
 
 REPORT = Path(__file__).with_suffix(".md")
 BEYOND = {"product-10k": 150_000, "ImageNet": 1_281_167}  # rows

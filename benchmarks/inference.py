@@ -23,14 +23,14 @@ from torchvision.transforms.v2.functional import affine
 
 from benchmarks.notebook import Rows, predict
 from benchmarks.ratios import write_speeds
-from common.checkpoint import load_tensors
-from common.cli import parse
-from common.engine import evaluation_batch
-from common.errors import run_script
-from common.factory import create_saved
-from common.files import read_json, write_file
-from common.runs import INFERENCE_FILE, MODEL_FILE, fold_folder
-from common.system import cpu_count, keep_freed_memory
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import read_json, write_file
+from common.base.system import cpu_count, keep_freed_memory
+from common.runs.layout import INFERENCE_FILE, MODEL_FILE, fold_folder
+from common.runs.tensors import load_tensors
+from common.train.build import create_saved
+from common.train.loop import evaluation_batch
 
 REPORT = Path(__file__).with_suffix(".md")
 SETTINGS = {"digit_cnn": (28, 6_000), "convnext_atto": (32, 2_000), "efficientnet_b0": (28, 1_500)}  # side, test rows

@@ -17,15 +17,15 @@ import pandas as pd
 from scipy.stats import binom
 
 from benchmarks.machine import hardware
-from common.audit import label_audit, likely_errors
-from common.cli import parse
-from common.errors import run_script
-from common.evaluation import Evaluation, fold_scores, read_run, seed_twins
-from common.files import write_file
-from common.metrics import describe, log_softmax, score
-from common.runs import finished_runs
-from common.significance import LEVEL, compare, least_shown, p_value
-from common.splits import Folds, read_folds
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
+from common.data.folds import Folds, read_folds
+from common.report.audit import label_audit, likely_errors
+from common.report.evaluation import Evaluation, fold_scores, read_run, seed_twins
+from common.runs.layout import finished_runs
+from common.score.metrics import describe, log_softmax, score
+from common.score.significance import LEVEL, compare, least_shown, p_value
 
 REPORT = Path(__file__).with_suffix(".md")
 SCRIPTS = Path(__file__).parents[1]

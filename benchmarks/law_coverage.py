@@ -1,7 +1,7 @@
 """Is the law's interval honest? Synthetic studies with a known answer: python -m benchmarks.law_coverage
 
-Each study plans its cells (common/grid.py), draws their losses from a known truth and fits the law
-(common/law.py), exactly as sweep.py does. Writes benchmarks/law_coverage.md.
+Each study plans its cells (common/sweep/grid.py), draws their losses from a known truth and fits the law
+(common/sweep/law.py), exactly as sweep.py does. Writes benchmarks/law_coverage.md.
 """
 
 import math
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.cli import parse
-from common.errors import run_script
-from common.files import write_file
-from common.grid import FIRST, Cell, Grid, missing, wanted
-from common.law import LAWS, Law, surge
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
+from common.sweep.grid import FIRST, Cell, Grid, missing, wanted
+from common.sweep.law import LAWS, Law, surge
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 UNSEEN = 48  # a batch size that is predicted, not run

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from common.errors import UserError
-from common.system import cpu_count
+from common.base.errors import UserError
+from common.base.system import cpu_count
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.machine import hardware
-from common.files import write_file
+from common.base.files import write_file
 
 
 def write_speeds(

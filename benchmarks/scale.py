@@ -22,15 +22,15 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.machine import hardware, measured
-from common.calibration import temperature
-from common.cli import parse
-from common.errors import run_script
-from common.files import write_file
-from common.metrics import blocks, nll
-from common.predictions import Predictions, read_predictions, short_form, write_predictions
-from common.splits import make_folds
-from common.tables import Table
-from common.text import text_array
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
+from common.base.strict_csv import text_array
+from common.data.folds import make_folds
+from common.data.tables import Table
+from common.runs.predictions import Predictions, read_predictions, short_form, write_predictions
+from common.score.calibration import temperature
+from common.score.metrics import blocks, nll
 
 TABLE, PIECES, REPORT = (Path(__file__).with_name(f"scale{end}") for end in (".csv", "_pieces.csv", ".md"))
 SIDE = 32

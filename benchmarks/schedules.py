@@ -10,10 +10,10 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from common.errors import run_script
-from common.files import write_file
-from common.plots import GREY, INK
-from common.schedules import SCHEDULES, Length, create_schedule
+from common.base.errors import run_script
+from common.base.files import write_file
+from common.model.schedules import SCHEDULES, Length, create_schedule
+from common.sweep.picture import GREY, INK
 
 FIGURE = Path(__file__).parents[1] / "docs" / "schedules.png"
 LENGTH = Length(total=3000, warmup=300, epoch=100)

@@ -17,12 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.ratios import write_speeds
-from common.cli import parse
-from common.errors import run_script
-from common.runs import LOG_FILE, fold_folder
-from common.splits import make_folds, write_folds
-from common.system import cpu_count
-from common.tables import read_train_table
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.system import cpu_count
+from common.data.folds import make_folds, write_folds
+from common.data.tables import read_train_table
+from common.runs.layout import LOG_FILE, fold_folder
 
 REPORT = Path(__file__).with_suffix(".md")
 # Model, arguments, rows of an epoch.

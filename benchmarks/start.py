@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import hardware, measured
-from common.cli import parse
-from common.errors import run_script
-from common.files import write_file
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.files import write_file
 
 REPORT = Path(__file__).with_suffix(".md")
 
@@ -44,12 +44,12 @@ def main() -> None:
         "Python": "",
         "+ import torch": "import torch",
         "+ accelerate and timm": imports,
-        "+ read the table, parsed before": f"{imports}\nfrom common.tables import read_train_table\n"
+        "+ read the table, parsed before": f"{imports}\nfrom common.data.tables import read_train_table\n"
         f"table = read_train_table({options.data!r})",
     }
     stages["+ compare it with the folds"] = (
         f"{stages['+ read the table, parsed before']}\nfrom pathlib import Path\n"
-        f"from common.splits import match_folds, read_folds\nmatch_folds(read_folds(Path({str(folds)!r})), table)"
+        f"from common.data.folds import match_folds, read_folds\nmatch_folds(read_folds(Path({str(folds)!r})), table)"
     )
     lines, before = ["| stage | s after start | s of its own | peak MB |", "|---|---|---|---|"], 0.0
     train = ["train_fold.py", "--data", options.data, "--folds", str(folds), "--runs-dir", str(work / "runs")]

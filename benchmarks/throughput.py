@@ -25,16 +25,16 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import v2
 
-import common.models  # noqa: F401 - registers digit_cnn with timm
+import common.model.networks  # noqa: F401 - registers digit_cnn with timm
 from benchmarks.notebook import Rows, training_steps
 from benchmarks.ratios import write_speeds
-from common.cli import parse
-from common.errors import run_script
-from common.metrics import targets_of
-from common.runs import LOG_FILE, fold_folder
-from common.splits import make_folds, write_folds
-from common.system import cpu_count, keep_freed_memory
-from common.tables import read_train_table
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.base.system import cpu_count, keep_freed_memory
+from common.data.folds import make_folds, write_folds
+from common.data.tables import read_train_table
+from common.runs.layout import LOG_FILE, fold_folder
+from common.score.metrics import targets_of
 
 REPORT = Path(__file__).with_suffix(".md")
 WARM_UP, SECONDS = 5, 15.0  # steps that are not counted; seconds that a contestant other than fivefold then takes

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from common.cli import parse
-from common.errors import UserError, run_script
-from common.files import write_file
-from common.jobs import Job, LocalSlot, run_jobs
-from common.metrics import describe
-from common.models import create_model, working_settings
-from common.runs import is_finished, read_metrics
+from common.base.cli import parse
+from common.base.errors import UserError, run_script
+from common.base.files import write_file
+from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.model.networks import create_model, working_settings
+from common.runs.layout import is_finished, read_metrics
+from common.score.metrics import describe
 
 SETTINGS = ["--fold", "0", "--train-fraction", "0.25", "--epochs", "2", "--batch-size", "64"]
 SETTINGS += ["--lr", "2e-3", "--warmup-epochs", "0.5", "--threads", "1"]

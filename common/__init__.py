@@ -1,1 +1,4 @@
-"""What the scripts share: one noun a file. Scripts import from here; nothing here imports a script."""
+"""Nine rooms; a room imports only rooms to its left, and nothing here imports a script.
+
+base <- jobs, score <- data <- runs <- model <- train <- sweep <- report <- scripts
+"""

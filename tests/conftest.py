@@ -139,7 +139,7 @@ def undisturbed(tiny, torch_forks, tmp_path_factory) -> Path:
     test predictions and blend, one that was stopped after its last epoch, one trained with other folds, one of the
     photos; a sweep's table.
     """
-    from common.system import locked
+    from common.base.system import locked
 
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "undisturbed"  # one for all workers
@@ -190,9 +190,9 @@ def make_undisturbed(folder: Path, tiny: Path, torch_forks: Forks) -> None:
 
 def write_sweep(folder: Path) -> None:
     """A published sweep: its description and its table, the losses on one parabola per batch size."""
-    from common.cells import COLUMNS, TABLE_FILE, Sweep, claim_sweep
-    from common.config import Config
-    from common.grid import Grid
+    from common.runs.config import Config
+    from common.sweep.cells import COLUMNS, TABLE_FILE, Sweep, claim_sweep
+    from common.sweep.grid import Grid
 
     claim_sweep(Sweep(folder, Config(fold="0"), Grid((8, 16, 32), lr=1e-3, batch_size=8), "epochs", 0.1))
     lines = [",".join(COLUMNS)]

@@ -24,13 +24,15 @@ import pandas as pd
 import torch
 
 import train_fold  # noqa: F401
-from common import data, engine, hardware, system, trackers, training  # noqa: F401
-from common.checkpoint import save_tensors
-from common.errors import run_script
-from common.files import write_file, write_json
-from common.predictions import Predictions, write_predictions
-from common.splits import Folds, write_folds
-from common.submission import write_submission
+from common.base import system  # noqa: F401
+from common.base.errors import run_script
+from common.base.files import write_file, write_json
+from common.data import batches  # noqa: F401
+from common.data.folds import Folds, write_folds
+from common.runs.predictions import Predictions, write_predictions
+from common.runs.submission import write_submission
+from common.runs.tensors import save_tensors
+from common.train import hardware, loop, trackers, training  # noqa: F401
 
 IDS = np.array([str(number) for number in range(2000)], dtype=object)
 LABELS = np.array(["cat", "dog"], dtype=object)[np.arange(2000) % 2]

@@ -74,8 +74,8 @@ def serve(torch: bool) -> None:
     for name in ("typeguard", "sklearn.datasets", "sklearn.model_selection", "scipy.optimize", "scipy.sparse.csgraph"):
         importlib.import_module(name)  # what they or their libraries import when they need it
     if torch:
-        for name in ("accelerate", "factory", "engine", "weights", "hardware"):
-            importlib.import_module(name if name == "accelerate" else f"common.{name}")
+        for name in ("accelerate", "common.train.build", "common.model.weights"):
+            importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")  # the children's stdout is their own
     for line in sys.stdin:
         request, started = json.loads(line), time.monotonic()
@@ -111,9 +111,9 @@ def run_child(modules: dict, request: dict) -> None:
 
     sys.addaudithook(watch)
     try:
-        import common.errors
+        import common.base.errors
 
-        common.errors.run_script(modules[Path(sys.argv[0]).stem].main)
+        common.base.errors.run_script(modules[Path(sys.argv[0]).stem].main)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:

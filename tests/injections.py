@@ -241,7 +241,7 @@ def arrays(path: Path, name: str, expression: str, resigned: str = "") -> None:
     if changed is not None:
         content[name] = changed
     if resigned:
-        from common.predictions import digest
+        from common.runs.predictions import digest
 
         content["sha256"] = np.asarray(digest(content))
     file = io.BytesIO()
@@ -305,7 +305,7 @@ def facts(path: Path, key: str, value: str, resigned: str = "") -> None:
     content = json.loads(header["__metadata__"]["fivefold"])
     _set(content, key, value)
     if resigned:
-        from common.files import sha256_of_json
+        from common.base.files import sha256_of_json
 
         content["metadata_sha256"] = sha256_of_json(content, without="metadata_sha256")
     header["__metadata__"]["fivefold"] = json.dumps(content, sort_keys=True, ensure_ascii=False)

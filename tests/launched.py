@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from common.data import Normalise
-from common.engine import Predictor, share_buffers
+from common.data.batches import Normalise
+from common.train.loop import Predictor, share_buffers
 
 torch.set_num_threads(1)
 accelerator = Accelerator(cpu=True)

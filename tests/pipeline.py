@@ -15,7 +15,7 @@ import ensemble  # noqa: E402
 import folds  # noqa: E402
 import infer  # noqa: E402
 import train_fold  # noqa: E402
-from common.errors import run_script  # noqa: E402
+from common.base.errors import run_script  # noqa: E402
 
 SCRIPTS = {"folds.py": folds, "train_fold.py": train_fold, "infer.py": infer, "ensemble.py": ensemble}
 

@@ -7,10 +7,10 @@ import torch
 from conftest import SMALL
 
 import train_fold
-from common.augment import AUGMENTS, COLOURS, ON_PIXELS, ON_POINTS, create_augmentation
-from common.data import Normalise, TrainBatches
-from common.errors import UserError
-from common.mixing import mixture
+from common.base.errors import UserError
+from common.data.augment import AUGMENTS, COLOURS, ON_PIXELS, ON_POINTS, create_augmentation
+from common.data.batches import Normalise, TrainBatches
+from common.data.mixing import mixture
 
 SIDE = 16
 # A value for every switch that there is; a new one without a line here fails test_every_switch_is_tested.
@@ -78,8 +78,8 @@ def batches(photos: torch.Tensor, changes: dict, **more) -> TrainBatches:
 
 def test_every_switch_is_tested():
     """Whatever switches an operation on has a line in SWITCHES."""
-    from common.augment import _defaults
-    from common.mixing import size_of_batch
+    from common.data.augment import _defaults
+    from common.data.mixing import size_of_batch
 
     operations = (*ON_POINTS, *ON_PIXELS, mixture, size_of_batch)
     switches = {name for each in operations for name, default in _defaults(each).items() if not default}

@@ -10,13 +10,13 @@ from conftest import train
 
 import average
 import infer
-from common.checkpoint import load_tensors
-from common.errors import UserError
-from common.predictions import read_predictions
-from common.runs import finished_folds
-from common.splits import match_folds, read_folds
-from common.tables import read_train_table
-from common.tta import TTA
+from common.base.errors import UserError
+from common.data.folds import match_folds, read_folds
+from common.data.tables import read_train_table
+from common.data.views import TTA
+from common.runs.layout import finished_folds
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors
 
 
 @pytest.fixture

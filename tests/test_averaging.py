@@ -12,17 +12,17 @@ from conftest import train
 from torch import nn
 
 import infer
-from common.averaging import SELECTIONS, Best, Members, Snapshots, StochasticAverage, measure_batchnorm
-from common.checkpoint import load_tensors, without_prefix
-from common.data import Normalise
-from common.errors import UserError
-from common.factory import create_saved
-from common.metrics import log_mean_probability
-from common.predictions import read_predictions
-from common.runs import finished_folds
-from common.splits import match_folds, read_folds
-from common.tables import read_train_table
-from common.tta import TTA
+from common.base.errors import UserError
+from common.data.batches import Normalise
+from common.data.folds import match_folds, read_folds
+from common.data.tables import read_train_table
+from common.data.views import TTA
+from common.model.selection import SELECTIONS, Best, Members, Snapshots, StochasticAverage, measure_batchnorm
+from common.runs.layout import finished_folds
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors, without_prefix
+from common.score.metrics import log_mean_probability
+from common.train.build import create_saved
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.
 KINDS = {

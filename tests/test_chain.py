@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from conftest import ROOT, SMALL, run_script, train
 
 import infer
-from common.checkpoint import load_tensors
-from common.errors import UserError
-from common.metrics import log_mean_probability, score, targets_of
-from common.oof import join_oof
-from common.predictions import read_predictions
-from common.runs import finished_folds, finished_runs
-from common.splits import match_folds, read_folds, split_rows
-from common.tables import read_test_table, read_train_table
-from common.tta import TTA
+from common.base.errors import UserError
+from common.data.folds import match_folds, read_folds, split_rows
+from common.data.tables import read_test_table, read_train_table
+from common.data.views import TTA
+from common.runs.layout import finished_folds, finished_runs
+from common.runs.oof import join_oof
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors
+from common.score.metrics import log_mean_probability, score, targets_of
 
 FOLD_FILES = {".lock", "config.json", "log.csv", "metrics.json", "model.safetensors", "oof.npz"}
 
@@ -211,7 +211,7 @@ def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path):
 
 def test_a_run_in_use_is_refused_at_once(tiny, tmp_path):
     """A second process in the same fold's folder stops with exit 3 and names the first."""
-    from common.system import locked
+    from common.base.system import locked
 
     with locked(tmp_path / "digit_cnn" / "fold0"):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from timm.optim import list_optimizers
 
-from common.checkpoint import join_tensors, load_tensors, save_tensors, separate_tensors
-from common.errors import UserError
-from common.optim import OPTIMISERS, create_optimiser, lay_out_state
+from common.base.errors import UserError
+from common.model.optim import OPTIMISERS, create_optimiser, lay_out_state
+from common.runs.tensors import join_tensors, load_tensors, save_tensors, separate_tensors
 
 # These need another library, a GPU, or gradients of gradients.
 ELSEWHERE = ("bnb", "fused", "apex", "adahessian")

@@ -14,8 +14,8 @@ from conftest import ROOT, SMALL
 from disturbed import alive, wait_until
 
 import train_fold
-from common.cells import CELL_FILE
-from common.errors import UserError
+from common.base.errors import UserError
+from common.sweep.cells import CELL_FILE
 
 if "CI" not in os.environ:  # a build machine has it
     pytest.importorskip("ray", reason="needs the optional extra cluster")
@@ -94,8 +94,8 @@ def test_cells_over_two_nodes(address, tiny, tmp_path):
 
 DRIVER = """
 import signal, sys
-from common.errors import run_script
-from common.jobs import Job, SideBySide, run_jobs, slots_for
+from common.base.errors import run_script
+from common.jobs.runner import Job, SideBySide, run_jobs, slots_for
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 slots, threads = slots_for(SideBySide(engine="ray", address=sys.argv[1]), 0, 9)
 jobs = [Job("gone", ("job.py",), folder=sys.argv[2] + "/gone")]
@@ -106,7 +106,7 @@ run_script(lambda: run_jobs(jobs, slots, ended))
 
 SLEEPER = """
 import os, pathlib, signal, sys, time
-from common.system import end_with_parent
+from common.base.system import end_with_parent
 end_with_parent(int(os.environ["FIVEFOLD_JOB"]))
 with open(sys.argv[1], "a") as file:
     file.write(f"{os.getpid()}\\n")

@@ -5,11 +5,11 @@ import torch
 from conftest import train
 from torch import nn
 
-from common.checkpoint import load_tensors
-from common.config import Config
-from common.errors import UserError
-from common.factory import check_choices
-from common.models import create_model
+from common.base.errors import UserError
+from common.model.networks import create_model
+from common.runs.config import Config
+from common.runs.tensors import load_tensors
+from common.train.build import check_choices
 
 
 def test_a_compiled_model_trains_to_the_same_weights(tiny, tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_script
 
-from common.cells import flags
-from common.cli import flag_of, keyword_arguments, parse, recipe_flags
-from common.config import Config, differences, saved_config, training_settings
-from common.errors import UserError
+from common.base.cli import flag_of, keyword_arguments, parse, recipe_flags
+from common.base.errors import UserError
+from common.runs.config import Config, differences, saved_config, training_settings
+from common.sweep.cells import flags
 
-SOURCES = [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")]
 
 
 def test_every_setting_has_a_help_line_and_is_used():

@@ -99,7 +99,7 @@ def test_a_disk_that_fills_keeps_the_old_file(server, written, tmp_path):
 
 def test_a_living_writers_file_is_no_stray(tmp_path):
     """Another writer removes what was left behind, and lets alone what is being written."""
-    from common.files import _temporary_beside, write_file
+    from common.base.files import _temporary_beside, write_file
 
     (tmp_path / ".model.0123abcd.tmp").touch()
     (tmp_path / ".my own.tmp").touch()
@@ -150,7 +150,7 @@ def writing_calls(path: Path) -> set[str]:
 
 def test_there_is_one_writer():
     """Every file of the product is written by write_file, whose crash points are all tried above."""
-    for path in [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]:
+    for path in [*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")]:
         surplus = {call for call in writing_calls(path) if (path.name, call) not in ALLOWED}
         assert not surplus, f"{path.name} writes by itself: {surplus}"
 

@@ -11,11 +11,11 @@ from torch import nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
-from common.config import Config
-from common.engine import train_epoch
-from common.factory import prepare_training
-from common.images import load_images
-from common.tables import read_train_table
+from common.data.images import load_images
+from common.data.tables import read_train_table
+from common.runs.config import Config
+from common.train.build import prepare_training
+from common.train.loop import train_epoch
 
 # No BatchNorm: its statistics, unlike everything else, are those of a micro-batch.
 CONFIG = Config(

@@ -9,24 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.blending import BLENDS, OofLogits, by_hand, convex_weights, target_probabilities, unusable, usable
-from common.calibration import temperature
-from common.checkpoint import save_tensors
-from common.errors import UserError
-from common.files import write_json
-from common.metrics import errors, log_mean_probability, log_softmax, losses, nll, softmax
-from common.nesting import (
-    choose,
-    choose_nested,
-    leave_one_out,
-    nested,
-    noise_members,
-    overlap,
-    smallest_set,
-    try_method,
-)
-from common.predictions import Predictions, read_predictions, write_predictions
-from common.runs import (
+from common.base.errors import UserError
+from common.base.files import write_json
+from common.base.strict_csv import text_array
+from common.data.folds import Folds, write_folds
+from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
     METRICS_FILE,
@@ -37,8 +24,21 @@ from common.runs import (
     fold_folder,
     model_sha256,
 )
-from common.splits import Folds, write_folds
-from common.text import text_array
+from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.runs.tensors import save_tensors
+from common.score.blending import BLENDS, OofLogits, by_hand, convex_weights, target_probabilities, unusable, usable
+from common.score.calibration import temperature
+from common.score.metrics import errors, log_mean_probability, log_softmax, losses, nll, softmax
+from common.score.nesting import (
+    choose,
+    choose_nested,
+    leave_one_out,
+    nested,
+    noise_members,
+    overlap,
+    smallest_set,
+    try_method,
+)
 from ensemble import main
 
 CLASSES = ["a", "b", "c"]
@@ -113,7 +113,7 @@ def test_weights_start_equal_and_are_learned_the_same_each_time():
     """The module starts at equal weights, and training it twice gives the same bits."""
     import torch
 
-    from common.softmax_ensemble import SoftmaxEnsemble
+    from common.score.softmax_ensemble import SoftmaxEnsemble
 
     assert SoftmaxEnsemble(2)(torch.tensor([[0.2, 0.6]], dtype=torch.float64)).item() == pytest.approx(0.4)
     logits, targets = some_models(300, [2, 1, 3])

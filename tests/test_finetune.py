@@ -8,14 +8,14 @@ from safetensors.torch import load_file, save_file
 from test_processes import WITHOUT_BATCHNORM, launch
 from timm.optim import Lookahead, param_groups_layer_decay
 
-from common.checkpoint import load_tensors
-from common.config import Config
-from common.errors import UserError
-from common.factory import check_choices, create_model_and_optimiser
-from common.finetune import Frozen, frozen_parts, scale_learning_rates
-from common.models import create_model
-from common.optim import set_learning_rate
-from common.weights import head_names
+from common.base.errors import UserError
+from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
+from common.model.networks import create_model
+from common.model.optim import set_learning_rate
+from common.model.weights import head_names
+from common.runs.config import Config
+from common.runs.tensors import load_tensors
+from common.train.build import check_choices, create_model_and_optimiser
 
 DIGIT_CNN = ["--model-args", "widths=(4,6,8)"]
 

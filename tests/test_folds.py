@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import UserError
-from common.splits import Folds, leaks, make_folds, match_folds, read_folds, write_folds
-from common.tables import Table, read_train_table
-from common.text import text_array
+from common.base.errors import UserError
+from common.base.strict_csv import text_array
+from common.data.folds import Folds, leaks, make_folds, match_folds, read_folds, write_folds
+from common.data.tables import Table, read_train_table
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -20,16 +20,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from common.cache import Cache
-from common.checkpoint import load_any, load_tensors, save_tensors
-from common.decoding import Preparation
-from common.errors import UserError
-from common.files import read_json, write_json
-from common.images import read_images
-from common.predictions import Predictions, read_predictions, write_predictions
-from common.splits import make_folds, read_folds, write_folds
-from common.tables import Table, read_train_table
-from common.text import text_array
+from common.base.errors import UserError
+from common.base.files import read_json, write_json
+from common.base.strict_csv import text_array
+from common.data.cache import Cache
+from common.data.decoding import Preparation
+from common.data.folds import make_folds, read_folds, write_folds
+from common.data.images import read_images
+from common.data.tables import Table, read_train_table
+from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.runs.tensors import load_any, load_tensors, save_tensors
 
 TIMES = 10 if os.environ.get("FIVEFOLD_FAULTS") == "full" else 1
 # What editors, spreadsheets and broken downloads put into a text.

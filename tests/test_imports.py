@@ -4,17 +4,17 @@ import ast
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
-MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py"))
-WITHOUT_TORCH = ["calibration", "cells", "cli", "config", "errors", "files", "grid", "jobs", "law", "metrics", "plots"]
-WITHOUT_TORCH += ["oof", "predictions", "regression", "runs", "schedules", "search", "splits", "submission", "system"]
-WITHOUT_TORCH += ["blending", "blend_study", "nesting", "photos", "pixels", "tables", "text", "tta"]
-WITHOUT_TORCH += ["audit", "evaluation", "evidence", "figures", "page", "records", "reliability", "report_blends"]
-WITHOUT_TORCH += ["report_runs", "shortlist", "significance"]
-WITHOUT_TORCH += ["cache", "decoding", "run_folder", "cluster", "deadline", "fold_jobs", "screen"]
+MODULES = {path.stem: path for path in (ROOT / "common").glob("*/*.py")}
+# Rooms from left to right; a room imports from those to its left, jobs and score know nothing of one another.
+ROOMS = ["base", "jobs", "score", "data", "runs", "model", "train", "sweep", "report"]
+STRANGERS = [{"jobs", "score"}]
+# Where torch may stand at the top of a file.
+WITH_TORCH = {"model", "train"}
+WITH_TORCH |= {f"data.{name}" for name in ("batches", "images", "geometry", "mixing", "augment")}
+WITH_TORCH |= {"base.profiling", "runs.tensors", "score.softmax_ensemble", "sweep.range_test"}
 
 
 def imports(path) -> set[str]:
@@ -29,19 +29,29 @@ def imports(path) -> set[str]:
 
 def test_nothing_imports_a_script():
     """Scripts and common import from common; a script is only ever run."""
-    for path in [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]:
+    for path in [*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")]:
         assert not imports(path) & set(SCRIPTS), path.name
 
 
-@pytest.mark.parametrize(
-    "names", [SCRIPTS, [f"common.{module}" for module in WITHOUT_TORCH]], ids=["scripts", "common"]
-)
-def test_inputs_are_checked_before_torch_is_loaded(names):
-    """Importing every script, and what folds.py, sweep.py and report.py stand on, leaves torch alone."""
-    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+def test_inputs_are_checked_before_torch_is_loaded():
+    """Importing every script, and every file of common that is not one of the few with torch at their top, leaves
+    torch alone."""
+    names = [f"common.{path.parent.name}.{name}" for name, path in MODULES.items() if name != "__init__"]
+    names = [name for name in names if not {name.split(".")[1], name.removeprefix("common.")} & WITH_TORCH]
+    code = f"import sys, {', '.join(SCRIPTS + names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_rooms_import_from_the_rooms_to_their_left():
+    """The order of common/'s rooms; nothing lies outside of a room."""
+    assert [path.name for path in (ROOT / "common").glob("*.py")] == ["__init__.py"]
+    for path in (ROOT / "common").glob("*/*.py"):
+        own = path.parent.name
+        for other in {name.split(".")[1] for name in imports(path) if name.startswith("common.")}:
+            assert ROOMS.index(other) <= ROOMS.index(own), f"{path} imports {other}"
+            assert {own, other} not in STRANGERS, f"{path} imports {other}"
 
 
 def test_no_module_has_a_name_that_says_nothing():
     """No utils, helpers or misc."""
-    assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *MODULES}
+    assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *MODULES.keys()}

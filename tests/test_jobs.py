@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, run_script, train
 
-from common.deadline import Deadline
-from common.errors import UserError
-from common.fold_jobs import late
-from common.jobs import Job, LocalSlot, SideBySide, device_slots, run_jobs, slots_for
-from common.system import cpu_count
+from common.base.errors import UserError
+from common.base.system import cpu_count
+from common.jobs.deadline import Deadline
+from common.jobs.runner import Job, LocalSlot, SideBySide, device_slots, run_jobs, slots_for
+from common.train.fold_jobs import late
 
 
 def test_every_job_runs_once_in_a_slot_of_its_own(tmp_path):
@@ -45,11 +45,12 @@ def test_slots_are_the_visible_devices(monkeypatch):
 def test_ending_the_runner_ends_its_jobs(sent, expected, tmp_path):
     """Ctrl-C, SIGTERM or SIGKILL to the runner alone: none of its jobs is alive two seconds later."""
     sleeper = (
-        "import os, sys, time; from common.system import end_with_parent; end_with_parent();"
+        "import os, sys, time; from common.base.system import end_with_parent; end_with_parent();"
         "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     )
     runner = (
-        "import signal, sys; from common.errors import run_script; from common.jobs import Job, LocalSlot, run_jobs;"
+        "import signal, sys; from common.base.errors import run_script;"
+        "from common.jobs.runner import Job, LocalSlot, run_jobs;"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # a shell's background job ignores it
         "run_script(lambda: run_jobs([Job(p, ('-c', sys.argv[1], p)) for p in sys.argv[2:]], [LocalSlot()] * 2))"
     )
@@ -71,7 +72,8 @@ def test_jobs_end_though_nobody_reads_them():
     """`... | head -1`: no traceback, and a job that prints much does not wait for a reader for ever."""
     chatter = "print('x' * 99 + chr(10), end='' , flush=True); " * 2000
     runner = (
-        "import sys; from common.errors import run_script; from common.jobs import Job, LocalSlot, run_jobs;"
+        "import sys; from common.base.errors import run_script;"
+        "from common.jobs.runner import Job, LocalSlot, run_jobs;"
         "run_script(lambda: run_jobs([Job(str(k), ('-c', sys.argv[1])) for k in range(2)], [LocalSlot()] * 2))"
     )
     command = [sys.executable, "-c", runner, chatter]
@@ -178,7 +180,7 @@ def test_at_a_terminal_each_job_has_a_bar(tmp_path):
         "print('line of', sys.argv[1])"
     )
     runner = (
-        "import sys; from common.jobs import Job, LocalSlot, run_jobs;"
+        "import sys; from common.jobs.runner import Job, LocalSlot, run_jobs;"
         "run_jobs([Job(n, ('-c', sys.argv[1], n)) for n in ('a', 'b')], [LocalSlot()] * 2)"
     )
     ours, theirs = pty.openpty()
@@ -227,7 +229,7 @@ def test_no_fold_is_begun_that_would_end_too_late(logged, hours, hours_left, exp
 
 def test_a_run_without_time_stops_after_an_epoch_and_says_so(tiny, tmp_path, capsys):
     """--hours: a fold that would not end in time keeps its checkpoint, the rest is named, and nothing is an error."""
-    import common.engine  # noqa: F401  its import would take seconds of the time
+    import common.train.loop  # noqa: F401  its import would take seconds of the time
 
     said, hours = "", 0.001
     while "fold 0 stops" not in said:  # on a busy machine there may be no time to begin at all

@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT, SMALL
 from disturbed import FULL, Child, Server, alive, strace, wait_until
 
-from common.checkpoint import load_tensors
-from common.predictions import read_predictions
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors
 
 KILLS = {1: 80, 2: 20} if FULL else {1: 8, 2: 2}  # by world size
 EPOCHS = 8

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced, by_hand, first_stage, measure
-from common.calibration import cross_fitted_temperature_nll, temperature
-from common.errors import UserError
-from common.grid import Grid
-from common.law import LAWS, Law, fates
-from common.metrics import nll
-from common.regression import BOUND
+from common.base.errors import UserError
+from common.score.calibration import cross_fitted_temperature_nll, temperature
+from common.score.metrics import nll
+from common.sweep.grid import Grid
+from common.sweep.law import LAWS, Law, fates
+from common.sweep.regression import BOUND
 
 
 def whole_grid(truth: Truth, seed: int = 0) -> pd.DataFrame:

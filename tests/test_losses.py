@@ -13,12 +13,12 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from common import losses
-from common.config import Config
-from common.data import Normalise, TrainBatches
-from common.errors import UserError
-from common.factory import check_choices
-from common.losses import LOSSES, MARGIN_LOSSES, ONE_HOT_ONLY, CosineHead, create_loss, with_head_for
+from common.base.errors import UserError
+from common.data.batches import Normalise, TrainBatches
+from common.model import losses
+from common.model.losses import LOSSES, MARGIN_LOSSES, ONE_HOT_ONLY, CosineHead, create_loss, with_head_for
+from common.runs.config import Config
+from common.train.build import check_choices
 
 RANDOM = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(40, 5, generator=RANDOM)
@@ -194,7 +194,7 @@ def test_smoothing_is_refused_where_it_would_mean_nothing():
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "convnext_atto", "digit_cnn"])
 def test_a_margin_loss_gets_a_cosine_head(name):
     """In every family the last layer is replaced in place; its outputs are the scale times a cosine."""
-    import common.models  # noqa: F401  registers digit_cnn
+    import common.model.networks  # noqa: F401  registers digit_cnn
 
     model = with_head_for(timm.create_model(name, num_classes=7), "arcface", ["scale=11"])
     assert isinstance(model.get_classifier(), CosineHead)

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from common.errors import UserError
-from common.metrics import (
+from common.base.errors import UserError
+from common.score.metrics import (
     LOWER_IS_BETTER,
     METRICS,
     answers_of,

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from common.cli import keyword_arguments
-from common.data import Normalise
-from common.engine import Predictor
-from common.errors import UserError
-from common.models import build, create_model, working_settings
+from common.base.cli import keyword_arguments
+from common.base.errors import UserError
+from common.data.batches import Normalise
+from common.model.networks import build, create_model, working_settings
+from common.train.loop import Predictor
 
 DIGIT = 28  # px
 SMALL_FAMILIES = [

@@ -7,8 +7,8 @@ import torch
 from timm.optim import Lookahead
 from torch import nn
 
-from common.errors import UserError
-from common.optim import OPTIMISERS, create_optimiser
+from common.base.errors import UserError
+from common.model.optim import OPTIMISERS, create_optimiser
 
 # Name, class, settings that make it what it is; with lookahead_ the class is the inner one's.
 BUILT = [

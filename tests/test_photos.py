@@ -14,19 +14,19 @@ from PIL import Image, TiffImagePlugin
 
 import infer
 import train_fold
-from common.augment import create_augmentation
-from common.cache import Cache
-from common.checkpoint import load_tensors
-from common.config import Config
-from common.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
-from common.errors import UserError
-from common.factory import preparation_of
-from common.images import pixels_of, read_images
-from common.models import photo_preparation, photo_size
-from common.predictions import read_predictions
-from common.runs import DECODED_FOLDER, MODEL_FILE, OOF_FILE, TEST_FILE
-from common.splits import changed_rows, make_folds, match_folds, read_folds, write_folds
-from common.tables import Table, read_test_table, read_train_table
+from common.base.errors import UserError
+from common.data.augment import create_augmentation
+from common.data.cache import Cache
+from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
+from common.data.folds import changed_rows, make_folds, match_folds, read_folds, write_folds
+from common.data.images import pixels_of, read_images
+from common.data.tables import Table, read_test_table, read_train_table
+from common.model.networks import photo_preparation, photo_size
+from common.runs.config import Config
+from common.runs.layout import DECODED_FOLDER, MODEL_FILE, OOF_FILE, TEST_FILE
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors
+from common.train.build import preparation_of
 
 CPU = torch.device("cpu")
 WHOLE = Preparation(channels=3, side=16, stored=16, crop_mode="squash")
@@ -247,7 +247,7 @@ def test_photos_are_decoded_once_and_shared(album, tmp_path):
     for image in table.images:
         assert image.exists()
     decoder = Decoder(table, WHOLE, row_shas)
-    from common.cache import keep
+    from common.data.cache import keep
 
     again = keep(decoder, cache, said.append)
     assert decoder.decoded == 0

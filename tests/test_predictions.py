@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import UserError
-from common.files import write_json
-from common.oof import join_oof
-from common.predictions import Predictions, read_predictions, rows_in_order, write_predictions
-from common.runs import METRICS_FILE, OOF_FILE, finished_runs, fold_folder
-from common.splits import Folds
-from common.text import text_array
+from common.base.errors import UserError
+from common.base.files import write_json
+from common.base.strict_csv import text_array
+from common.data.folds import Folds
+from common.runs.layout import METRICS_FILE, OOF_FILE, finished_runs, fold_folder
+from common.runs.oof import join_oof
+from common.runs.predictions import Predictions, read_predictions, rows_in_order, write_predictions
 
 IDS = text_array(["001", "1e5", "猫", "NA", "x y", "7"])
 FOLDS = Folds(

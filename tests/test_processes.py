@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, SMALL, run_script
 
-from common.checkpoint import load_tensors
-from common.errors import UserError
-from common.predictions import read_predictions
-from common.run_folder import check_shared
-from common.tta import TTA
+from common.base.errors import UserError
+from common.data.views import TTA
+from common.runs.folder import check_shared
+from common.runs.predictions import read_predictions
+from common.runs.tensors import load_tensors
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
 WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
@@ -142,8 +142,8 @@ def test_each_machine_names_what_it_lacks(tiny, tmp_path):
 def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     """The OOF of two processes can be predicted again by one process from the saved file."""
     import infer
-    from common.splits import match_folds, read_folds
-    from common.tables import read_train_table
+    from common.data.folds import match_folds, read_folds
+    from common.data.tables import read_train_table
 
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
@@ -154,8 +154,8 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
 
 def test_two_processes_stop_early_together(trained):
     """Plateau and early stop end every fold at the epoch that its log asks for, at the rate that it asks for."""
-    from common.averaging import best_epoch
-    from common.schedules import Length, plateau
+    from common.model.schedules import Length, plateau
+    from common.model.selection import best_epoch
 
     run_folder = trained["batchnorm"]["folder"].parent
     for fold in range(3):
@@ -176,7 +176,7 @@ def test_a_launcher_with_several_processes_trains_fold_after_fold(trained):
 
 def test_the_cards_command_uses_all_cores(tiny, tmp_path):
     """accelerate launch sets OMP_NUM_THREADS=1 on a CPU; training takes every core all the same, and says so."""
-    from common.system import cpu_count
+    from common.base.system import cpu_count
 
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
     small = ["--epochs", "1", "--batch-size", "8", "--fold", "0"]

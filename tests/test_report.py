@@ -16,17 +16,17 @@ from test_sweep import synthetic  # noqa: F401 - the fixture of a finished sweep
 
 import report
 import sweep
-from common.cells import LAW_FILE
-from common.config import Config, training_settings
-from common.errors import UserError
-from common.evaluation import fold_scores, read_run
-from common.files import read_json, write_file, write_json
-from common.oof import join_oof
-from common.page import element, table
-from common.predictions import Predictions, read_predictions, write_predictions
-from common.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
-from common.splits import Folds, make_folds, read_folds, write_folds
-from common.tables import read_train_table
+from common.base.errors import UserError
+from common.base.files import read_json, write_file, write_json
+from common.data.folds import Folds, make_folds, read_folds, write_folds
+from common.data.tables import read_train_table
+from common.report.evaluation import fold_scores, read_run
+from common.report.page import element, table
+from common.runs.config import Config, training_settings
+from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
+from common.runs.oof import join_oof
+from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.sweep.cells import LAW_FILE
 
 EPOCHS = 3
 

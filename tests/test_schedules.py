@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from common.errors import UserError
-from common.schedules import SCHEDULES, Length, create_schedule, cycle_ends, plateau
+from common.base.errors import UserError
+from common.model.schedules import SCHEDULES, Length, create_schedule, cycle_ends, plateau
 
 EPOCHS, STEPS = 12, 10
 WHOLE, WARM = Length(EPOCHS * STEPS, 0, STEPS), Length(EPOCHS * STEPS, 2 * STEPS, STEPS)

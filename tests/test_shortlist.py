@@ -14,18 +14,18 @@ import infer
 import report
 import train_fold
 from benchmarks.scale import GROUPED, make_photos
-from common.blending import BLENDS, OofLogits
-from common.calibration import temperature
-from common.errors import UserError
-from common.files import write_json
-from common.metrics import METRICS, describe, log_softmax, nll, score, softmax
-from common.oof import join_oof, oof_score
-from common.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
-from common.runs import METRICS_FILE, OOF_FILE, fold_folder
-from common.splits import WIDE, Folds, leaks, make_folds, missing_classes, read_folds, write_folds
-from common.submission import write_submission
-from common.tables import Table
-from common.text import text_array
+from common.base.errors import UserError
+from common.base.files import write_json
+from common.base.strict_csv import text_array
+from common.data.folds import WIDE, Folds, leaks, make_folds, missing_classes, read_folds, write_folds
+from common.data.tables import Table
+from common.runs.layout import METRICS_FILE, OOF_FILE, fold_folder
+from common.runs.oof import join_oof, oof_score
+from common.runs.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
+from common.runs.submission import write_submission
+from common.score.blending import BLENDS, OofLogits
+from common.score.calibration import temperature
+from common.score.metrics import METRICS, describe, log_softmax, nll, score, softmax
 
 N, CLASSES = 600, 40
 LABELS = text_array(f"class {number:04}" for number in np.random.default_rng(0).integers(0, CLASSES, N))

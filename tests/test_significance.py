@@ -5,12 +5,12 @@ from math import comb
 import numpy as np
 import pytest
 
-from common.audit import label_audit, likely_errors
-from common.calibration import cross_fitted
-from common.metrics import nll, softmax
-from common.predictions import Predictions
-from common.reliability import calibration_error, reliability
-from common.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
+from common.report.audit import label_audit, likely_errors
+from common.runs.predictions import Predictions
+from common.score.calibration import cross_fitted
+from common.score.metrics import nll, softmax
+from common.score.reliability import calibration_error, reliability
+from common.score.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 
 N = 2_000
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, train
 
-from common import system
-from common.engine import check_logits
-from common.errors import UserError
-from common.files import check_folder
-from common.system import check_unlocked, locked, try_lock
+from common.base import system
+from common.base.errors import UserError
+from common.base.files import check_folder
+from common.base.system import check_unlocked, locked, try_lock
+from common.train.loop import check_logits
 
 
 @pytest.mark.parametrize("where", ["runs", "runs/it", "runs/it/fold0"])
@@ -39,7 +39,7 @@ def test_a_full_disk_is_said_before_the_training():
 def test_a_read_only_folder_is_refused_before_torch_is_loaded(tiny, tmp_path):
     """A file system mounted read-only: one line with exit 3, in the time of a start without torch."""
     (tmp_path / "runs").mkdir()
-    code = "import sys, train_fold; from common.errors import run_script; sys.excepthook = print\n"
+    code = "import sys, train_fold; from common.base.errors import run_script; sys.excepthook = print\n"
     code += "try: run_script(train_fold.main)\n"
     code += "finally: print('torch' in sys.modules)"
     mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'

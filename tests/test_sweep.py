@@ -15,12 +15,12 @@ from conftest import ROOT, SMALL, run_script
 
 import sweep
 from benchmarks.law_coverage import Truth
-from common.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
-from common.cli import parse
-from common.errors import UserError
-from common.files import write_file, write_json
-from common.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
-from common.law import Law
+from common.base.cli import parse
+from common.base.errors import UserError
+from common.base.files import write_file, write_json
+from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
+from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
+from common.sweep.law import Law
 
 SIZES = (16, 64, 256)
 
@@ -298,12 +298,12 @@ def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch)
     """The sweep goes on after a cell that has run out of memory, and says so in its table."""
     script = tmp_path / "train.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_fold; from common.errors import run_script\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_fold; from common.base.errors import run_script\n"
         "if sys.argv[sys.argv.index('--batch-size') + 1] == '16':\n"
         "    print('error: --batch-size: out of memory at 16 images at a time; free memory'); sys.exit(3)\n"
         "run_script(train_fold.main)\n"
     )
-    monkeypatch.setattr("common.cells.TRAIN_SCRIPT", script)
+    monkeypatch.setattr("common.sweep.cells.TRAIN_SCRIPT", script)
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--run", "it"]
     small = [*SMALL[2:], "--epochs", 1, "--mixed-precision", "no", "--batch-sizes", 16, 8, "--lrs", 1e-3, "--jobs", 1]
     sweep.main(list(map(str, ["run", *places, *small])))
@@ -313,7 +313,7 @@ def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch)
 
 def test_the_noise_scale_is_that_of_the_gradients():
     """From gradients whose noise equals their signal at batch size 200, two batch sizes find it."""
-    from common.range_test import noise_scale
+    from common.sweep.range_test import noise_scale
 
     random, signal, spread = np.random.default_rng(0), np.full(1000, 0.1), np.sqrt(200 * 10 / 1000)
     halves = signal + spread / np.sqrt(32) * random.normal(size=(50, 2, 1000))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import pixels
-from common.errors import UserError
-from common.tables import read_test_table, read_train_table
-from common.text import read_cells
+from common.base.errors import UserError
+from common.base.strict_csv import read_cells
+from common.data import pixels
+from common.data.tables import read_test_table, read_train_table
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "label,pixel0,pixel1,pixel2,pixel3"

@@ -5,8 +5,8 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from conftest import train
 
-from common.errors import UserError
-from common.trackers import check_trackers
+from common.base.errors import UserError
+from common.train.trackers import check_trackers
 
 
 def test_tensorboard_holds_the_epochs_of_the_log(tiny, tmp_path):

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from common.augment import create_augmentation
-from common.config import Config, check_config
-from common.data import Normalise, TrainBatches
-from common.errors import UserError
-from common.geometry import affine
-from common.hardware import asked_precision, usable_precision
-from common.images import load_images
-from common.schedules import Length, warmup_cosine
-from common.tables import read_train_table
+from common.base.errors import UserError
+from common.data.augment import create_augmentation
+from common.data.batches import Normalise, TrainBatches
+from common.data.geometry import affine
+from common.data.images import load_images
+from common.data.tables import read_train_table
+from common.model.schedules import Length, warmup_cosine
+from common.runs.config import Config, check_config
+from common.train.hardware import asked_precision, usable_precision
 
 
 class CourseScheduler(LRScheduler):

@@ -11,15 +11,15 @@ from conftest import train, write_pixel_csv
 
 import infer
 import train_fold
-from common.errors import UserError
-from common.geometry import cropped
-from common.metrics import errors, log_mean_probability
-from common.oof import join_oof
-from common.predictions import read_predictions
-from common.runs import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
-from common.splits import make_folds, match_folds, read_folds, write_folds
-from common.tables import read_train_table
-from common.tta import TTA, choose_views, choose_weights, score_views
+from common.base.errors import UserError
+from common.data.folds import make_folds, match_folds, read_folds, write_folds
+from common.data.geometry import cropped
+from common.data.tables import read_train_table
+from common.data.views import TTA, choose_views, choose_weights, score_views
+from common.runs.layout import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
+from common.runs.oof import join_oof
+from common.runs.predictions import read_predictions
+from common.score.metrics import errors, log_mean_probability
 
 PHOTO_PRESETS = {"flips", "hflip", "d4", "six", "brief_002", "five_crop", "scales"}  # not for digits
 

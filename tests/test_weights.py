@@ -9,12 +9,12 @@ import torch
 from conftest import SHARED, run_script, train
 from safetensors.torch import load_file, save_file
 
-from common.checkpoint import save_tensors
-from common.errors import UserError
-from common.models import create_model
-from common.predictions import read_predictions
-from common.splits import read_folds
-from common.weights import check_unseen, hub_file, load_weights
+from common.base.errors import UserError
+from common.data.folds import read_folds
+from common.model.networks import create_model
+from common.model.weights import check_unseen, hub_file, load_weights
+from common.runs.predictions import read_predictions
+from common.runs.tensors import save_tensors
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
 real = pytest.mark.skipif(not LITE0.exists(), reason="needs the real ImageNet weights, which are not in the repository")

@@ -1,0 +1,113 @@
+"""The text of a csv, read strictly.
+
+A lenient reader turns a damaged table into a quietly wrong one: every cell of every row is checked, and a mistake
+names its row (the first row below the header is row 1).
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError, warn
+
+
+def read_cells(path: Path) -> dict[str, np.ndarray]:
+    """Every column of a small csv as text, by name; each row has one cell per column."""
+    return cells_of(path, csv_bytes(path).decode())
+
+
+def text_array(texts) -> np.ndarray:
+    """Texts as a one-dimensional array of Python strings."""
+    return np.array(list(texts), dtype=object)
+
+
+def row_of(source: str | Path, index: int) -> str:
+    """Where an error sits: ``index`` counts the rows below the header from 0, a reader from 1."""
+    return f"{source}, row {index + 1}"
+
+
+def file_bytes(path: Path) -> bytes:
+    """A file's content; raises UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise UserError(str(path), what, "check the path") from error
+
+
+def csv_bytes(path: Path) -> bytes:
+    """The file as checked UTF-8 with plain newlines, the last one included."""
+    if not path.name.endswith((".csv", ".csv.gz")):
+        if not path.exists():
+            raise UserError(str(path), "does not exist", "check the path")
+        raise UserError(str(path), "is not a .csv, a .csv.gz or a folder", "convert it to one of these")
+    content = file_bytes(path)
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(str(path), f"is not a complete gzip file ({error})", "download it again") from error
+    if not content.strip():
+        raise UserError(str(path), "is empty", "download it again")
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+    if (nul := content.find(b"\0")) >= 0:
+        raise UserError(str(path), f"has a NUL at byte {nul}", "save it as UTF-8 text")
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n")
+        if b"\r" in content:
+            raise UserError(str(path), "has a carriage return inside a line", "save it with ordinary line endings")
+    if not content.endswith(b"\n"):
+        warn(f"{path} does not end with a newline: is its last row complete?")
+        content += b"\n"
+    while content.endswith(b"\n\n"):
+        content = content[:-1]
+    return content
+
+
+def header_of(path: Path, line: str) -> list[str]:
+    """The column names in a csv's first line."""
+    try:
+        header = next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, first line", f"is not valid csv ({error})", "check its quotes") from error
+    for name, separator in (("semicolon", ";"), ("tab", "\t")):
+        if len(header) == 1 and separator in line:
+            raise UserError(str(path), f"looks {name}-separated", "save it with commas")
+    name, count = Counter(header or [""]).most_common(1)[0]
+    if count > 1:
+        raise UserError(str(path), f"has {count} columns named {name!r}", "rename or remove one")
+    if "" in header or not header:
+        raise UserError(str(path), "has a column without a name", "name every column in the first line")
+    return header
+
+
+def cells_of(path: Path, text: str) -> dict[str, np.ndarray]:
+    """Every column of a csv's text, by name."""
+    header = header_of(path, text.partition("\n")[0])
+    rows = []
+    try:
+        reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+        next(reader)
+        for row in reader:
+            rows.append(row)
+            if len(row) != len(header):
+                raise wrong_width(path, len(rows) - 1, len(row), len(header))
+    except csv.Error as error:
+        raise UserError(row_of(path, len(rows)), f"is not valid csv ({error})", "check its quotes") from error
+    if not rows:
+        raise UserError(str(path), "has a header but no row", "download it again")
+    return {name: text_array(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+
+
+def wrong_width(path: Path, index: int, found: int, expected: int) -> UserError:
+    """What is said of a row with more or fewer cells than the header."""
+    return UserError(row_of(path, index), f"has {found} fields, but the header has {expected}", "fix or remove the row")

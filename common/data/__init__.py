@@ -1,0 +1,1 @@
+"""From files to rows, folds and batches. Imports only: base, score."""

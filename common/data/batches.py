@@ -1,0 +1,162 @@
+"""The batches of a training, cut from the images by a rule that knows nothing but the seed and the epoch."""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.base.profiling import part
+from common.data.augment import Augmentation, Uniform
+from common.data.images import Images, pixels_of
+
+
+def seed_of(purpose: str, *parts: int) -> int:
+    """One well-mixed seed for a purpose from several small numbers, such as ("order", seed, epoch)."""
+    entropy = [zlib.crc32(purpose.encode()), *parts]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1  # torch's seeds are signed
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Pixels to zero mean and unit deviation, per channel, in units of 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Tensor]) -> "Normalise":
+        """Mean and deviation of uint8 images (n, channels, height, width) in batches; constant channels keep 1."""
+        counts = sum(
+            torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
+            for images in batches
+        )
+        shares = counts.double() / counts.sum(1, keepdim=True)
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = (shares * levels).sum(1)
+        std = ((shares * levels**2).sum(1) - mean**2).clamp_min(0).sqrt()
+        return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class TrainBatches:
+    """The micro-batches that one process trains on: (images, soft targets), epoch by epoch.
+
+    ``rows`` index ``images`` (uint8, all rows of the table) and ``targets`` (int64 class numbers); rows and targets
+    are on the training device. The order of an epoch and each image's augmentation follow from (seed, epoch)
+    alone: every process walks the same global batches of ``batch_size`` rows and takes its share, and
+    the rows left over after the last whole batch wait for another epoch.
+    """
+
+    images: Images
+    targets: Tensor
+    rows: Tensor
+    num_classes: int
+    batch_size: int
+    micro_batches: int
+    process: int
+    processes: int
+    seed: int
+    augment: Augmentation
+    normalise: Normalise
+    label_smoothing: float
+    epochs: int = 1  # of the training of one net
+    sampling: str = "uniform"  # or "balanced"
+    side: int = 0  # of the model's input, where the images are larger (0: the images' own)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self.rows) // self.batch_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that a process takes at a time."""
+        return self.batch_size // (self.processes * self.micro_batches)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
+        mix = self.augment.mix
+        mix = mix if mix and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs else None
+        order = self.order_of(epoch)
+        size = self.micro_batch_size
+        shares = []
+        for step in range(self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for micro_batch in range(self.micro_batches):
+                first = (micro_batch * self.processes + self.process) * size
+                share = slice(first, first + size)
+                shares.append((step, share, batch[share], batch.flip(0)[share] if mix else batch[:0]))
+        pixels = pixels_of(self.images, (torch.cat([rows, others]) for _, _, rows, others in shares), self.rows.device)
+        for step, share, rows, others in shares:
+            with part("data"):
+                found = next(pixels)
+            with part("augmentation"):
+                micro_batch = self._micro_batch(found, rows, others, share, epoch, step)
+            yield micro_batch
+
+    def _micro_batch(
+        self, pixels: Tensor, rows: Tensor, others: Tensor, share: slice, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """A process's share of a batch, mixed with other images and brought to the batch's size where asked for.
+
+        ``pixels`` are those of ``rows`` and then of ``others``, their partners in mixing, if any. An image's partner
+        is the one at the same place from the batch's end, augmented as it is there.
+        """
+        seed = seed_of("augmentation", self.seed, epoch, step)
+        images, targets = self.augmented(pixels[: len(rows)], self._uniform(seed, share)), self.targets_of(rows)
+        if len(others):
+            other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share, from_end=True))
+            mixture = self.augment.mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share)
+            images, targets = mixture(images, targets, other_images, self.targets_of(others))
+        if self.augment.size:
+            side = self.augment.size(seed_of("size", self.seed, epoch, step))
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        return images, targets
+
+    def order_of(self, epoch: int) -> Tensor:
+        """The rows of an epoch in order, int64 (n): each once, or with "balanced" sampling each class equally often.
+
+        A class's rows are then dealt out like cards, all of them before one comes again: of a common class some wait
+        for another epoch, of a rare one none is drawn more than one time more often than another.
+        """
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+
+        def shuffled(rows: Tensor) -> Tensor:
+            return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+
+        if self.sampling == "uniform":
+            return shuffled(self.rows)
+        targets = self.targets[self.rows]
+        by_class = self.rows[targets.argsort(stable=True)]
+        classes = by_class.split(targets.unique(return_counts=True)[1].tolist())
+        share = -(-len(self.rows) // len(classes))
+        deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
+        return shuffled(torch.cat(deals))[: len(self.rows)]
+
+    def augmented(self, pixels: Tensor, uniform: Uniform) -> Tensor:
+        """Augmented and normalised images, float (m, channels, side, side), of uint8 pixels (m, channels, ...)."""
+        return self.normalise(self.augment(pixels.float().div_(255), uniform, self.side))
+
+    def targets_of(self, rows: Tensor) -> Tensor:
+        """Smoothed one-hot targets (m, classes): 1 - s + s / classes for a row's class, s / classes elsewhere."""
+        one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
+        return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+
+    def _uniform(self, seed: int, share: slice, from_end: bool = False) -> Uniform:
+        device = self.rows.device
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def uniform(k: int) -> Tensor:
+            numbers = torch.rand(self.batch_size, k, generator=generator, device=device)
+            return (numbers.flip(0) if from_end else numbers)[share]
+
+        return uniform

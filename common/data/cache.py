@@ -1,0 +1,116 @@
+"""Decoded photos, kept so that they are decoded once: in memory, or in one file that folds and processes share.
+
+The file is a safetensors file with one tensor, ``images``, written in one step and mapped into memory by its readers.
+Its header holds the key of its content: the photos' hashes, their preparation, and the versions of what decoded them.
+"""
+
+import json
+import os
+import shutil
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from common.base.errors import warn
+from common.base.files import make_room, sha256, write_file
+from common.base.system import locked
+from common.data.decoding import RULES, Decoder
+
+CHUNK = 64  # photos that are decoded and written together
+DEFAULT_GB = 4.0
+SPARE = 1e9  # bytes of disk that are left free
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Room for decoded photos: ``gb`` gigabytes (1e9 bytes) of a folder, or of memory where ``folder`` is empty."""
+
+    gb: float
+    folder: str = ""
+
+
+def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarray | None:
+    """All photos decoded, uint8 (n, channels, stored, stored), or None where they do not fit; ``say`` is told which.
+
+    Processes that come at the same time wait for the one that decodes. Other files in the folder, the longest unused
+    first, make room.
+
+    Raises:
+        UserError: a photo cannot be decoded, or the file not be written.
+    """
+    prepare, folder = decoder.prepare, Path(cache.folder)
+    shape = (len(decoder), prepare.channels, prepare.stored, prepare.stored)
+    size = int(np.prod(shape, dtype=np.int64))
+    again = f"decoded again for each batch by {decoder.workers} threads"
+    if not cache.gb:
+        say(f"photos: {again}")
+        return None
+    if size > cache.gb * 1e9:
+        say(f"photos: {_gigabytes(size)} decoded exceed --cache-gb {cache.gb:g}: {again}")
+        return None
+    started = time.perf_counter()
+    if not cache.folder:
+        images = np.empty(shape, np.uint8)
+        for first, pixels in _chunks(decoder):
+            images[first : first + len(pixels)] = pixels
+        say(f"photos: {len(decoder):,} decoded in {time.perf_counter() - started:.1f} s, {_gigabytes(size)} of memory")
+        return images
+    header = _header(decoder, shape)
+    path = folder / f"{sha256(header)[:16]}.safetensors"
+    with locked(folder, wait=True):
+        if _is_whole(path, header, size):
+            os.utime(path)
+            say(f"photos: {_gigabytes(size)} in {path}, decoded before")
+        else:
+            make_room(folder, cache.gb * 1e9 - size)
+            if shutil.disk_usage(folder).free < size + SPARE:
+                warn(f"{folder}: no room for {_gigabytes(size)} of decoded photos, so they are {again}")
+                return None
+            write_file(path, partial(_write, decoder, header))
+            seconds = time.perf_counter() - started
+            say(f"photos: {len(decoder):,} decoded in {seconds:.1f} s, {_gigabytes(size)} kept in {path}")
+    # Copy on write: torch wants to be allowed to write, and nothing does.
+    return np.memmap(path, np.uint8, mode="c", offset=len(header), shape=shape)
+
+
+def _write(decoder: Decoder, header: bytes, file: BinaryIO) -> None:
+    file.write(header)
+    for _, pixels in _chunks(decoder):
+        file.write(pixels.tobytes())
+
+
+def _chunks(decoder: Decoder) -> Iterator[tuple[int, np.ndarray]]:
+    firsts = range(0, len(decoder), CHUNK)
+    batches = decoder.batches(range(first, min(first + CHUNK, len(decoder))) for first in firsts)
+    shown = sys.stderr.isatty()
+    yield from zip(firsts, tqdm(batches, "decoding", len(firsts), leave=False, disable=not shown), strict=True)
+
+
+def _header(decoder: Decoder, shape: tuple[int, ...]) -> bytes:
+    content = [RULES, PIL.__version__, asdict(decoder.prepare), list(decoder.row_shas)]
+    key = sha256(json.dumps(content).encode())
+    tensor = {"dtype": "U8", "shape": shape, "data_offsets": (0, int(np.prod(shape, dtype=np.int64)))}
+    text = json.dumps({"__metadata__": {"key": key}, "images": tensor}).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _is_whole(path: Path, header: bytes, size: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(header)) == header and path.stat().st_size == len(header) + size
+    except OSError:
+        return False
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,220 @@
+"""From a photo's bytes to the square of pixels that a model is given, by fixed rules.
+
+Each odd kind of image has its rule, so that the training and the test set are read alike:
+
+- EXIF orientation is applied. Colour profiles are not.
+- Transparent pixels (RGBA, grey with alpha, palette or tRNS transparency) are laid on white.
+- CMYK, YCbCr, palette and 1-bit images are converted as Pillow converts them.
+- 16-bit grey is scaled by 255/65535, never clipped; so are 32-bit integers, which must lie within 16 bits. Floats must
+  lie within 0..1.
+- Of an animation the first frame counts; folds.py says so.
+- An image of more than MAX_PIXELS is refused from its header, before anything is decoded.
+- A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as long as that leaves twice the pixels asked for.
+- What cannot be decoded whole is an error with its file and row; nothing is put in its place.
+"""
+
+import io
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from common.base.errors import UserError, warn
+from common.base.files import sha256
+from common.base.strict_csv import file_bytes, row_of
+from common.data.tables import Table
+
+RULES = 1  # to be raised with every change of what the pixels become: decoded photos are kept in files
+MAX_PIXELS = 50_000_000
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # the only decoders that a file's bytes may choose
+NAMED = 5  # broken files in a message
+AHEAD = 4  # batches that are being decoded while one is used
+AT_ONCE = 1024  # files that wait to be checked
+
+# Pillow raises above twice its limit and warns below: one limit is enough.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata, which is not used
+
+
+def _fitted(photo: Image.Image, side: int, method: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
+    """The largest square in the middle."""
+    return ImageOps.fit(photo, (side, side), method)
+
+
+def _padded(photo: Image.Image, side: int, method: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
+    """All of it, with bars in the mean colour along the longer sides."""
+    return ImageOps.pad(photo, (side, side), method, color=fill if len(fill) > 1 else fill[0])
+
+
+def _squashed(photo: Image.Image, side: int, method: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
+    """All of it, without regard to its proportions."""
+    return photo.resize((side, side), method)
+
+
+# How a photo becomes a square, by timm's names of it.
+CROP_MODES: dict[str, Callable[..., Image.Image]] = {"center": _fitted, "border": _padded, "squash": _squashed}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How photos become squares: a function of the model alone, the same in training, validation and test.
+
+    A photo is resized once, to ``stored`` px; the model sees the middle ``side`` px of that, and a random crop in
+    training may take its part from anywhere in it.
+    """
+
+    channels: int  # 1 grey, 3 colour
+    side: int  # of the model's input, px
+    stored: int  # of what is decoded and kept, px
+    crop_mode: str = "center"  # a name in CROP_MODES
+    interpolation: str = "bicubic"  # Pillow's name of the method
+    fill: tuple[int, ...] = (0,)  # of bars, a value a channel
+
+    def __call__(self, content: bytes) -> np.ndarray:
+        """The pixels of an image file's bytes, uint8 (channels, stored, stored).
+
+        Raises:
+            ValueError: it cannot be decoded; why.
+        """
+        photo = read_photo(content, self.stored).convert("L" if self.channels == 1 else "RGB")
+        method = Image.Resampling[self.interpolation.upper()]
+        pixels = np.asarray(CROP_MODES[self.crop_mode](photo, self.stored, method, self.fill))
+        return np.ascontiguousarray(pixels.reshape(self.stored, self.stored, self.channels).transpose(2, 0, 1))
+
+    def __str__(self) -> str:
+        """What it does, for people."""
+        how = {"center": "middle square", "border": "whole, with bars", "squash": "squashed to a square"}
+        colour = "grey" if self.channels == 1 else "colour"
+        said = f"photos resized once to {self.stored} px ({how[self.crop_mode]}, {self.interpolation}, {colour})"
+        return said + (f", the model sees {self.side} px of them" if self.side < self.stored else "")
+
+
+def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
+    """The image in ``content``, upright, its mode L or RGB; a JPEG may come at a reduced size (see ``at_least``, px).
+
+    Raises:
+        ValueError: it cannot be decoded whole, or has too many pixels; why.
+    """
+    if not content:
+        raise ValueError("is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+            if at_least and (reduced := min(8, min(photo.size) // (2 * at_least))) > 1:
+                photo.draft(None, (photo.width // reduced, photo.height // reduced))
+            photo.load()
+            return _eight_bits(ImageOps.exif_transpose(photo))
+    except Image.DecompressionBombError:
+        raise ValueError(f"has more than {MAX_PIXELS:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders meet damaged bytes with exceptions of every kind
+        raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _eight_bits(photo: Image.Image) -> Image.Image:
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        white = Image.new("RGBA", photo.size, "white")
+        return Image.alpha_composite(white, photo).convert("RGB")
+    if photo.mode.startswith("I") or photo.mode == "F":
+        values, most = np.asarray(photo, dtype=np.float64), 1.0 if photo.mode == "F" else 65535.0
+        if not (values.min() >= 0 and values.max() <= most):  # NaN is neither
+            raise ValueError(f"has values from {values.min():g} to {values.max():g}, outside 0 to {most:g}")
+        return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
+    return photo if photo.mode in ("L", "RGB") else photo.convert("RGB" if photo.mode != "1" else "L")
+
+
+# ---- the photos of a table
+
+
+@dataclass
+class Decoder:
+    """The photos of a table's rows as pixels; ``row_shas`` (n, of folds.csv) are what their bytes must hash to."""
+
+    table: Table
+    prepare: Preparation
+    row_shas: Sequence[str] = ()  # empty: nothing is known of them, as of a test set
+    workers: int = 1
+    decoded: int = 0  # so far
+
+    def __len__(self) -> int:
+        return len(self.table.ids)
+
+    def __call__(self, row: int) -> np.ndarray:
+        """One row's pixels, uint8 (channels, stored, stored).
+
+        Raises:
+            UserError: the file is missing, another than when the folds were made, or cannot be decoded.
+        """
+        path, where = self.table.images[row], row_of(self.table.source, row)
+        content = file_bytes(path)
+        if len(self.row_shas) and sha256(content)[:16] != self.row_shas[row]:
+            raise UserError(where, f"{path} is not the image that the folds were made from", "restore it")
+        try:
+            pixels = self.prepare(content)
+        except ValueError as error:
+            raise UserError(where, f"{path} {error}", "restore the image") from error
+        self.decoded += 1
+        return pixels
+
+    def batches(self, row_batches: Iterable[Sequence[int]]) -> Iterator[np.ndarray]:
+        """Pixels of batches of m rows, uint8 (m, channels, stored, stored), while later ones are already being decoded.
+
+        Threads, since Pillow lets go of the interpreter while it decodes and resizes.
+        """
+        pool, waiting = ThreadPoolExecutor(self.workers), []
+        try:
+            for rows in row_batches:
+                waiting.append([pool.submit(self, row) for row in rows])
+                if len(waiting) > AHEAD:
+                    yield np.stack([found.result() for found in waiting.pop(0)])
+            for batch in waiting:
+                yield np.stack([found.result() for found in batch])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def check_photos(table: Table, workers: int) -> None:
+    """Decode every photo of a table and throw the pixels away; warns of animations.
+
+    Raises:
+        UserError: how many cannot be decoded, and the first of them with their rows.
+    """
+
+    def look(path: Path) -> tuple[str, bool]:
+        content = file_bytes(path)
+        try:
+            read_photo(content, at_least=1)
+        except ValueError as error:
+            return str(error), False
+        return "", _is_animated(content)
+
+    found, shown = [], sys.stderr.isatty()
+    with ThreadPoolExecutor(workers) as pool:
+        for first in tqdm(range(0, len(table.images), AT_ONCE), "checking", leave=False, disable=not shown):
+            found += pool.map(look, table.images[first : first + AT_ONCE])
+    broken = [(row, what) for row, (what, _) in enumerate(found) if what]
+    if broken:
+        first, what = broken[0]
+        named = f"{table.images[first]} {what}"
+        if len(broken) > 1:
+            others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
+            named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
+        raise UserError(row_of(table.source, first), named, "restore them or remove their rows")
+    if moving := [row for row, (_, animated) in enumerate(found) if animated]:
+        file = table.images[moving[0]].name
+        warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
+
+
+def _is_animated(content: bytes) -> bool:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+        return photo.format != "MPO" and getattr(photo, "is_animated", False)  # MPO: a camera's JPEG with a preview

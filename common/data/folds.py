@@ -1,0 +1,364 @@
+"""The folds file: which row validates which model, decided once and joined by id ever after."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.files import sha256, write_file
+from common.base.strict_csv import read_cells, row_of, text_array
+from common.data.tables import Table
+from common.score.metrics import names_in_short, targets_of
+
+Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
+ALWAYS_TRAINING = -1
+WIDE = 10_000_000  # groups x classes above which scikit-learn's stratified groups take too much memory (80 MB)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Fold number of each of n rows: 0 to count - 1, or -1 for rows that every model trains on."""
+
+    ids: np.ndarray  # text, n
+    labels: np.ndarray  # text, n
+    fold: np.ndarray  # int64, n
+    row_shas: np.ndarray  # text, n
+    groups: np.ndarray  # text, n; empty where the split knows no groups
+
+    @property
+    def count(self) -> int:
+        return int(self.fold.max()) + 1
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The distinct labels, sorted as text: this order is the order of a model's outputs."""
+        return sorted(set(self.labels))
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The class number of each row, int64 (n)."""
+        return targets_of(self.labels, self.classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of every id, label and fold; the order of the rows does not matter."""
+        rows = sorted(zip(self.ids, self.labels, self.fold.tolist(), strict=True))
+        return sha256(json.dumps(rows).encode())
+
+
+# ---- making folds
+
+
+def make_folds(
+    table: Table,
+    k: int = 5,
+    split: Split = "stratified",
+    group: str = "",
+    fold_column: str = "",
+    seed: int = 0,
+    rare: Literal["error", "train"] = "error",
+) -> Folds:
+    """Deal the table's rows to folds with scikit-learn's splitters.
+
+    What must stay together is dealt as one unit: exact copies of an image and, in a group split, every row that
+    is linked to another by a shared group or a shared image. ``holdout`` takes the first of ``k`` parts as the only
+    validation part. ``rare`` = ``train`` puts units with a class too small for ``k`` folds, or with all rows of a class
+    in one fold, into no fold.
+
+    Raises:
+        UserError: a class with fewer than ``k`` distinct images, too few groups, or an unusable column.
+    """
+    labels, row_shas = table.labels, table.row_shas()
+    if len(set(labels)) < 2:
+        raise UserError(table.source, "has a single class", "a classifier needs at least two")
+    groups = _column(table, group, "--group") if group else text_array([])
+    if split == "column":
+        fold = _fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
+        return Folds(table.ids, labels, fold, row_shas, groups)
+    images = _numbered(row_shas)
+    units = _linked(images, _numbered(groups)) if "group" in split else images
+    fold = np.full(len(labels), ALWAYS_TRAINING)
+    dealt = _rows_to_deal(table.source, labels, images, units, k, rare)
+    _, first = np.unique(images[dealt], return_index=True)  # one row for each distinct image
+    rows = dealt[first]
+    if (found := len(set(units[rows]))) < k:
+        what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
+        raise UserError(table.source, what, "lower --k")
+    fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
+    if split == "stratified-group" and (units.max() + 1) * len(set(labels)) > WIDE:
+        fold_of_unit[units[rows]] = _stratified_groups(_numbered(labels[rows]), units[rows], k, seed)
+    else:
+        parts = _splitter(split, k, seed).split(rows, labels[rows], units[rows] if "group" in split else None)
+        for number, (_, part) in enumerate(parts):
+            if split != "holdout" or number == 0:
+                fold_of_unit[units[rows[part]]] = number
+    fold[dealt] = fold_of_unit[units[dealt]]
+    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups))) and rare == "train":
+        in_one_fold = np.isin(labels, [name for name, _ in missing])
+        fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
+    elif missing:
+        name, number = missing[0]
+        what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
+        raise UserError(
+            table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
+        )
+    _refuse_holes(fold, table.source, "lower --k or try another --seed")
+    return Folds(table.ids, labels, fold, row_shas, groups)
+
+
+def missing_classes(folds: Folds) -> list[tuple[str, int]]:
+    """Each class all of whose rows lie in one validation fold, with that fold: nothing is left to train on."""
+    seen = {}
+    for name, number in zip(folds.labels, folds.fold.tolist(), strict=True):
+        seen.setdefault(name, set()).add(number)
+    return sorted((name, min(found)) for name, found in seen.items() if len(found) == 1 and min(found) >= 0)
+
+
+def _splitter(split: Split, k: int, seed: int):
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    splitter = {
+        "stratified": StratifiedKFold,
+        "holdout": StratifiedKFold,
+        "kfold": KFold,
+        "group": GroupKFold,
+        "stratified-group": StratifiedGroupKFold,
+    }[split]
+    return splitter(n_splits=k, shuffle=True, random_state=seed)
+
+
+def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, whole units at a time, so that every class is spread evenly.
+
+    As scikit-learn's StratifiedGroupKFold does it: the units with the most uneven classes come first, and each goes
+    where its rows leave the classes' shares most even, at a tie into the smallest fold. But only the classes that a
+    unit holds are looked at: scikit-learn keeps a matrix of groups x classes (8 GB for 100,000 x 10,000) and judges by
+    the mean over all classes, in which a single one of thousands counts as a tie.
+
+    Args:
+        targets: (n) class numbers.
+        units: (n) equal numbers for rows that stay together.
+    """
+    classes = targets.max() + 1
+    pairs, rows_of_pair = np.unique(units * classes + targets, return_counts=True)
+    unit_of_pair, class_of_pair = np.divmod(pairs, classes)
+    names, first, size = np.unique(unit_of_pair, return_index=True, return_counts=True)
+    sums, squares = (np.add.reduceat(rows_of_pair**power, first) for power in (1, 2))
+    spread = np.sqrt(squares / classes - (sums / classes) ** 2)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    totals, dealt, rows_of_fold = np.bincount(targets), np.zeros((k, classes)), np.zeros(k)
+    fold_of_unit = np.empty(names.max() + 1, dtype=np.int64)
+    for unit in shuffled[np.argsort(-spread[shuffled], kind="stable")]:
+        own = slice(first[unit], first[unit] + size[unit])
+        numbers, rows = class_of_pair[own], rows_of_pair[own]
+        shares = dealt[:, numbers] / totals[numbers] + np.eye(k)[:, :, None] * (rows / totals[numbers])
+        uneven = shares.std(axis=1).sum(axis=1)
+        chosen = np.lexsort((rows_of_fold, ~np.isclose(uneven, uneven.min())))[0]
+        dealt[chosen, numbers] += rows
+        rows_of_fold[chosen] += rows.sum()
+        fold_of_unit[names[unit]] = chosen
+    return fold_of_unit[units]
+
+
+def _rows_to_deal(
+    source: str, labels: np.ndarray, images: np.ndarray, units: np.ndarray, k: int, rare: Literal["error", "train"]
+) -> np.ndarray:
+    """Positions of the rows that go into folds: all but the units with a rare class.
+
+    A unit is left out as a whole, which may make another class rare in turn.
+    """
+    rows = np.arange(len(labels))
+    while True:
+        counts = Counter(name for name, _ in set(zip(labels[rows], images[rows].tolist(), strict=True)))
+        small = {name: count for name, count in counts.items() if count < k}
+        if not small:
+            return rows
+        if rare == "error":
+            named = ", ".join(f"{name} ({count})" for name, count in sorted(small.items())[:5])
+            what = f"{len(small)} classes have fewer than {k} distinct images: {named}"
+            raise UserError(source, what, "lower --k, or --rare train to keep their rows out of validation")
+        out = units[rows][np.isin(labels[rows], list(small))]
+        rows = rows[~np.isin(units[rows], out)]
+
+
+def _linked(images: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number of the connected part each row belongs to, where rows with one image or one group are linked."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes = images.max() + 1 + groups.max() + 1
+    links = coo_array((np.ones(len(images)), (images, images.max() + 1 + groups)), shape=(nodes, nodes))
+    return connected_components(links, directed=False)[1][images]
+
+
+def _numbered(texts: np.ndarray) -> np.ndarray:
+    """Equal texts get equal numbers from 0, whatever the order of the rows."""
+    return np.unique(texts.astype(str), return_inverse=True)[1]
+
+
+def _column(table: Table, name: str, flag: str) -> np.ndarray:
+    if name not in table.columns:
+        known = ", ".join(table.columns) or "none"
+        raise UserError(table.source, f"has no column {name!r} for {flag}", f"its other columns: {known}")
+    cells = table.columns[name]
+    if (empty := np.flatnonzero(cells == "")).size:
+        raise UserError(f"{row_of(table.source, empty[0])}, column {name}", "is empty", "fill it in")
+    return cells
+
+
+# ---- the file
+
+
+def folds_text(folds: Folds) -> str:
+    """The folds file's content: id,label,fold,row_sha and, if there are groups, group."""
+    columns = {"id": folds.ids, "label": folds.labels, "fold": folds.fold.tolist(), "row_sha": folds.row_shas}
+    if folds.groups.size:
+        columns["group"] = folds.groups
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return file.getvalue()
+
+
+def write_folds(path: Path, folds: Folds) -> None:
+    """Write ``folds`` as a csv."""
+    write_file(path, folds_text(folds))
+
+
+def read_folds(path: Path) -> Folds:
+    """Read a folds file.
+
+    Raises:
+        UserError: a missing column or fold, an empty or doubled id, a cell that is not what it should be.
+    """
+    if not path.exists():
+        raise UserError(str(path), "does not exist", "make it with: python folds.py")
+    cells = read_cells(path)
+    if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
+        raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")
+    ids, labels, row_shas = cells["id"], cells["label"], cells["row_sha"]
+    first_row = {}
+    for index, (name, label, row_sha) in enumerate(zip(ids, labels, row_shas, strict=True)):
+        if not name or not label:
+            raise UserError(row_of(path, index), "the id or the label is empty", "restore the file")
+        if not re.fullmatch("[0-9a-f]{16}", row_sha):
+            raise UserError(
+                f"{row_of(path, index)}, column row_sha", f"{row_sha!r} is not a valid hash", "restore the file"
+            )
+        if (earlier := first_row.setdefault(name, index)) != index:
+            raise UserError(row_of(path, index), f"id {name} is also in row {earlier + 1}", "restore the file")
+    return Folds(ids, labels, _fold_numbers(cells["fold"], str(path)), row_shas, cells.get("group", text_array([])))
+
+
+def _fold_numbers(cells: Sequence[str], where: str) -> np.ndarray:
+    for index, cell in enumerate(cells):
+        if not re.fullmatch("-1|[0-9]{1,4}", cell):
+            what = f"fold {cell!r} is not a whole number from 0, or -1 for rows always trained on"
+            raise UserError(row_of(where, index), what, "correct it")
+    fold = np.array(cells, dtype=np.int64)
+    _refuse_holes(fold, where, "number the folds from 0 without gaps")
+    return fold
+
+
+def _refuse_holes(fold: np.ndarray, where: str, remedy: str) -> None:
+    present = set(fold.tolist())
+    for number in range(max(fold.max(), 0) + 1):
+        if number not in present:
+            raise UserError(where, f"there is no row in fold {number}", remedy)
+
+
+# ---- folds and their table
+
+
+def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (int64) to train on and to validate on when ``fold`` ("full": none) is held out.
+
+    ``train_fraction`` of each class is trained on, and ``limit`` rows (0: all) of either part are kept, drawn at random
+    but the same for every seed.
+    """
+    held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
+    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
+    if train_fraction < 1:
+        targets = folds.targets[train]
+        of_each_class = np.split(train[np.argsort(targets, kind="stable")], np.cumsum(np.bincount(targets))[:-1])
+        kept = [rows[: max(1, round(train_fraction * len(rows)))] for rows in map(random.permutation, of_each_class)]
+        train = np.sort(np.concatenate(kept))
+    if limit:
+        train, valid = (np.sort(random.permutation(rows)[:limit]) for rows in (train, valid))
+    return train, valid
+
+
+def match_folds(folds: Folds, table: Table) -> Folds:
+    """The folds in the table's row order, joined by id. Photos are not read here: who decodes one checks its hash.
+
+    Raises:
+        UserError: the rows that are missing, foreign, or have another label or image than when folds were made.
+    """
+    if findings := changed_rows(folds, table, hash_images=not table.of_photos):
+        remedy = "name the table that the folds were made from with --data; python folds.py --check says more"
+        raise UserError(table.source, f"differs from the folds file: {findings[0]}", remedy)
+    position = {name: at for at, name in enumerate(folds.ids)}
+    order = np.array([position[name] for name in table.ids])
+    groups = folds.groups[order] if folds.groups.size else folds.groups
+    return Folds(table.ids, folds.labels[order], folds.fold[order], folds.row_shas[order], groups)
+
+
+def changed_rows(folds: Folds, table: Table, hash_images: bool = True) -> list[str]:
+    """How the table differs from the one that ``folds`` was made of: one line each for a kind of change."""
+    known = dict(zip(folds.ids, folds.row_shas, strict=True))
+    row_shas = table.row_shas() if hash_images else text_array(known.get(name, "") for name in table.ids)
+    made_of = {row[0]: row[1:] for row in zip(folds.ids, folds.labels, folds.row_shas, strict=True)}
+    present = {row[0]: row[1:] for row in zip(table.ids, table.labels, row_shas, strict=True)}
+    shared = [name for name in made_of if name in present]
+    changes = {
+        "only in the folds file": [name for name in made_of if name not in present],
+        "only in the table": [name for name in present if name not in made_of],
+        "with another label": [name for name in shared if made_of[name][0] != present[name][0]],
+        "with another image": [name for name in shared if made_of[name][1] != present[name][1]],
+    }
+    findings = [f"{rows_named(ids)} {change}" for change, ids in changes.items() if ids]
+    if changes["with another image"] and Counter(folds.row_shas) == Counter(row_shas):
+        findings.append("the table holds the same images in another order, and its ids follow that order")
+    return findings
+
+
+def rows_named(ids: Sequence[str]) -> str:
+    """``3 rows (7, 12, 40)``: a count and the first few ids."""
+    named = ", ".join(list(ids)[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{len(ids)} row{'s' if len(ids) > 1 else ''} ({named})"
+
+
+def leaks(folds: Folds, test: Table | None = None) -> list[str]:
+    """What would make a validation or test score untrue: one line for each kind, naming the rows."""
+    by_class = dict(missing_classes(folds))
+    in_test = set() if test is None else set(test.row_shas())
+    found = {
+        "are exact copies that lie in different folds": _divided(folds.row_shas, folds.fold),
+        "are exact copies with different labels": _divided(folds.row_shas, folds.labels),
+        "belong to groups that lie in different folds": _divided(folds.groups, folds.fold),
+        f"are all there is of class {names_in_short(list(by_class))}, in one fold: none left to train on": [
+            at for at, name in enumerate(folds.labels) if name in by_class
+        ],
+        "are also in the test set": [at for at, row_sha in enumerate(folds.row_shas) if row_sha in in_test],
+    }
+    return [f"{rows_named(folds.ids[rows])} {what}" for what, rows in found.items() if rows]
+
+
+def _divided(keys: np.ndarray, values: np.ndarray) -> list[int]:
+    """Positions of the keys that occur with more than one value, equal keys side by side."""
+    positions = {}
+    for at, key in enumerate(keys):
+        positions.setdefault(key, []).append(at)
+    shared = [rows for rows in positions.values() if len(rows) > 1]  # first: most keys occur once
+    return [at for rows in shared if len(set(values[rows])) > 1 for at in rows]

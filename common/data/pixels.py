@@ -1,0 +1,142 @@
+"""Tables whose cells are pixels: label,pixel0,pixel1, ...
+
+Reading tens of thousands of rows takes seconds, and every fold, sweep cell and script would pay them again: what was
+read from a large table is kept in the user's cache folder, under the hash of its content.
+"""
+
+import math
+import os
+import re
+import zipfile
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.files import make_room, sha256, write_file
+from common.base.strict_csv import row_of, text_array, wrong_width
+
+_PIXEL = re.compile(r"pixel(0|[1-9][0-9]*)")
+_COMMA, _NEWLINE, _ZERO = b",\n0"
+_BLOCK = 512  # rows parsed at once: few enough to stay in the processor's cache
+_LARGE = 10e6  # bytes of a table that is worth keeping
+_KEPT = 1e9  # bytes of all that is kept; what was not used for longest goes
+_PARSER = 1  # to be raised when this file reads the same table to other values
+
+
+def is_pixel_header(header: list[str]) -> bool:
+    """Whether a table with these columns holds its images' pixels."""
+    return any(_PIXEL.fullmatch(name) for name in header)
+
+
+def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The images, uint8 (n, side, side), and the other columns as text; the columns may stand in any order."""
+    pixel_columns = _pixel_columns(path, header)
+    side = math.isqrt(len(pixel_columns))
+    kept = _cache_folder() / f"{sha256(content)}-{_PARSER}.npz"
+    found = _kept_before(kept)
+    if not found:
+        found = _parse_pixels(path, header, pixel_columns, content)
+        if len(content) > _LARGE:
+            _keep(kept, *found)
+    return found[0].reshape(-1, side, side), found[1]
+
+
+def _cache_folder() -> Path:
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):  # a container's user may have none
+        home = os.devnull  # where nothing can be kept
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "fivefold"
+
+
+def _kept_before(kept: Path) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """What :func:`_keep` wrote, or None where there is no such file or it is damaged (zip has checksums)."""
+    try:
+        with np.load(kept, allow_pickle=False) as file:
+            arrays = dict(file)
+        os.utime(kept)
+        return arrays.pop("pixels"), {name[1:]: text_array(cells) for name, cells in arrays.items()}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(kept: Path, pixels: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    """Write them for later; where that does not work, nothing is lost but time."""
+    texts = {f"_{name}": cells.astype(str) for name, cells in columns.items()}
+    with suppress(UserError, OSError):
+        write_file(kept, partial(np.savez, pixels=pixels, **texts))
+        make_room(kept.parent, _KEPT)
+
+
+def _pixel_columns(path: Path, header: list[str]) -> list[int]:
+    """Where pixel0, pixel1, ... stand in the header."""
+    positions = {int(name[5:]): at for at, name in enumerate(header) if _PIXEL.fullmatch(name)}
+    count = len(positions)
+    for number in range(count):
+        if number not in positions:
+            raise UserError(str(path), f"has {count} pixel columns but no pixel{number}", "download it again")
+    if math.isqrt(count) ** 2 != count:
+        raise UserError(str(path), f"has {count} pixel columns, which is not a square number", "download it again")
+    return [positions[number] for number in range(count)]
+
+
+def _parse_pixels(
+    path: Path, header: list[str], pixel_columns: list[int], content: bytes
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The pixels, uint8 (n, pixels), and the other columns as text.
+
+    Cells are cut and read by numpy from the raw bytes, which checks every one of them and is still as fast as
+    a csv parser: a cell is one to three digits, at most 255.
+    """
+    content = np.frombuffer(content, np.uint8)[content.index(b"\n") + 1 :]
+    line_ends = np.flatnonzero(content == _NEWLINE)
+    if not line_ends.size:
+        raise UserError(str(path), "has a header but no row", "download it again")
+    pixels = np.empty((len(line_ends), len(pixel_columns)), np.uint8)
+    texts = {name: (at, []) for at, name in enumerate(header) if not _PIXEL.fullmatch(name)}
+    begin = 0
+    for first in range(0, len(line_ends), _BLOCK):
+        lines = line_ends[first : first + _BLOCK]
+        block, lines, begin = content[begin : lines[-1] + 1], lines - begin, lines[-1] + 1
+        ends = np.flatnonzero((block == _COMMA) | (block == _NEWLINE)).astype(np.int32)
+        widths = np.diff(np.searchsorted(ends, lines), prepend=-1)
+        if (wrong := np.flatnonzero(widths != len(header))).size:
+            raise wrong_width(path, first + wrong[0], widths[wrong[0]], len(header))
+        starts = np.concatenate(([0], ends[:-1] + 1), dtype=np.int32).reshape(-1, len(header))
+        ends = ends.reshape(-1, len(header))
+        for at, cells in texts.values():
+            spans = zip(starts[:, at], ends[:, at], strict=True)
+            found = [_unquoted(block[start:end].tobytes().decode()) for start, end in spans]
+            if None in found:
+                where = row_of(path, first + found.index(None))
+                raise UserError(where, "has a quote that does not end in its cell", "check its quotes")
+            cells += found
+        values, valid = _small_integers(block, starts[:, pixel_columns], ends[:, pixel_columns])
+        if not valid.all():
+            row, number = np.argwhere(~valid)[0]
+            at = pixel_columns[number]
+            cell = block[starts[row, at] : ends[row, at]].tobytes().decode()
+            where = f"{row_of(path, first + row)}, column pixel{number}"
+            raise UserError(where, f"{cell[:40]!r} is not an integer from 0 to 255", "correct the value")
+        pixels[first : first + len(lines)] = values
+    return pixels, {name: text_array(cells) for name, (_, cells) in texts.items()}
+
+
+def _small_integers(block: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values (uint16) of the cells ``block[start:end]`` and whether each is an integer from 0 to 255."""
+    lengths = ends - starts
+    # An empty cell's last byte is the separator before it, which is no digit; what lies before the block is not used.
+    ones, tens, hundreds = (block.take(ends - place, mode="clip") - _ZERO for place in (1, 2, 3))
+    tens, hundreds = np.where(lengths > 1, tens, 0), np.where(lengths > 2, hundreds, 0)
+    values = 100 * hundreds.astype(np.uint16) + 10 * tens.astype(np.uint16) + ones
+    valid = (ones <= 9) & (tens <= 9) & (hundreds <= 2) & (values <= 255) & (lengths <= 3)
+    return values, valid
+
+
+def _unquoted(cell: str) -> str | None:
+    """The text of a cell; None where a quote begins it and does not end it."""
+    if not cell.startswith('"'):
+        return cell
+    return cell[1:-1].replace('""', '"') if re.fullmatch('"([^"]|"")*"', cell) else None

@@ -1,0 +1,222 @@
+"""Runs commands side by side, one per slot: a GPU, a share of the CPU, or of a cluster (common/jobs/cluster.py)."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Queue
+from typing import Literal, Protocol
+
+from common.base.errors import UserError, warn
+from common.base.system import cpu_count, gpu_count, has_other_accelerator, is_launched
+from common.jobs.screen import Screen
+
+TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
+INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}  # a job's end: ours
+STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
+TRAIN_SCRIPT = Path(__file__).parents[2] / "train_fold.py"
+
+# A launcher's word to its own processes; a job is no rank of anything.
+LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """How jobs (folds of a run, cells of a sweep) are spread over what is there."""
+
+    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core, short folds in turn); on a cluster the limit
+    jobs_per_gpu: int = 1  # folds or cells side by side on each GPU
+    hours: float = 0.0  # start nothing that would not finish within this time (0: no limit)
+    engine: Literal["local", "ray"] = "local"  # where folds or cells run: this machine or a Ray cluster
+    address: str = ""  # of the Ray cluster, host:port (default: the one that this machine belongs to)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command under a name; ``command`` follows the Python interpreter."""
+
+    name: str
+    command: tuple[str, ...]
+    log: str = ""  # file that its output is added to (default: it goes to ours)
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of its slot
+    folder: str = field(default_factory=os.getcwd)  # in which it runs
+
+
+class Process(Protocol):
+    """A running job; subprocess.Popen is one."""
+
+    stdout: Iterable[str] | None  # what it prints: lines, and states of a bar, which end with a carriage return
+
+    def wait(self) -> int:
+        """Its exit code once it has ended, or minus the signal that ended it."""
+
+    def terminate(self) -> None:
+        """End it and what it started."""
+
+
+class Slot(Protocol):
+    """A place for one job at a time."""
+
+    elsewhere: bool  # on another machine, perhaps
+
+    def start(self, job: Job, piped: bool) -> Process:
+        """Start a job there; ``piped`` says that its output is for us, not for the terminal."""
+
+
+@dataclass(frozen=True)
+class LocalSlot:
+    """A share of this machine: a GPU, named in the environment of its jobs, or threads."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    elsewhere = False
+
+    def start(self, job: Job, piped: bool) -> Process:
+        """Start a job as our child."""
+        return start_child(job, self.environment, piped)
+
+
+def slots_for(options: SideBySide, threads: int, most: int, short: bool = False) -> tuple[list[Slot], int]:
+    """Where jobs run side by side, and the threads of each; ``threads`` are those asked for (0: a fair share).
+
+    There will not be more than ``most`` jobs at a time. ``short`` jobs follow one another on a CPU, unless --jobs says
+    otherwise: a process of their own would take longer to start than they take.
+
+    Raises:
+        UserError: a number out of range, an option without effect; a cluster that is not there or too small.
+    """
+    for name, least in (("jobs", 0), ("jobs_per_gpu", 1), ("hours", 0)):
+        if not getattr(options, name) >= least:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(flag, f"{getattr(options, name)} is too small", f"use {least} or more")
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if together and (options.jobs, options.jobs_per_gpu, options.engine) != (0, 1, "local"):
+        what = "its processes train each fold together, one fold after another"
+        raise UserError("accelerate launch", what, "leave out either it or --jobs, --jobs-per-gpu and --engine")
+    if together or STARTED_BY_US in os.environ:
+        return [LocalSlot()], threads
+    if options.engine == "ray":
+        from common.jobs.cluster import cluster_slots
+
+        return cluster_slots(options.address, threads, options.jobs_per_gpu, min(options.jobs or most, most))
+    if options.address:
+        raise UserError("--address", "is for a Ray cluster and has no effect here", "add --engine ray")
+    slots: list[Slot] = list(device_slots())
+    if slots != [LocalSlot()]:
+        if options.jobs:
+            warn("--jobs has no effect: jobs run on the GPUs, and --jobs-per-gpu sets how many")
+        slots *= options.jobs_per_gpu
+    else:
+        if options.jobs_per_gpu > 1:
+            warn("--jobs-per-gpu has no effect: there is no GPU, and --jobs sets how many run on the CPU")
+        alone = short or is_launched() or has_other_accelerator()
+        cores = max(1, cpu_count() // max(1, threads))
+        slots *= options.jobs or (1 if alone else cores)
+        if options.jobs > most:
+            warn(f"--jobs {options.jobs}: there are only {most} to run side by side")
+    slots = slots[: max(1, most)]
+    return slots, threads or max(1, cpu_count() // len(slots))
+
+
+def device_slots() -> list[LocalSlot]:
+    """One slot per GPU, or a single one for a machine without."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = map(str, range(gpu_count())) if visible is None else filter(None, visible.split(","))
+    return [LocalSlot({"CUDA_VISIBLE_DEVICES": device}) for device in devices] or [LocalSlot()]
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    slots: Sequence[Slot],
+    finished: Callable[[Job, int], None] = lambda job, exit_code: None,
+) -> dict[str, int]:
+    """Run every job and return its exit code by name; a failed job does not stop the others.
+
+    ``jobs`` is asked for the next one when a slot is free, not before. With one slot here a job speaks for itself;
+    else each line it prints is led by its name. A job that a signal has ended (the system was out of memory, a
+    crash) is started once more: it goes on from its checkpoint.
+    ``finished`` is called in this thread as each job ends. Ctrl-C, SIGTERM (or any other exception here) ends
+    all running jobs before it goes on.
+    """
+    waiting, free, ended = iter(jobs), list(range(len(slots))), Queue()
+    running: dict[str, Process] = {}
+    exit_codes, again = {}, set()
+    piped = len(slots) > 1 or slots[0].elsewhere
+    with _sigterm_as_exit(), closing(Screen(len(slots) if piped else 0)) as screen:
+
+        def start(job: Job, slot: int) -> None:
+            seen = replace(job, environment={**job.environment, **screen.environment})
+            running[job.name] = slots[slot].start(seen, piped)
+            watch = (job, slot, running[job.name], screen, ended)
+            threading.Thread(target=_watch, args=watch, daemon=True).start()
+
+        try:
+            while True:
+                while free and (job := next(waiting, None)):
+                    start(job, free.pop(0))
+                if not running:
+                    break
+                job, slot, exit_code = ended.get()
+                if exit_code < 0 and exit_code not in INTERRUPTED and job.name not in again:
+                    again.add(job.name)
+                    screen.say(f"{job.name} was killed by {signal.Signals(-exit_code).name}: starting it once more\n")
+                    start(job, slot)
+                    continue
+                del running[job.name]
+                free.append(slot)
+                exit_codes[job.name] = exit_code
+                finished(job, exit_code)
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                process.wait()
+    return exit_codes
+
+
+def in_words(exit_code: int) -> str:
+    """How a job ended: its exit code, or the signal."""
+    return f"exit {exit_code}" if exit_code >= 0 else signal.Signals(-exit_code).name
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit(143) here, so that what must be cleaned up is; by itself it just ends a process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start_child(job: Job, environment: Mapping[str, str], piped: bool) -> subprocess.Popen:
+    """Start a job as a child of this process, on this machine; on a cluster's node too."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    options = {"env": {**inherited, **environment, **job.environment, STARTED_BY_US: str(os.getpid())}}
+    options |= {"cwd": job.folder}
+    command = [sys.executable, *job.command]
+    if job.log:
+        with Path(job.folder, job.log).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+    if not piped:
+        return subprocess.Popen(command, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    process.stdout = io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="")
+    return process
+
+
+def _watch(job: Job, slot: int, process: Process, screen: Screen, ended: Queue) -> None:
+    try:
+        for said in process.stdout or ():
+            with suppress(BrokenPipeError):  # nobody reads our output any more: a job must not wait for that
+                screen.show(job.name, slot, said)
+    finally:
+        ended.put((job, slot, process.wait()))

@@ -1,0 +1,200 @@
+"""Training losses: functions of (logits, targets), one line each in LOSSES, and the head that margin losses need.
+
+``logits`` are float (n, C), ``targets`` float (n, C) with rows that sum to 1: one-hot, smoothed, mixed or distilled.
+A loss returns one number per image (n), or a single one for the whole batch. Under accumulation or several processes
+a batch is the micro-batch that a process sees: the losses that look at other images (ohem, lovasz-softmax) then see
+fewer of them, all others do not change.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.base.cli import chosen, keyword_arguments
+from common.base.errors import UserError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+SCALE = 16.0  # of a margin loss's cosines; its head has the same
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum t log p; smoothing is in the targets (--label-smoothing)."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+    """-sum t (1 - p)^gamma log p: what is already right counts little (Lin et al., arXiv 1708.02002)."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(targets * (1 - log_p.exp()).clamp_min(1e-7) ** gamma * log_p).sum(1)
+
+
+def ohem(logits: Tensor, targets: Tensor, share: float = 0.5) -> Tensor:
+    """Cross-entropy of the ``share`` of the batch with the largest loss (top-k loss; Shrivastava et al., 1604.03540).
+
+    The others count 0 and the chosen n / k, so that the mean over the batch is the mean of the chosen.
+    """
+    losses = cross_entropy(logits, targets)
+    count = max(1, round(share * len(losses)))
+    hardest = torch.zeros_like(losses).index_fill_(0, losses.detach().topk(count).indices, len(losses) / count)
+    return losses * hardest
+
+
+def bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """One yes-or-no question per class, summed over classes (Wightman et al., arXiv 2110.00476).
+
+    Scored like all others by the softmax of its logits: good for ranking, too sure or too timid as a probability.
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+
+
+def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float = 0.7) -> Tensor:
+    """sum t (1 - p^q) / q, for noisy labels: cross-entropy at q -> 0, 1 - p at q = 1 (Zhang & Sabuncu, 1805.07836)."""
+    return (targets * (1 - (q * F.log_softmax(logits, dim=1)).exp())).sum(1) / q
+
+
+def arcface(logits: Tensor, targets: Tensor, scale: float = SCALE, margin: float = 0.3) -> Tensor:
+    """Cross-entropy after the angle to the target's class is made wider by ``margin`` (Deng et al., arXiv 1801.07698).
+
+    ``logits`` are ``scale`` x cosines (:class:`CosineHead`), ``margin`` is in radians; a soft target gets its share of
+    it. The scale must grow with the number of classes C: probability P is out of reach below
+    (C - 1) / C x ln((C - 1) P / (1 - P)), 8 for 10 classes and P = 0.999 (CosFace, arXiv 1801.09414).
+    """
+    cosine = (logits / scale).clamp(-1.0, 1.0)
+    sine = (1 - cosine**2).clamp_min(1e-6).sqrt()
+    angle = margin * targets
+    wider = cosine * torch.cos(angle) - sine * torch.sin(angle)  # cos(theta + angle)
+    # Past pi the cosine would rise again; there the paper's code goes on with a straight line.
+    straight = cosine - angle * torch.sin(angle)
+    return cross_entropy(scale * torch.where(cosine > -torch.cos(angle), wider, straight), targets)
+
+
+def cosface(logits: Tensor, targets: Tensor, scale: float = SCALE, margin: float = 0.2) -> Tensor:
+    """Cross-entropy after the cosine to the target's class is cut by ``margin`` (Wang et al., arXiv 1801.09414).
+
+    ``logits`` are ``scale`` x cosines (:class:`CosineHead`); a soft target gets its share of the margin.
+    """
+    return cross_entropy(logits - scale * margin * targets, targets)
+
+
+def lovasz_softmax(logits: Tensor, targets: Tensor) -> Tensor:
+    """Lovasz extension of each class's Jaccard loss over the batch (Berman et al., arXiv 1705.08790); one number.
+
+    An image is in a class's set or not, so soft targets have no place here: the targets must be one-hot.
+    """
+    p = F.softmax(logits, dim=1)
+    errors, order = (targets - p).abs().sort(dim=0, descending=True)
+    inside = targets.gather(0, order)
+    union = inside.sum(0) + (1 - inside).cumsum(0)
+    jaccard = 1 - (inside.sum(0) - inside.cumsum(0)) / union.clamp_min(1)
+    slopes = torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
+    occurs = targets.sum(0) > 0  # classes that the batch lacks say nothing
+    return ((errors * slopes).sum(0) * occurs).sum() / occurs.sum()
+
+
+def class_weights_of(asked: Any, targets: Tensor, num_classes: int) -> Tensor:
+    """The weight of each class (C) for training rows with class numbers ``targets`` (n): their mean over rows is 1.
+
+    ``asked`` is "balanced", one over a class's number of rows, or the weights' own ratios in the class list's order.
+
+    Raises:
+        UserError: not one positive number per class.
+    """
+    counts = torch.bincount(targets, minlength=num_classes).float()
+    if asked == "balanced":
+        weights = torch.where(counts > 0, 1 / counts.clamp_min(1), 0.0)
+    else:
+        numbers = asked if isinstance(asked, tuple | list) else ()
+        if len(numbers) != num_classes or not all(isinstance(w, int | float) and 0 < w < math.inf for w in numbers):
+            what = f"class_weights={asked} is not one positive number for each of {num_classes} classes"
+            raise UserError("--loss-args", what, "give class_weights=balanced or 'class_weights=(1.2,1.2,0.8)'")
+        weights = torch.tensor(numbers, dtype=torch.float32, device=targets.device)
+    return weights * len(targets) / (weights * counts).sum()
+
+
+def create_loss(name: str, loss_args: Sequence[str], label_smoothing: float, targets: Tensor, num_classes: int) -> Loss:
+    """The mean loss of a batch, (logits, soft targets) -> one number, for a training on rows of classes ``targets``.
+
+    Any loss per image takes ``class_weights``: an image counts as much as its (soft) class. With one-hot targets and
+    cross-entropy that is torch's ``weight``, divided by the mean weight of all training rows instead of the batch's.
+
+    Raises:
+        UserError: no such loss, an argument that it does not know, smoothing for a loss that takes no soft targets.
+    """
+    function = chosen("loss", name, LOSSES)
+    own = [pair for pair in loss_args if not pair.startswith("class_weights=")]
+    loss = partial(function, **keyword_arguments("loss-args", own, function))
+    asked = keyword_arguments("loss-args", loss_args).get("class_weights", "")
+    if name in ONE_HOT_ONLY and label_smoothing > 0:
+        what = f"{name} takes hard labels only: an image is in a class's set or not"
+        raise UserError("--loss", what, "use --label-smoothing 0")
+    if asked and name in OF_THE_BATCH:
+        raise UserError("--loss-args", f"{name} has no loss per image to weight", "leave out class_weights")
+    try:
+        one_hot = F.one_hot(torch.arange(8) % num_classes, num_classes).float()
+        usable = bool(loss(torch.zeros(8, num_classes), one_hot).isfinite().all())
+    except (ArithmeticError, RuntimeError, TypeError):
+        usable = False
+    if not usable:
+        what = f"{name} cannot be computed with {' '.join(own)}"
+        raise UserError("--loss-args", what, f"see {function.__name__} in common/model/losses.py")
+    if not asked:
+        return lambda logits, soft: loss(logits, soft).mean()
+    weights = class_weights_of(asked, targets, num_classes)
+    return lambda logits, soft: (loss(logits, soft) * (soft @ weights)).mean()
+
+
+class CosineHead(nn.Module):
+    """A last layer whose outputs are ``scale`` x the cosine between features (n, inputs) and each class's direction."""
+
+    def __init__(self, inputs: int, num_classes: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(num_classes, inputs))
+        nn.init.xavier_normal_(self.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+def with_head_for(model: nn.Module, loss: str, loss_args: Sequence[str]) -> nn.Module:
+    """The model with the last layer that ``loss`` needs, in place; margin losses need a :class:`CosineHead`.
+
+    Whoever builds the model again, for its saved weights, must do the same.
+
+    Raises:
+        UserError: the model's last layer is not linear.
+    """
+    if loss not in MARGIN_LOSSES:
+        return model
+    last = model.get_classifier()
+    name = next((name for name, module in model.named_modules() if module is last), "")
+    if not isinstance(last, nn.Linear) or not name:
+        what = f"{loss} needs a linear last layer to replace, but this model's is {type(last).__name__}"
+        raise UserError("--loss", what, "choose another model or loss")
+    arguments = keyword_arguments("loss-args", loss_args)
+    parent, _, attribute = name.rpartition(".")
+    head = CosineHead(last.in_features, last.out_features, arguments.get("scale", SCALE))
+    setattr(model.get_submodule(parent), attribute, head)
+    return model
+
+
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    "cross-entropy": cross_entropy,
+    "focal": focal,
+    "ohem": ohem,
+    "bce": bce,
+    "generalised-cross-entropy": generalised_cross_entropy,
+    "arcface": arcface,
+    "cosface": cosface,
+    "am-softmax": cosface,  # the same formula, published a month apart (Wang et al., arXiv 1801.05599)
+    "lovasz-softmax": lovasz_softmax,
+}
+MARGIN_LOSSES = ("arcface", "cosface", "am-softmax")
+ONE_HOT_ONLY = ("lovasz-softmax",)
+OF_THE_BATCH = ("lovasz-softmax",)

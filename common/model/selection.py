@@ -1,0 +1,210 @@
+"""Which weights a fold keeps: an entry of SELECTIONS looks at every finished epoch and decides.
+
+A selection keeps whole states of the model (name -> tensor). One of them goes back into the model; several become
+:class:`Members`, whose probabilities are averaged by whoever predicts: for OOF, in infer.py, it is one model.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.base.cli import chosen, keyword_arguments
+from common.base.errors import UserError
+from common.data.batches import Normalise
+from common.data.geometry import cropped
+from common.data.images import Images, pixels_of
+from common.model.schedules import Length, cycle_ends
+from common.runs.config import Config
+
+State = dict[str, Tensor]
+
+
+class Last:
+    """The weights of the last epoch."""
+
+    averages = False  # whether what is kept has BatchNorm statistics of its own
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int]):
+        self.epochs, self.cycle_ends, self.kept = epochs, cycle_ends, []
+        self.nets = 1  # trained one after another, each from weights of its own and for its share of the epochs
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        """Look at the weights after ``epoch`` (from 1), and at the scores (higher is better) of all epochs so far."""
+
+    def stops(self, scores: Sequence[float]) -> bool:
+        """Whether the training should end here."""
+        return False
+
+
+class Best(Last):
+    """The weights of the first epoch with the best --metric; with ``patience``, stop after so many without a better.
+
+    The epoch is chosen on the rows that score it, which flatters the score; an early stop leaves the learning rate
+    in the middle of its schedule.
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], patience: int = 0):
+        super().__init__(epochs, cycle_ends)
+        self.patience = patience
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if best_epoch(scores) == len(scores) - 1:
+            self.kept = [copy_of(state)]
+
+    def stops(self, scores: Sequence[float]) -> bool:
+        return bool(scores) and 0 < self.patience < len(scores) - best_epoch(scores)
+
+
+class StochasticAverage(Last):
+    """The mean of the weights after each of the ``last`` epochs (SWA; Izmailov et al., arXiv 1803.05407).
+
+    BatchNorm's statistics are measured anew on the training rows. It wants a learning rate that is still high then:
+    --schedule constant, or restarts.
+    """
+
+    averages = True
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 5):
+        super().__init__(epochs, cycle_ends)
+        if not 1 < last <= epochs:
+            raise UserError(
+                "--select-args", f"last={last}: swa averages two or more of the {epochs} epochs", f"use 2 to {epochs}"
+            )
+        self.last = last
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        count = epoch - (self.epochs - self.last)
+        if count == 1:
+            self.kept = [copy_of(state)]
+        elif count > 1:
+            self.kept = [mean_of(self.kept[0], state, 1 / count)]
+
+
+class Snapshots(Last):
+    """The weights at the end of each of the ``last`` cycles of --schedule restarts (0: all), as members.
+
+    Source: Snapshot Ensembles (Huang et al., arXiv 1704.00109).
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 0):
+        super().__init__(epochs, cycle_ends)
+        if len(cycle_ends) < 2:
+            raise UserError("--select", "snapshots needs at least two learning rate cycles", "use --schedule restarts")
+        if not 0 <= last <= len(cycle_ends):
+            what = f"last={last} is out of range: there are {len(cycle_ends)} cycles"
+            raise UserError("--select-args", what, f"use 0 (all) to {len(cycle_ends)}")
+        self.cycle_ends = cycle_ends[-last:]
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if epoch in self.cycle_ends:
+            self.kept.append(copy_of(state))
+
+
+class Independent(Last):
+    """The last weights of each of ``count`` nets, as members: trained one after another, each from a fresh start.
+
+    Every net has its own initial weights and order, and epochs / count epochs, over which the schedule runs anew.
+    Source: Deep Ensembles (Lakshminarayanan et al., arXiv 1612.01474).
+    """
+
+    def __init__(self, epochs: int, cycle_ends: Sequence[int], count: int = 3):
+        super().__init__(epochs, cycle_ends)
+        if not isinstance(count, int) or count < 2 or epochs % count:
+            what = f"{epochs} epochs cannot be divided evenly among count={count} nets"
+            raise UserError("--select-args", what, "use 2 nets or more and set --epochs to a multiple of that")
+        self.nets = count
+
+    def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
+        if epoch % (self.epochs // self.nets) == 0:
+            self.kept.append(copy_of(state))
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """Index of the first epoch with the highest score."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def copy_of(state: Mapping[str, Tensor]) -> State:
+    """The state with tensors of its own."""
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def mean_of(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> State:
+    """(1 - share) x ``state`` + share x ``other``; whole numbers (BatchNorm's counter) are the other's."""
+    return {
+        name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else other[name].clone()
+        for name, tensor in state.items()
+    }
+
+
+def create_selection(cfg: Config, length: Length) -> Last:
+    """The selection that ``--select`` names.
+
+    Raises:
+        UserError: no such selection, an argument that it does not know, or one that does not fit the other settings.
+    """
+    selection = chosen("select", cfg.select, SELECTIONS)
+    arguments = keyword_arguments("select-args", cfg.select_args, selection)
+    if selection is StochasticAverage and cfg.ema_decay > 0:
+        raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
+    ends = []
+    if cfg.schedule == "restarts":
+        ends = cycle_ends(length, **keyword_arguments("schedule-args", cfg.schedule_args))
+    try:
+        return selection(cfg.epochs, ends, **arguments)
+    except TypeError as error:
+        raise UserError("--select-args", f"{' '.join(cfg.select_args)} is not valid", "give numbers") from error
+
+
+@torch.no_grad()
+def measure_batchnorm(
+    model: nn.Module, images: Images, rows: Tensor, normalise: Normalise, batch_size: int, side: int
+) -> None:
+    """Give BatchNorm the statistics of some rows' images, un-augmented, at the weights that the model has now.
+
+    The model sees the middle ``side`` px of each, ``batch_size`` images at a time. The average of weights has had no
+    batch of its own. ``rows`` are those of the training, on its device; every process measures all of them, in an order
+    of its own, so all find the same. Unlike torch's update_bn, dropout stays off and layers that are frozen keep what
+    they have.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+        layer.train()
+    # In a table that is sorted by class, batches of neighbours would lack the variance between classes.
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    whole = (some for some in rows[order].split(batch_size) if len(some) == batch_size)
+    for pixels in pixels_of(images, whole, rows.device):
+        model(normalise(cropped(pixels, side).float().div_(255)))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.eval()
+
+
+class Members(nn.Module):
+    """``count`` copies of a model; their output is the log of their mean probability, float32 (n, classes)."""
+
+    def __init__(self, model: nn.Module, count: int):
+        super().__init__()
+        self.members = nn.ModuleList(copy.deepcopy(model) for _ in range(count))
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_p = torch.stack([F.log_softmax(member(images).float(), dim=1) for member in self.members])
+        return log_p.logsumexp(0) - math.log(len(self.members))
+
+
+SELECTIONS = {
+    "last": Last,
+    "best": Best,
+    "swa": StochasticAverage,
+    "snapshots": Snapshots,
+    "members": Independent,
+}

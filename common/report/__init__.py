@@ -1,0 +1,1 @@
+"""The page. Imports only: base, jobs, score, data, runs, model, train, sweep."""

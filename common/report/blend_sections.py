@@ -1,0 +1,144 @@
+"""The report's sections on what is made of many runs: blends and sweeps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.base.errors import UserError
+from common.base.files import read_json
+from common.report.evidence import Evidence
+from common.report.figures import sweep_panels
+from common.report.page import Section, element, findings, join, note, sheet, slug, table
+from common.runs.layout import WEIGHTS_FILE
+from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
+from common.sweep.law import Law
+
+
+def blend_sections(evidence: Evidence) -> list[Section]:
+    """The table of each blend, its weights, and what each run is worth to it."""
+    return [blend_section(evidence.runs_dir / blend.name) for blend in evidence.blends]
+
+
+def blend_section(folder: Path) -> Section:
+    """All of a blend's weights.json."""
+    found = read_json(folder / WEIGHTS_FILE, table=list, weights=dict, method=str, oof=str)
+    tables = {
+        "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
+        "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),
+    }
+    if not len(tables["runs"]):  # one fold: nothing is left to tell what a run is worth
+        tables["runs"] = pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"])
+    says = [f"Written is the blend by {found['method']}; its out-of-fold predictions are {found['oof']}."]
+    if chosen := found.get("chosen_in_folds"):
+        says.append(f"Each fold’s rows are blended as the other folds chose: {', '.join(chosen)}.")
+    if smallest := found.get("smallest_set"):
+        says.append(f"The smallest set whose mean comes within one standard error: {', '.join(smallest)}.")
+    if noise := found.get("noise"):
+        helps = "noise helps, so do not trust this score" if gains(noise) else "noise gains nothing"
+        says.append(
+            f"Control: with {noise['members']} members of noise {noise['errors_with']:,} errors instead of "
+            f"{noise['errors_without']:,}: {helps}."
+        )
+    in_short = []
+    if tta := found.get("tta"):
+        presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
+        in_short.append(
+            f"{folder.name} blends out-of-fold predictions under test-time views ({presets}); "
+            "the runs themselves are shown without, so part of its lead is that of the views."
+        )
+    body = [
+        findings(says + in_short),
+        table(tables["methods"]),
+        note(
+            "Nested: each fold’s rows by a blend fitted on the other folds, so nothing is scored on rows that it has "
+            "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. After T: log loss "
+            "after one temperature; the difference to the mean’s is paired by row and has its standard error."
+        ),
+        element("h3", "What each run is worth"),
+        table(tables["runs"]),
+    ]
+    name = slug(folder.name)
+    frames = {f"{name}_{kind}": frame for kind, frame in tables.items()}
+    return Section(f"Blend: {folder.name}", join(body), in_short, frames)
+
+
+def method_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One way of blending: its nested score, or with a single fold the one in-sample."""
+    score = row.get("nested", row["in_sample"])
+    low, high = score["interval"]
+    cells = {"method": row["name"], "errors": score["errors"]}
+    if "nested" in row:
+        cells["optimism"] = score["errors"] - row["in_sample"]["errors"]
+    cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "log_loss": score["nll"]}
+    if "tempered_nll" in score:
+        cells["after_temperature"] = score["tempered_nll"]
+    if "against_mean" in row:
+        cells |= {"to_the_mean": row["against_mean"]["difference"], "se": row["against_mean"]["standard_error"]}
+    return cells
+
+
+def worth_row(row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
+    """What a blend loses without a run, what the run costs, and which other run errs most alike."""
+    without = row["without"]
+    return {
+        "run": row["run"],
+        "weight": weights.get(row["run"], np.nan),  # a stack has none
+        "errors": row["errors_alone"],
+        "errors_without_it": without["errors"],
+        "loss_without_it": without["difference"],
+        "se": without["standard_error"],
+        "seconds_per_1000": row["seconds_per_1000_rows"] or np.nan,
+        "most_alike": row["nearest"],
+        "shared_errors": row["overlap"],
+    }
+
+
+def gains(noise: dict[str, float]) -> bool:
+    """Whether members of noise lower the log loss by more than two standard errors."""
+    return noise["difference"] < -2 * noise["standard_error"]
+
+
+def sweep_sections(evidence: Evidence) -> list[Section]:
+    """What each sweep says of learning rate and batch size."""
+    return [sweep_section(folder) for folder in evidence.sweeps]
+
+
+def sweep_section(folder: Path) -> Section:
+    """The law in sentences, its figure, and the best learning rate of each batch size."""
+    sweep, cells, name = read_sweep(folder), read_cells(folder), slug(folder.name)
+    title, about_it = f"Sweep: {folder.name}", f"{sweep.config.model}, {sweep.config.opt}, {sweep.says_budget}"
+    try:
+        law = Law(cells)
+    except UserError as error:
+        return Section(title, join([element("p", f"{about_it}; {error}."), table(cells)]), [], {f"{name}_cells": cells})
+    sentences = law.sentences()
+    optima = [
+        (size, best.value, best.low, best.high, loss)
+        for size, best, loss in zip(law.batch_sizes.tolist(), law.optima, law.best_losses, strict=True)
+    ]
+    optima = pd.DataFrame(optima, columns=["batch_size", "best_lr", "from", "to", "log_loss"])
+    found = [read_json(path) for path in sorted(folder.glob(FIND_FILE.format("*")))]
+    body = [
+        element("p", f"{about_it}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes."),
+        findings(sentences + checked(folder)),
+        *(sheet(panel) for panel in sweep_panels(cells, law, found, name)),
+        element("h3", "The best learning rate of each batch size"),
+        table(optima),
+    ]
+    tables = {f"{name}_optima": optima, f"{name}_cells": cells}
+    return Section(title, join(body), [f"{folder.name}: {sentences[0]}."], tables)
+
+
+def checked(folder: Path) -> list[str]:
+    """What `sweep.py fit --verify` found on a batch size outside the fit, if it was asked."""
+    seen = read_json(folder / LAW_FILE).get("verification") if (folder / LAW_FILE).is_file() else None
+    if not seen:
+        return []
+    predicted, measured = (f"{seen[part]['lr']:.2e}" for part in ("predicted", "measured"))
+    says = f"batch size {seen['batch_size']}, outside the fit: predicted lr {predicted}, measured {measured}: "
+    says += "they agree" if seen["agrees"] else "they differ by more than chance"
+    return [
+        says if seen.get("cost") is None else f"{says}; the predicted one's loss is {seen['cost']:.1%} above the best"
+    ]

@@ -1,0 +1,174 @@
+"""The settings of a training run: one flat table that is flag, json key and column alike."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.base.errors import UserError
+from common.runs.layout import fold_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
+
+    data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
+    folds: str = "folds.csv"  # folds file, written once by folds.py
+    runs_dir: str = "runs"  # folder that holds every run
+    run: str = ""  # name of this run (default: the model's name)
+    fold: str = "all"  # a fold's number, all, or full (every row, no validation)
+    config: str = ""  # recipe (yaml); flags on the command line override it
+    restart: bool = False  # list what this run's folder holds, then delete it
+    model: str = "digit_cnn"  # any timm model, or digit_cnn
+    model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
+    pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
+    weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
+    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (plus the stem), batchnorm=True
+    img_size: int = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
+    channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
+    epochs: int = 10  # passes over the training folds
+    batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
+    accumulate: int = 1  # forward passes per optimiser step
+    opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
+    opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
+    lr: float = 3e-3  # peak learning rate, used as given
+    schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
+    schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
+    warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
+    weight_decay: float = 0.05  # decoupled if the optimiser does so; not applied to biases and norms
+    layer_decay: float = 1.0  # learning rate of each layer as a share of the next one's
+    backbone_lr_scale: float = 1.0  # learning rate of all but the last layer as a share of lr
+    loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
+    loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; per-image losses take class_weights=balanced
+    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
+    label_smoothing: float = 0.1  # in training only
+    clip_grad: float = 0.0  # largest gradient norm (0: no clipping)
+    ema_decay: float = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
+    channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
+    compile: bool = False  # torch.compile: minutes of startup, then faster steps
+    threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
+    augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
+    augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
+    metric: str = "accuracy"  # what --select best and plateau watch: also nll, macro_f1, quadratic_kappa ...
+    select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
+    select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
+    seed: int = 0  # for weights, order and augmentation
+    train_fraction: float = 1.0  # share of the training rows used, per class
+    limit: int = 0  # rows used of each part, for a smoke run (0: all)
+
+    @property
+    def run_name(self) -> str:
+        """The run's folder below ``runs_dir``."""
+        return self.run or self.model
+
+
+FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
+
+# Where things lie and how many threads work on them does not change what is trained.
+_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+
+
+def check_config(cfg: Config, processes: int) -> None:
+    """Refuse numbers that cannot be meant, before anything is loaded.
+
+    Raises:
+        UserError: a number out of range, or a batch size that does not divide into whole micro-batches.
+    """
+    for name, least in {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "img_size": 0,
+        "threads": 0,
+        "limit": 0,
+        "seed": 0,
+    }.items():
+        if getattr(cfg, name) < least:
+            raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
+    ranges = {
+        "lr": (0, 1e30),  # beyond, torch's own numbers overflow
+        "warmup_epochs": (0, cfg.epochs),
+        "weight_decay": (0, float("inf")),
+        "label_smoothing": (0, 1),
+        "clip_grad": (0, float("inf")),
+        "ema_decay": (0, 1),
+        "train_fraction": (0, 1),
+    }
+    for name in ("layer_decay", "backbone_lr_scale"):
+        if not 0 < getattr(cfg, name) <= 1:
+            raise UserError(
+                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is not a valid share", "use more than 0, up to 1"
+            )
+    if cfg.pretrained and cfg.weights:
+        raise UserError("--weights", "cannot be combined with --pretrained", "use one of them")
+    if cfg.weights and FOLD not in cfg.weights:
+        check_file("--weights", cfg.weights)
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(cfg, name) <= high or math.isinf(getattr(cfg, name)):
+            raise UserError(
+                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is out of range", f"use {low} to {high}"
+            )
+    shares = processes * cfg.accumulate
+    if cfg.batch_size % shares:
+        raise UserError(
+            "--batch-size",
+            f"{cfg.batch_size} is not divisible by {in_shares(processes, cfg.accumulate)}",
+            f"use a multiple of {shares}",
+        )
+    if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
+        raise UserError(
+            "--run", f"{cfg.run_name} is not a valid folder name", "give a plain name; --runs-dir sets the folder"
+        )
+    for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
+        if cfg.fold == "full" and choice in ("best", "plateau"):
+            raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
+    if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
+        raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
+
+
+def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
+    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
+    counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
+    counts += [(images, "image", "images")] * bool(images)
+    return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raise UserError unless there is a file of this name."""
+    if not Path(path).is_file():
+        raise UserError(flag, f"there is no file {path}", "check the path")
+
+
+def of_fold(cfg: Config, fold: str) -> Config:
+    """The settings with the weights that this fold starts from."""
+    return dataclasses.replace(cfg, weights=cfg.weights.replace(FOLD, fold_folder(Path(), fold).name))
+
+
+def training_settings(cfg: Config) -> dict[str, Any]:
+    """The fields that decide the result; two folds of one run agree in all of them."""
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in _PLACES]
+    return {name: getattr(cfg, name) for name in names}  # a script's own options are no settings
+
+
+def saved_config(settings: Mapping[str, Any]) -> Config:
+    """Settings as a file holds them; one that an older version had and this one lacks is left out."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    pairs = {name: value for name, value in settings.items() if name in known}
+    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in pairs.items()})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Each setting that differs, as ``lr: 0.003 -> 0.001``."""
+    return [
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if _plain(old.get(name)) != _plain(new.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # JSON knows lists only

@@ -1,0 +1,184 @@
+"""A run's folder while it is trained in: looked at before torch is loaded, gone on with or thrown away, completed.
+
+What lies in it is said in common/runs/layout.py.
+"""
+
+import dataclasses
+import os
+import shutil
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.base.errors import ENVIRONMENT, OwnError, UserError
+from common.base.files import check_folder, read_json, remove_strays, write_json
+from common.base.system import check_unlocked, locked
+from common.data.decoding import Preparation
+from common.data.folds import Folds
+from common.data.tables import Table
+from common.runs.config import Config, differences, training_settings
+from common.runs.layout import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    OOF_FILE,
+    fold_folder,
+    is_finished,
+    read_metrics,
+    unfinished,
+)
+from common.runs.oof import oof_score
+from common.runs.predictions import Predictions, write_predictions
+from common.score.metrics import describe, score, show
+
+if TYPE_CHECKING:
+    from common.train.training import Training
+
+# What metrics.json repeats of the weights file's facts, for readers that do not load torch.
+METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+
+
+def check_place(run_folder: Path, wanted: list[str]) -> None:
+    """Refuse, before torch is loaded, a run's folder that cannot be written into or that another process trains in."""
+    if os.environ.get("RANK", "0") == "0":
+        check_folder(run_folder)
+        folders = [fold_folder(run_folder, fold) for fold in wanted]
+        for folder in [folder for folder in folders if not is_finished(folder)][:1]:  # a later one may be free by then
+            check_unlocked(folder)
+
+
+def start_over(run_folder: Path) -> None:
+    """Throw a run away after saying what is in it; refused while another process trains in it."""
+    if not run_folder.exists():
+        return
+    if not any(run_folder.glob(f"*/{CONFIG_FILE}")):
+        raise UserError(str(run_folder), "is not a run that --restart may delete", "delete it yourself")
+    with ExitStack() as locks:
+        for folder in sorted(path.parent for path in run_folder.glob(f"*/{CONFIG_FILE}")):
+            locks.enter_context(locked(folder))
+            state = "finished" if is_finished(folder) else "unfinished"
+            print(f"--restart deletes {folder} ({state}: {', '.join(sorted(os.listdir(folder)))})")
+        files = sorted(path.name for path in run_folder.iterdir() if path.is_file())
+        print(f"--restart deletes {run_folder} ({', '.join(files)})")
+        if os.name != "posix":
+            locks.close()  # Windows removes no open file
+        shutil.rmtree(run_folder)
+
+
+def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
+    settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
+    for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
+        if changed := differences(read_json(other), settings):
+            remedy = "use the same settings, another --run, or --restart to delete the run"
+            raise UserError(str(other), f"this run was made with different settings ({', '.join(changed)})", remedy)
+    remove_strays(folder)
+    if is_finished(folder):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
+    if not (folder / CONFIG_FILE).exists():
+        write_json(folder / CONFIG_FILE, settings)
+
+
+def check_shared(folder: Path, patience: float = 60) -> None:
+    """Refuse to train beside processes of another machine on a run that this one cannot see.
+
+    A network disk may show a new folder late; ``patience`` is how many seconds it gets.
+    """
+    end = time.monotonic() + patience
+    while not (folder / CONFIG_FILE).exists():
+        if time.monotonic() > end:
+            what = f"created by the main process but not visible on {socket.gethostname()}"
+            raise OwnError(str(folder), what, "put --runs-dir on a disk that all machines share", ENVIRONMENT)
+        time.sleep(0.5)
+
+
+def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
+    """What a weights file must say for itself, so that infer.py needs nothing else."""
+    from common.data.images import image_shape
+    from common.train.training import versions
+
+    return {
+        "settings": training_settings(cfg),
+        "run": cfg.run_name,
+        "fold_count": folds.count,
+        "folds_fingerprint": folds.fingerprint,
+        "classes": folds.classes,
+        "image_shape": image_shape(table),
+        "preparation": dataclasses.asdict(prepare),
+        "processes": processes,
+        "threads": cfg.threads,
+        "versions": versions(),
+    }
+
+
+def save_fold(
+    folder: Path,
+    training: "Training",
+    facts: dict[str, Any],
+    folds: Folds,
+    valid_rows: np.ndarray,
+    logits: np.ndarray | None,
+    store: str,
+) -> None:
+    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work.
+
+    ``valid_rows`` are int64 (m), ``logits`` theirs, float32 (m, classes); None without any.
+    """
+    from common.model.selection import best_epoch
+    from common.runs.tensors import save_tensors
+
+    members = len(training.members.members) if training.members else 1
+    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
+    log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
+    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
+    if facts["settings"]["limit"]:
+        metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
+    metrics["seconds"] = sum(row["seconds"] for row in log)
+    images = len(log) * training.batches.steps * training.batches.batch_size
+    metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
+    metrics |= {"epochs": len(log), "steps": len(log) * training.batches.steps}
+    if logits is not None:
+        oof = Predictions(
+            folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
+        )
+        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
+        best = best_epoch(training.scores)
+        metrics |= score(oof.logits, oof.targets)
+        metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
+        if training.selection.nets > 1:
+            ends = log[training.epochs_of_net - 1 :: training.epochs_of_net]
+            epochs_say = "its nets alone " + ", ".join(show(metric, end[metric]) for end in ends)
+        else:
+            better = f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
+            epochs_say = f"last epoch {show(metric, metrics['last'])}, "
+            epochs_say += "none better" if metrics["best"] == metrics["last"] else better
+        print(f"fold {facts['fold']}: {describe(metrics, metric)}; {epochs_say}")
+        if len(log) < epochs:
+            print(
+                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
+                "rows that score it also decided when: compared with runs of fixed length its score is flattered"
+            )
+    write_json(folder / METRICS_FILE, metrics)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def finished_line(folder: Path, fold: str, metric: str) -> str:
+    """That a fold is finished, with its score if it has one."""
+    metrics = read_metrics(folder)
+    return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "accuracy" in metrics else "")
+
+
+def say_result(run_folder: Path, folds: Folds, metric: str) -> None:
+    """Print the score of every fold, and of the joined out-of-fold predictions, the local CV; or what is left."""
+    numbers = [str(number) for number in range(folds.count)]
+    if left := unfinished(run_folder, numbers):
+        print(f"{run_folder.name}: no time left for fold {', '.join(left)}; run the same command to continue")
+        return
+    for number in numbers:
+        print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
+    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")

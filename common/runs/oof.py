@@ -1,0 +1,110 @@
+"""The out-of-fold predictions of a run: what its folds' files say, joined by id and checked against the folds."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.base.errors import UserError, warn
+from common.data.folds import Folds, rows_named
+from common.runs.layout import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
+from common.runs.predictions import Predictions, read_predictions, rows_in_order, short_form
+from common.score.metrics import joined_answers, names_in_short, score_of
+
+
+def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions:
+    """The run's predictions of every row that a fold holds out, in the order of ``folds``.
+
+    With ``kept`` each fold is brought to the short form of so many classes as it is read, so that the matrix of all
+    rows and classes is never there.
+
+    Raises:
+        UserError: a fold that is missing or was trained with other folds; a row that is not there exactly once;
+            other labels or classes than those of ``folds``.
+    """
+    parts = [short_form(part, kept) if kept else part for part in _oof_parts(Path(run_folder), folds)]
+    shortest = min((part.columns.shape[1] for part in parts if part.is_short), default=0)
+    rows = folds.fold >= 0
+    held_out_by = folds.fold[rows]
+    logits = np.empty((len(held_out_by), shortest + 1 if shortest else len(folds.classes)), dtype=np.float32)
+    columns = np.empty((len(held_out_by) if shortest else 0, shortest), dtype=np.int32)
+    for k in range(folds.count):
+        part = short_form(parts.pop(0), shortest or len(folds.classes))  # popped: freed as soon as it is copied
+        logits[held_out_by == k] = part.logits
+        if shortest:
+            columns[held_out_by == k] = part.columns
+    told = {"ids": folds.ids[rows], "labels": folds.labels[rows], "fold": held_out_by}
+    return replace(part, logits=logits, columns=columns, **told)
+
+
+def oof_score(run_folder: Path, folds: Folds) -> dict[str, float | int]:
+    """n and every metric of the run's OOF predictions, which are scored once, together; one fold is held at a time.
+
+    Raises:
+        UserError: as :func:`join_oof` does.
+    """
+    return score_of(joined_answers([part.answers() for part in _oof_parts(run_folder, folds)]))
+
+
+def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:
+    """The predictions of each fold's rows, in the order of ``folds``, one fold after another."""
+    for k in range(folds.count):
+        fold_path = fold_folder(run_folder, k)
+        theirs = read_metrics(fold_path)["folds_fingerprint"]
+        if theirs != folds.fingerprint:
+            what = f"was trained with different folds (fingerprint {theirs[:16]}, here {folds.fingerprint[:16]})"
+            raise UserError(str(fold_path), what, "name the folds file it was trained with, or leave this run out")
+        yield _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
+
+
+def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None, kept: int = 0) -> Predictions:
+    """The run's OOF predictions under the views that ``test``, its test.npz, was predicted with; None: no views.
+
+    With ``kept`` they are in the short form of so many classes.
+
+    Raises:
+        UserError: as :func:`join_oof` does; no OOF predictions with these views.
+    """
+    oof = join_oof(run_folder, folds, kept)  # always: its checks are those of the folds
+    if test is None or test.source["tta"] == "none":
+        return oof
+    path = run_folder / TTA_OOF_FILE
+    remedy = f"run: python infer.py --tta {test.source['tta']} --runs {run_folder.name}, with --data and --folds"
+    if not path.is_file():
+        raise UserError(str(path), "is missing, though the test predictions were made with views", remedy)
+    with_views = _rows_of_folds(path, folds, folds.fold >= 0, remedy)
+    if with_views.source.get("views") != test.source["views"]:
+        raise UserError(str(path), f"has different views from {run_folder.name}'s test predictions", remedy)
+    _check_models(path, run_folder, with_views.source, remedy)
+    return short_form(with_views, kept) if kept else with_views
+
+
+def check_test_source(run_folder: Path, path: Path, test: Predictions) -> None:
+    """Raise UserError unless ``test``, read from ``path``, was predicted by the models that the run holds now."""
+    remedy = f"run: python infer.py --runs {run_folder.name}"
+    if not test.source:
+        raise UserError(str(path), "does not say which models and views predicted it", remedy)
+    _check_models(path, run_folder, test.source, remedy)
+
+
+def _check_models(path: Path, run_folder: Path, source: dict[str, Any], remedy: str) -> None:
+    for name, theirs in source["models"].items():
+        ours = model_sha256(run_folder / name)
+        if not ours:
+            warn(f"{run_folder / name / MODEL_FILE}: is missing, so {path} cannot be checked against it")
+        elif ours != theirs:
+            raise UserError(str(path), f"was predicted before {name} was trained again", remedy)
+
+
+def _rows_of_folds(path: Path, folds: Folds, rows: np.ndarray, remedy: str) -> Predictions:
+    """The predictions at ``path`` in the order of these ``rows`` (a mask) of ``folds``, classes and labels checked."""
+    found = rows_in_order(read_predictions(path), folds.ids[rows], str(path))
+    if found.classes != folds.classes:
+        what = f"has the classes {names_in_short(found.classes)}, but the folds have {names_in_short(folds.classes)}"
+        raise UserError(str(path), what, remedy)
+    wrong = found.ids[found.labels != folds.labels[rows]] if len(found.labels) else found.ids
+    if len(wrong):
+        raise UserError(str(path), f"has different labels from the folds in {rows_named(wrong)}", remedy)
+    return replace(found, fold=folds.fold[rows])

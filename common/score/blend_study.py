@@ -1,0 +1,204 @@
+"""Every way to blend tried on the same runs, their table, what each run is worth to the blend, and all as text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.score.blending import BLENDS, Blend, OofLogits, usable
+from common.score.calibration import cross_fitted, temperature
+from common.score.metrics import errors, interval, losses, nll, paired_difference, score
+from common.score.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
+
+
+@dataclass(frozen=True)
+class Study:
+    """What every usable method makes of the runs, by its name, and the blend that is taken."""
+
+    blends: dict[str, Blend]  # fitted on all rows
+    in_sample: dict[str, np.ndarray]  # (rows, columns): what they say of the rows that they were fitted on
+    tried: dict[str, Tried]  # nested; empty with a single fold, where no other is left to fit on
+    choice: Choice
+    method: str  # of the blend that is taken
+    logits: np.ndarray  # (rows, columns): what it says, nested where there is more than one fold
+    tempered: np.ndarray  # (rows, columns): the same after a temperature
+    temperature: float  # of the blend on rows yet to come
+
+
+def study_blends(data: OofLogits, asked: str) -> Study:
+    """Fit each method on all rows, and on some folds to be scored on another; take the one that is ``asked`` for.
+
+    With ``auto`` the method is chosen nested, and with a single fold it is the mean.
+    """
+    blends = {name: BLENDS[name](data) for name in usable(data)}
+    in_sample = {name: blend(data.logits) for name, blend in blends.items()}
+    if len(np.unique(data.fold)) == 1:
+        method = "mean" if asked == "auto" else asked
+        taken, scale = in_sample[method], temperature(in_sample[method], data.targets, data.tail_classes)
+        return Study(blends, in_sample, {}, Choice(method, [], taken, taken), method, taken, taken / scale, scale)
+    # Nested predictions are OOF like every run's own: made by something that has not seen the row.
+    tried = {name: try_method(BLENDS[name], data) for name in blends}
+    choice = choose_nested(tried, data)
+    method, taken = (choice.name, choice) if asked == "auto" else (asked, tried[asked])
+    scale = tried[method].temperature
+    return Study(blends, in_sample, tried, choice, method, taken.logits, taken.tempered, scale)
+
+
+# ---- the table
+
+
+def blend_table(runs: Sequence[str], data: OofLogits, study: Study) -> list[dict[str, Any]]:
+    """One row for each blend, for the choice between them (auto), and for each run by itself; ``runs`` are names.
+
+    With a single fold there is nothing nested in it.
+    """
+    if study.tried:
+        sources = {name: (study.in_sample[name], each.logits, each.tempered) for name, each in study.tried.items()}
+        sources["auto"] = (study.in_sample[study.choice.name], study.choice.logits, study.choice.tempered)
+        # Nothing is fitted on a run by itself but its temperature.
+        sources |= {
+            f"run {run}": (own, own, cross_fitted(own, data.targets, data.fold, data.tail_classes))
+            for run, own in zip(runs, data.logits, strict=True)
+        }
+    else:
+        alone = {f"run {run}": own for run, own in zip(runs, data.logits, strict=True)}
+        sources = {name: (found, None, None) for name, found in (study.in_sample | alone).items()}
+    rows = []
+    for name, (fitted, held_out, tempered) in sources.items():
+        scale = temperature(fitted, data.targets, data.tail_classes)
+        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data)}
+        if held_out is not None:
+            row["nested"] = _scored(held_out, tempered, data)
+            row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
+            own_losses = losses(tempered, data.targets, data.tail_classes)
+            against = paired_difference(own_losses, study.tried["mean"].losses)
+            row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
+        rows.append(row)
+    return rows
+
+
+def _scored(logits: np.ndarray, tempered: np.ndarray, data: OofLogits) -> dict[str, Any]:
+    """The score with the accuracy's 95 % interval and the log loss after the temperature."""
+    found = score(logits, data.targets, data.tail_classes)
+    found["interval"] = list(interval(found["errors"], found["n"]))
+    return found | {"tempered_nll": nll(tempered, data.targets, data.tail_classes)}
+
+
+def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
+    """The table as aligned text."""
+    width = max(len(row["name"]) for row in rows)
+    title = f"{n:,} OOF rows"
+    width = max(width, len(title))
+    fitted = f"{'errors':>7} {'log loss':>9} {'after T':>9}"
+    held_out = f"{'errors':>7} {'accuracy':>10} {'95 % interval':>17} {'log loss':>9} {'after T':>9}"
+    lines = [f"{'':<{width}}  {'in-sample':^{len(fitted)}}", f"{title:<{width}}  {fitted}"]
+    if "nested" in rows[0]:
+        lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism    log loss after T"
+        lines[1] += f"  {held_out}  {'(errors)':>8}  {'against the mean':>18}"
+    for row in rows:
+        found = row["in_sample"]
+        line = f"{row['name']:<{width}}  {found['errors']:>7,} {found['nll']:>9.5f} {found['tempered_nll']:>9.5f}"
+        if "nested" in row:
+            found, against = row["nested"], row["against_mean"]
+            low, high = found["interval"]
+            line += f"  {found['errors']:>7,} {100 * found['accuracy']:>8.3f} %"
+            line += f" {f'{100 * low:.3f} - {100 * high:.3f}':>17} {found['nll']:>9.5f} {found['tempered_nll']:>9.5f}"
+            line += f"  {row['optimism']:>+8,}"
+            if row["name"] != "mean":
+                line += f"  {against['difference']:>+8.5f} +- {against['standard_error']:.5f}"
+        lines.append(line.rstrip())
+    lines.append("T: one temperature, fitted after averaging; +- is one standard error, paired by row")
+    if "nested" not in rows[0]:
+        lines.append("No nested score: the folds file is a holdout, so no other fold is left to fit a blend on.")
+        lines.append("In-sample flatters what is learned (best, softmax, tempered, greedy, stack).")
+    return "\n".join(lines)
+
+
+def weights_text(runs: Sequence[str], blends: Mapping[str, Blend]) -> str:
+    """The weights of each blend that has them, as aligned text, one row per run."""
+    weighted = {name: blend.weights for name, blend in blends.items() if len(blend.weights)}
+    width = max(len("weights"), *map(len, runs))
+    lines = [f"{'weights':<{width}}" + "".join(f"{name:>11}" for name in weighted)]
+    for position, run in enumerate(runs):
+        lines.append(f"{run:<{width}}" + "".join(f"{weights[position]:>11.4f}" for weights in weighted.values()))
+    return "\n".join(lines)
+
+
+# ---- the worth of each run
+
+
+def worth(method: str, runs: Sequence[str], seconds: Sequence[float], data: OofLogits) -> list[dict[str, Any]]:
+    """What each run adds to the blend by ``method``; ``seconds`` per 1,000 rows at inference, 0 where not recorded."""
+    overlaps = overlap(data.logits, data.targets)
+    costs = leave_one_out(BLENDS[method], data)
+    rows = []
+    for position, (run, cost) in enumerate(zip(runs, costs, strict=True)):
+        rest = [other for other in range(len(runs)) if other != position]
+        nearest = max(rest, key=lambda other: overlaps[position, other])
+        rows.append(
+            {"run": run, "errors_alone": errors(data.logits[position], data.targets), "without": cost}
+            | {"nearest": runs[nearest], "overlap": float(overlaps[position, nearest])}
+            | {"seconds_per_1000_rows": seconds[position]}
+        )
+    return rows
+
+
+def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
+    """What each run is worth, as aligned text."""
+    width = max(len(row["run"]) for row in rows)
+    without = f"without it ({method})"
+    lines = [
+        f"{'':<{width}}  {'errors':>7}  {without:^30}  {'s / 1,000':>9}  errors it shares with",
+        f"{'run':<{width}}  {'alone':>7}  {'errors':>8} {'log loss after T':>21}  {'rows':>9}  the most similar run",
+    ]
+    for row in rows:
+        cost = row["without"]
+        loss = f"{cost['difference']:+.5f} +- {cost['standard_error']:.5f}"
+        seconds = f"{row['seconds_per_1000_rows']:.2f}" if row["seconds_per_1000_rows"] else "-"
+        lines.append(
+            f"{row['run']:<{width}}  {row['errors_alone']:>7,}  {cost['errors']:>+8,} {loss:>21}  {seconds:>9}"
+            f"  {row['overlap']:.0%} {row['nearest']}"
+        )
+    idle = [row["run"] for row in rows if row["without"]["difference"] <= row["without"]["standard_error"] + 1e-9]
+    if idle:
+        lines.append(f"within one standard error the blend loses nothing without: {', '.join(idle)} (each by itself)")
+    return "\n".join(lines)
+
+
+# ---- the control
+
+
+def noise_control(asked: str, data: OofLogits, noise: np.ndarray, reported: np.ndarray) -> dict[str, float]:
+    """The same blend, or choice (``asked`` is auto), with members of ``noise`` against the ``reported`` one.
+
+    Args:
+        asked: name of a method, or auto.
+        noise: (more, rows, columns), as :func:`common.score.nesting.noise_members` makes it.
+        reported: nested log probabilities without the noise, after a temperature, (rows, columns).
+    """
+    noisy = data.with_noise(noise)
+    if asked == "auto":
+        names = [name for name in usable(data) if name in usable(noisy)]
+        found = choose_nested({name: try_method(BLENDS[name], noisy) for name in names}, noisy)
+    else:
+        found = try_method(BLENDS[asked], noisy)
+    with_noise, without = (losses(each, data.targets, data.tail_classes) for each in (found.tempered, reported))
+    difference, standard_error = paired_difference(with_noise, without)
+    return {
+        "members": len(noise),
+        "errors_without": errors(reported, data.targets),
+        "errors_with": errors(found.tempered, data.targets),
+        "difference": difference,
+        "standard_error": standard_error,
+    }
+
+
+def noise_text(found: Mapping[str, float]) -> str:
+    """The control in one line."""
+    gained = found["difference"] < -2 * found["standard_error"]
+    verdict = "NOISE HELPS: do not trust this score" if gained else "noise gains nothing"
+    return (
+        f"control: with {found['members']} members of noise {found['errors_with']:,} errors instead of "
+        f"{found['errors_without']:,}, log loss {found['difference']:+.5f} +- {found['standard_error']:.5f}: {verdict}"
+    )

@@ -1,0 +1,314 @@
+"""The cells of a sweep: each is claimed, trained by train_fold.py in a process of its own, scored and recorded.
+
+runs/<run>_sweep/
+    sweep.json         what all cells share, and the grid
+    sweep.csv          a row per ended cell
+    law.json, sweep.png, find_b<B>.json  by sweep.py fit, plot and find
+    <cell>/cell.json   written last: the cell has ended
+    <cell>/train.log   what train_fold.py printed
+    <cell>/fold<k>/    an ordinary run
+    <cell>/claim/      locked by whoever trains the cell (train_fold.py locks the folders of the run itself)
+    verify/<cell>/     cells of batch sizes outside the sweep
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.base.cli import flag_of
+from common.base.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserError
+from common.base.files import read_json, write_file, write_json
+from common.base.records import read_records
+from common.base.system import locked
+from common.data.folds import read_folds
+from common.jobs.deadline import Deadline
+from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, Job, SideBySide, Slot, run_jobs, slots_for
+from common.runs.config import Config, differences, saved_config, training_settings
+from common.runs.layout import CONFIG_FILE, METRICS_FILE, OOF_FILE, fold_folder
+from common.runs.predictions import read_predictions
+from common.score.calibration import cross_fitted_temperature_nll
+from common.score.metrics import errors
+from common.sweep.grid import Cell, Grid, missing
+from common.sweep.law import MIN_STEPS
+
+SWEEP_FILE = "sweep.json"
+TABLE_FILE = "sweep.csv"
+LAW_FILE = "law.json"
+FIGURE_FILE = "sweep.png"
+FIND_FILE = "find_b{}.json"
+VERIFY_FOLDER = "verify"
+CELL_FILE = "cell.json"
+LOG_FILE = "train.log"
+CLAIM_FOLDER = "claim"
+COLUMNS = ["batch_size", "lr", "seed", "steps", "status", "nll", "errors", "n", "seconds_per_epoch", "seconds"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all cells share, and the grid they fill."""
+
+    folder: Path
+    config: Config  # epochs are those of the smallest batch size; lr and batch_size the grid's first guess
+    grid: Grid
+    budget: str  # what all cells have the same of: "epochs" or "steps"
+    warmup: float  # share of the steps
+
+    def epochs_of(self, cell: Cell) -> int:
+        """Passes over the training rows."""
+        scale = cell.batch_size / min(self.grid.batch_sizes) if self.budget == "steps" else 1
+        return max(1, round(self.config.epochs * scale))
+
+    def config_of(self, cell: Cell) -> Config:
+        """The settings of a cell's run."""
+        epochs = self.epochs_of(cell)
+        return dataclasses.replace(
+            self.config,
+            runs_dir=str(self.folder),
+            run=cell.name,
+            config="",
+            batch_size=cell.batch_size,
+            lr=cell.lr,
+            seed=self.config.seed + cell.seed,
+            epochs=epochs,
+            warmup_epochs=self.warmup * epochs,
+        )
+
+    def with_config(self, **changes: Any) -> "Sweep":
+        """The same sweep with other settings."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **changes))
+
+    @property
+    def says_budget(self) -> str:
+        """What every cell had the same of, in words."""
+        if self.budget == "steps":
+            return "the same number of steps for every batch size"
+        share = "" if self.config.train_fraction == 1 else f" of {self.config.train_fraction:.0%} of the rows"
+        return f"{self.config.epochs} epochs{share}"
+
+    @property
+    def training_rows(self) -> int:
+        """About how many images an epoch has."""
+        held_out = int(self.config.fold)
+        folds = read_folds(Path(self.config.folds))
+        if held_out >= folds.count:
+            raise UserError("--fold", f"there is no fold {held_out}", f"use 0 to {folds.count - 1}")
+        rows = round(self.config.train_fraction * int((folds.fold != held_out).sum()))
+        return min(rows, self.config.limit) if self.config.limit else rows
+
+
+def claim_sweep(sweep: Sweep) -> None:
+    """Write sweep.json, unless the folder holds a sweep with other settings; its grid may grow.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
+    path = sweep.folder / SWEEP_FILE
+    with locked(sweep.folder, wait=True):
+        if path.exists() and (changed := differences(_fixed(read_sweep(sweep.folder)), _fixed(sweep))):
+            remedy = "use the same settings or another --run"
+            raise UserError(str(path), f"this sweep was made with different settings ({', '.join(changed)})", remedy)
+        write_json(path, dataclasses.asdict(dataclasses.replace(sweep, folder=sweep.folder.name)))
+
+
+def _fixed(sweep: Sweep) -> dict[str, Any]:
+    fixed = training_settings(sweep.config) | {"fold": sweep.config.fold, "warmup": sweep.warmup}
+    if sweep.budget == "steps":
+        fixed["steps_of_batch_size"] = min(sweep.grid.batch_sizes)
+    return fixed | {"budget": sweep.budget}
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep in ``folder``; raises UserError where there is none."""
+    path = folder / SWEEP_FILE
+    entries = read_json(path, grid=dict, config=dict, budget=str, warmup=(int, float))
+    grid = {name: tuple(value) if isinstance(value, list) else value for name, value in entries["grid"].items()}
+    try:
+        return Sweep(folder, saved_config(entries["config"]), Grid(**grid), entries["budget"], entries["warmup"])
+    except TypeError as error:
+        raise UserError(str(path), f"does not have the entries of a sweep ({error})", "run the sweep again") from error
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    """The table of all cells that have ended, a row each, by batch size, learning rate and seed."""
+    rows = [read_json(path) for path in folder.glob(f"b*/{CELL_FILE}")]
+    if not rows and (folder / TABLE_FILE).exists():  # a published sweep: the table without the runs
+        return read_records(folder / TABLE_FILE, COLUMNS, text=("status", "channels_last", "mixed_precision"))
+    cells = pd.DataFrame(rows, columns=COLUMNS)
+    return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
+
+
+def settled(sweep: Sweep) -> Sweep:
+    """The sweep with the memory format and precision of its first cell, or as it is before there is one."""
+    for path in sorted(sweep.folder.glob(f"b*/{CELL_FILE}")):
+        cell = read_json(path)
+        if cell["status"] == "done":
+            return sweep.with_config(channels_last=cell["channels_last"], mixed_precision=cell["mixed_precision"])
+    return sweep
+
+
+class Trainer:
+    """Trains the cells that ``plan`` asks for, side by side as ``options`` say.
+
+    ``plan`` maps the table of ended cells to all cells wanted so far. Several processes may do the same at once:
+    a cell belongs to whoever locks its claim.
+    """
+
+    def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], options: SideBySide):
+        self.sweep, self.plan, self.options = sweep, plan, options
+        self.deadline = Deadline(options.hours)
+        self.rows, self.slots = 0, []
+        self.claims: dict[str, tuple[Cell, float, ExitStack]] = {}  # by name, with the time it began
+
+    def run(self) -> pd.DataFrame:
+        """Train until nothing is missing, or nothing more can end in time; returns the table.
+
+        Raises:
+            UserError: the very first cells are refused for a reason that will meet all; the disk is full.
+        """
+        if not self._missing():
+            return self._cells()
+        self.rows = self.sweep.training_rows
+        largest = max(cell.batch_size for cell in self._missing())
+        if largest > self.rows:
+            what = f"batch size {largest} exceeds the {self.rows:,} training rows"
+            raise UserError("--batch-sizes", what, "leave it out")
+        most = len(self.plan(self._cells()))  # not what is missing: a sweep that goes on has the threads it began with
+        self.slots, threads = slots_for(self.options, self.sweep.config.threads, most)
+        self.sweep = self.sweep.with_config(threads=threads)
+        with locked(self.sweep.folder, wait=True):  # the first cell measures for all others, so it runs alone
+            self.sweep = settled(self.sweep)
+            while "auto" in (self.sweep.config.channels_last, self.sweep.config.mixed_precision):
+                if not self._train(self._missing()[:1], self.slots[:1]):
+                    break
+                self.sweep = settled(self.sweep)
+        print(f"all cells: {self._shared()}", flush=True)
+        while todo := self._missing():
+            if not self._train(todo, self.slots):
+                if all(self._late(cell) for cell in todo):
+                    break
+                time.sleep(1)  # others train what is left; what they find may ask for more
+        return self._cells()
+
+    def _cells(self) -> pd.DataFrame:
+        return read_cells(self.sweep.folder)
+
+    def _missing(self) -> list[Cell]:
+        cells = self._cells()
+        return missing(self.plan(cells), cells)
+
+    def _train(self, todo: list[Cell], slots: list[Slot]) -> bool:
+        """Train those of ``todo`` that nobody else does; whether there were any."""
+        try:
+            return bool(run_jobs(self._claimed(todo), slots, self._ended))
+        finally:
+            for _, _, claim in self.claims.values():
+                claim.close()
+            self.claims.clear()
+
+    def _claimed(self, todo: list[Cell]) -> Iterator[Job]:
+        """A job for each cell that is free, that has not ended, and that can end in time."""
+        for cell in todo:
+            folder, claim = self.sweep.folder / cell.name, ExitStack()
+            if self._late(cell):
+                continue
+            try:
+                claim.enter_context(locked(folder / CLAIM_FOLDER))
+            except UserError:
+                continue  # another process trains it
+            if (folder / CELL_FILE).exists():
+                claim.close()
+                continue
+            self.claims[cell.name] = cell, time.monotonic(), claim
+            command = (str(TRAIN_SCRIPT), *flags(self.sweep.config_of(cell)))
+            yield Job(cell.name, command, log=str(folder / LOG_FILE))
+
+    def _ended(self, job: Job, exit_code: int) -> None:
+        """Score and record a cell whose process has ended, and say how far the sweep is."""
+        if exit_code in INTERRUPTED:  # with us, most likely: it says nothing about the cell
+            sys.exit(INTERRUPTED[exit_code])
+        cell, start, claim = self.claims.pop(job.name)
+        folder = self.sweep.folder / cell.name
+        with claim:
+            first = not (self._cells().status == "done").any()
+            log = folder / LOG_FILE
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+            last = said[-1].removeprefix("error: ") if said else "it printed nothing"
+            # A batch that does not fit is the cell's own; what else the machine refuses, it will refuse to the next.
+            if (exit_code == ENVIRONMENT and OUT_OF_MEMORY not in last) or (exit_code == INPUT and first):
+                raise UserError(str(log), last, "the sweep stops here", exit_code)
+            row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
+            write_json(folder / CELL_FILE, row)
+        cells = self._cells()
+        write_file(self.sweep.folder / TABLE_FILE, cells.to_csv(index=False))
+        planned = self.plan(cells)
+        left = sum(self._expected_seconds(cells, other) for other in missing(planned, cells)) / len(self.slots)
+        says = f"log loss {row['nll']:.4f}, {row['errors']} errors of {row['n']:,}" if "nll" in row else row["status"]
+        print(
+            f"{len(planned) - len(missing(planned, cells)):>3}/{len(planned)}  {job.name:<20} {says}  "
+            f"{row['seconds']:.0f} s, {left / 60:.0f} min left",
+            flush=True,
+        )
+
+    def _result(self, cell: Cell, exit_code: int) -> dict[str, Any]:
+        """What a cell's process came to."""
+        epochs = self.sweep.epochs_of(cell)
+        if exit_code:
+            status = "diverged" if exit_code == NUMBERS else "failed"
+            return {"status": status, "exit_code": exit_code, "steps": self.rows // cell.batch_size * epochs}
+        fold = fold_folder(self.sweep.folder / cell.name, self.sweep.config.fold)
+        metrics, oof = read_json(fold / METRICS_FILE), read_predictions(fold / OOF_FILE)
+        return {
+            "status": "done",
+            "steps": metrics["steps"],
+            "nll": cross_fitted_temperature_nll(oof.logits, oof.targets),
+            "errors": errors(oof.logits, oof.targets),
+            "n": len(oof.ids),
+            "seconds_per_epoch": metrics["steps"] / epochs * cell.batch_size / metrics["images_per_second"],
+            "channels_last": "yes" if metrics["memory_format"] == "channels_last" else "no",
+            "mixed_precision": read_json(fold / CONFIG_FILE)["mixed_precision"],
+        }
+
+    def _late(self, cell: Cell) -> bool:
+        return self.deadline.misses(self._expected_seconds(self._cells(), cell))
+
+    def _expected_seconds(self, cells: pd.DataFrame, cell: Cell) -> float:
+        """What a cell of the nearest batch size took (median), and more where this one has more steps."""
+        if not len(cells):
+            return 0.0
+        distance = (np.log2(cells.batch_size) - math.log2(cell.batch_size)).abs()
+        nearest = cells[distance == distance.min()]
+        other = Cell(int(nearest.batch_size.iloc[0]), 0.0)
+        steps, other_steps = (self.sweep.epochs_of(each) / each.batch_size for each in (cell, other))
+        return float(nearest.seconds.median() * max(1.0, steps / other_steps))
+
+    def _shared(self) -> str:
+        """What all cells have in common, in one line."""
+        cfg, sizes = self.sweep.config, sorted({cell.batch_size for cell in self.plan(self._cells())})
+        steps = {size: self.rows // size * self.sweep.epochs_of(Cell(size, 0.0)) for size in sizes}
+        short = [str(size) for size in sizes if steps[size] < MIN_STEPS]
+        return (
+            f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "
+            f"{max(steps.values()):,} to {min(steps.values()):,} steps, warm-up {self.sweep.warmup:.0%} of them, "
+            f"schedule {' '.join((cfg.schedule, *cfg.schedule_args))}, weight decay {cfg.weight_decay:g}, "
+            f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
+            + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
+        )
+
+
+def flags(cfg: Config) -> list[str]:
+    """The command line that gives ``cfg``: every field that differs from its default."""
+    arguments = []
+    for field in dataclasses.fields(Config):
+        value = getattr(cfg, field.name)
+        if value != field.default:
+            arguments += flag_of(field.name, value)
+    return arguments

@@ -1,0 +1,94 @@
+"""The classic range test: the learning rate rises at every step, and the loss falls fastest where it is good.
+
+Source: L. N. Smith, arXiv 1506.01186; in the form of fastai's lr_find. It sees a hundred steps of one run, without
+a schedule, so sweep.py draws it beside what whole runs say.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from common.data.batches import seed_of
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.folds import Folds, split_rows
+from common.data.images import read_images
+from common.data.tables import Table
+from common.model.optim import set_learning_rate
+from common.runs.config import Config, of_fold
+from common.runs.layout import DECODED_FOLDER
+from common.train.build import preparation_of, prepare_training, with_images_of
+
+STEPS = 100
+SMOOTH = 0.98  # weight of the past in the running mean of the loss
+GIVE_UP = 4.0  # stop where the loss is this many times its lowest
+SKIP = 10, 5  # steps at the start and the end that are no place for a suggestion
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """``lr`` is the suggestion; ``losses`` (nats, smoothed) belong to ``lrs``; noise_scale 0 means not measured."""
+
+    batch_size: int
+    lr: float
+    noise_scale: float
+    lrs: list[float]
+    losses: list[float]
+
+
+def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
+    """Raise the learning rate from 1e-6 to 10 over a hundred batches of the settings in ``cfg``.
+
+    Each batch is taken in two halves, so the gradients of two batch sizes come for free, and with them the
+    gradient's noise scale at this early stage (McCandlish 2018, arXiv 1812.06162, appendix A.1).
+    """
+    torch.set_num_threads(cfg.threads)
+    torch.manual_seed(seed_of("weights", cfg.seed, int(cfg.fold) + 1))
+    halves = 2 - cfg.batch_size % 2
+    cfg = dataclasses.replace(of_fold(with_images_of(cfg, table), cfg.fold), accumulate=halves)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
+    cache = Cache(DEFAULT_GB, str(Path(cfg.runs_dir) / DECODED_FOLDER))
+    prepare = preparation_of(cfg, table)
+    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads)
+    rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
+    training = prepare_training(cfg, accelerator, images, folds.targets, rows, folds.classes)
+    training.start_epoch(0)
+    model, optimiser = training.wrapped, training.optimiser
+    parts = (part for epoch in count() for part in training.batches.epoch(epoch))
+    lrs, losses, gradients, mean = np.geomspace(1e-6, 10, STEPS).tolist(), [], [], 0.0
+    for step, lr in enumerate(lrs):
+        set_learning_rate(optimiser, lr)
+        squares, before, loss_sum = [], 0.0, 0.0
+        for half in islice(parts, halves):
+            with accelerator.autocast():
+                loss = training.loss(model(half[0]), half[1]) / halves
+            accelerator.backward(loss)
+            gradient = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
+            squares.append(float(((gradient - before) * halves).square().sum()))
+            before, loss_sum = gradient, loss_sum + loss.item()
+        gradients.append((np.mean(squares), float(gradient.square().sum())))
+        optimiser.step()
+        optimiser.zero_grad()
+        mean = SMOOTH * mean + (1 - SMOOTH) * loss_sum
+        losses.append(mean / (1 - SMOOTH ** (step + 1)))
+        if not np.isfinite(losses[-1]) or losses[-1] > GIVE_UP * min(losses):
+            break
+    lrs = lrs[: len(losses)]
+    slopes = np.gradient(losses, np.log(lrs))
+    best = SKIP[0] + int(np.argmin(slopes[SKIP[0] : len(slopes) - SKIP[1]]))
+    scale = noise_scale(np.array(gradients[best - SKIP[0] : best]), cfg.batch_size) if halves == 2 else 0.0
+    return RangeTest(cfg.batch_size, lrs[best], scale, lrs, losses)
+
+
+def noise_scale(squares: np.ndarray, batch_size: int) -> float:
+    """The batch size at which the gradient's noise equals its signal; 0 where the signal does not show.
+
+    ``squares`` (n, 2) are the squared norms of gradients over half a batch and over the whole of it.
+    """
+    half, whole = squares.mean(0)
+    signal, noise = 2 * whole - half, (half - whole) * batch_size
+    return float(max(noise, 0.0) / signal) if signal > 0 else 0.0

@@ -1,0 +1,106 @@
+"""Search over any settings with Optuna (an optional extra): pip install optuna
+
+runs/<run>_search/
+    journal.log        Optuna's storage: any number of workers, on one machine or a shared disk, may append to it
+    trial<n>/          an ordinary run, locked in claim/ by the worker that trains it
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common.base.cli import flag_of, parse
+from common.base.errors import ENVIRONMENT, UserError
+from common.base.system import locked
+from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, Job, device_slots, run_jobs
+from common.runs.config import Config
+from common.runs.layout import OOF_FILE, fold_folder
+from common.runs.predictions import read_predictions
+from common.score.calibration import cross_fitted_temperature_nll
+from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags
+
+
+def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
+    """Train trial after trial until ``trials`` have ended, and say which was best.
+
+    Start the same command several times to work side by side; started again, it goes on.
+
+    Raises:
+        UserError: Optuna is not there; an entry of ``vary`` cannot be read.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise UserError("sweep.py search", "Optuna is not installed", "pip install optuna", ENVIRONMENT) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = dict(dimension(entry) for entry in vary)
+    folder = Path(cfg.runs_dir) / f"{cfg.run_name}_search"
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+    study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+    while True:
+        with locked(folder, wait=True):  # so that workers together start no trial too many
+            known = study.get_trials(deepcopy=False)
+            open_trials = [trial for trial in known if not trial.state.is_finished()]
+            if not open_trials and len(known) >= trials:
+                break
+            if len(known) < trials:
+                new = study.ask(space)
+                number, params = new.number, new.params
+            else:  # the last ones are still at work, unless their worker died
+                number, params = open_trials[0].number, open_trials[0].params
+        try:
+            with locked(folder / f"trial{number}" / CLAIM_FOLDER):
+                if not study.get_trials(deepcopy=False)[number].state.is_finished():
+                    study.tell(number, **result(cfg, folder, number, params))
+        except UserError:
+            time.sleep(1)  # another worker trains it
+    best = study.best_trial
+    chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
+    print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, log loss {best.value:.4f}: {chosen}")
+    print(f"it was chosen on fold {cfg.fold}, whose score is now optimistic; judge it by the other folds: --fold all")
+
+
+def dimension(entry: str) -> tuple[str, Any]:
+    """A setting and the values it may take: lr=1e-4..3e-2 (by ratio where it spans a decade), opt=adamw,sgd."""
+    import optuna
+
+    name, _, values = entry.partition("=")
+    name = name.replace("-", "_")
+    low, dots, high = values.partition("..")
+    try:
+        if not dots:
+            values = values.split(",")
+            for value in values:
+                parse(Config, flag_of(name, value))
+            return name, optuna.distributions.CategoricalDistribution(values)
+        ends = [getattr(parse(Config, flag_of(name, end)), name) for end in (low, high)]
+        kinds = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}
+        return name, kinds[type(ends[0])](*ends, log=ends[0] > 0 and ends[1] >= 10 * ends[0])
+    except (KeyError, ValueError) as error:
+        what = f"{entry} is not a valid range for a setting ({error})"
+        raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
+
+
+def result(cfg: Config, folder: Path, number: int, params: dict[str, Any]) -> dict[str, Any]:
+    """Train a trial and score it, as :meth:`optuna.Study.tell` wants it."""
+    from optuna.trial import TrialState
+
+    run = folder / f"trial{number}"
+    cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
+    varied = [word for name, value in params.items() for word in flag_of(name, value)]
+    job = Job(run.name, (str(TRAIN_SCRIPT), *flags(cfg), *varied), log=str(run / LOG_FILE))
+    exit_code = run_jobs([job], device_slots()[:1])[run.name]
+    if exit_code in INTERRUPTED:
+        sys.exit(INTERRUPTED[exit_code])
+    if exit_code:
+        print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
+        return {"state": TrialState.FAIL}
+    oof = read_predictions(fold_folder(run, cfg.fold) / OOF_FILE)
+    loss = cross_fitted_temperature_nll(oof.logits, oof.targets)
+    print(f"{run.name}: log loss {loss:.4f}, {params}", flush=True)
+    return {"values": loss}

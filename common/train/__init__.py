@@ -1,0 +1,1 @@
+"""The epoch. Imports only: base, jobs, score, data, runs, model."""

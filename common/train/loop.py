@@ -1,0 +1,156 @@
+"""The two loops that everything uses: train_epoch, and that of a Predictor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.base.errors import NUMBERS, UserError
+from common.base.profiling import part
+from common.data.batches import Normalise
+from common.data.geometry import cropped
+from common.data.images import Images, pixels_of
+from common.data.views import TTA, View
+from common.model.optim import set_learning_rate
+from common.train.hardware import autocast
+from common.train.training import Training
+
+REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint is kept"
+LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
+
+
+def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_grad: float, bar: tqdm) -> float:
+    """Train for one epoch and return its mean loss over all processes; ``bar`` advances by images.
+
+    Raises:
+        UserError: the loss is no longer a finite number (exit 4), on every process at the same step.
+    """
+    model, optimiser, batches = training.wrapped, training.optimiser, training.batches
+    training.start_epoch(epoch)
+    losses = torch.zeros(batches.steps, device=accelerator.device)
+    for number, (images, targets) in enumerate(batches.epoch(epoch)):
+        step = number // batches.micro_batches
+        set_learning_rate(optimiser, training.learning_rate(epoch * batches.steps + step))
+        with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
+            with part("forward"):
+                loss = training.loss(model(images), targets)  # accelerate runs the model in mixed precision
+            with part("backward"):
+                accelerator.backward(loss)
+            with part("optimiser"):
+                if accelerator.sync_gradients and clip_grad > 0:
+                    accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+                optimiser.step()
+                optimiser.zero_grad()
+        losses[step] += loss.detach().float() / batches.micro_batches
+        if not accelerator.sync_gradients:
+            continue
+        if training.ema is not None and not accelerator.optimizer_step_was_skipped:
+            with part("average"):
+                training.ema.update(training.model, step=training.step_of_net(epoch * batches.steps + step))
+        bar.update(batches.batch_size)
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
+            so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")
+            _check_finite(so_far, training, epoch)
+            bar.set_postfix(loss=f"{so_far[-LOOK_EVERY:].mean().item():.4f}")
+    return so_far.mean().item()
+
+
+def _check_finite(losses: Tensor, training: Training, epoch: int) -> None:
+    broken = torch.nonzero(~torch.isfinite(losses))
+    if len(broken):
+        step = broken[0].item()
+        raise UserError(
+            f"epoch {epoch + 1}, step {step + 1}",
+            f"the loss is not a finite number (lr {training.learning_rate(epoch * training.batches.steps + step):g})",
+            REMEDY,
+            NUMBERS,
+        )
+
+
+def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:
+    """Raise UserError (exit 4) where predictions are not all finite: the largest of NaN would be class 0.
+
+    ``logits`` is (..., rows, classes).
+    """
+    rows = np.isfinite(logits).all(axis=-1).reshape(-1, logits.shape[-2]).all(axis=0)
+    if not rows.all():
+        what = f"the predictions of {np.sum(~rows):,} of {len(rows):,} rows are not finite numbers"
+        raise UserError(where, what, remedy, NUMBERS)
+
+
+def share_buffers(accelerator: Accelerator, *models: nn.Module) -> None:
+    """Give every process the main process's buffers.
+
+    BatchNorm's running statistics differ between processes; what scores a row must be what is saved.
+    """
+    for model in models:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+
+def share_scores(accelerator: Accelerator, scores: dict[str, float]) -> dict[str, float]:
+    """The main process's scores on every process.
+
+    They decide on learning rates, kept weights and early stops, where no process may differ by a single bit.
+    """
+    bits = torch.tensor([float(value) for value in scores.values()], dtype=torch.float64).view(torch.int64)
+    shared = broadcast(bits.to(accelerator.device)).cpu().view(torch.float64).tolist()
+    return {name: type(value)(said) for (name, value), said in zip(scores.items(), shared, strict=True)}
+
+
+def agreed(accelerator: Accelerator, decision: bool) -> bool:
+    """The main process's decision on every process: each has a clock, and a disk, of its own."""
+    return share_scores(accelerator, {"decision": decision})["decision"]
+
+
+def evaluation_batch(micro_batch: int) -> int:
+    """Images to predict at once: without gradients there is room for more than a training step's."""
+    return max(64, 4 * micro_batch)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """From row numbers to a model's logits, over all processes."""
+
+    accelerator: Accelerator
+    images: Images
+    normalise: Normalise
+    precision: str  # no, fp16 or bf16
+    batch_size: int  # images at a time on each process
+    side: int  # px that a view sees of each image
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module, rows: np.ndarray, views: Sequence[View] = TTA["none"]) -> np.ndarray:
+        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), classes), the same on every process.
+
+        Each batch carries its places in ``rows``; every place is written exactly once (asserted), whatever the number
+        of processes.
+        """
+        model.eval()
+        logits, written = None, np.zeros(len(rows), dtype=np.int64)
+        accelerator, device, size = self.accelerator, self.accelerator.device, self.batch_size
+        rows, together = torch.from_numpy(rows).to(device), size * accelerator.num_processes
+        places_of_all = [
+            torch.arange(first, first + together, device=device).view(-1, size)[accelerator.process_index]
+            for first in range(0, len(rows), together)
+        ]
+        wanted = (rows[places.clamp_max(len(rows) - 1)] for places in places_of_all)
+        for mine, pixels in zip(places_of_all, pixels_of(self.images, wanted, device), strict=True):
+            real, pixels = mine < len(rows), pixels.float().div_(255)
+            seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
+            with autocast(device, self.precision):
+                outputs = [model(self.normalise(view.look(seen[view.place]))).float() for view in views]
+            places, outputs = accelerator.gather((torch.where(real, mine, -1), torch.stack(outputs, dim=1)))
+            places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
+            if logits is None:
+                logits = np.zeros((len(views), len(rows), outputs.shape[2]), dtype=np.float32)
+            places, outputs = places[places >= 0], outputs[places >= 0]
+            logits[:, places] = outputs.transpose(1, 0, 2)
+            written[places] += 1
+        assert (written == 1).all(), "a row was predicted never or twice"
+        return logits

@@ -1,0 +1,33 @@
+"""What the model will see: the first training batch of a fold as a picture."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.data.batches import Normalise
+from common.data.cache import Cache
+from common.data.folds import Folds
+from common.data.images import read_images
+from common.data.tables import Table
+from common.runs.config import Config
+from common.sweep.picture import draw_images
+from common.train.build import create_batches, preparation_of, with_images_of
+
+
+def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> None:
+    """Draw the first batch of the training ``rows``, augmented, with its labels, before normalisation and smoothing."""
+    cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
+    device, nothing_kept = torch.device("cpu"), Cache(0)
+    images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
+    plain, grey = Normalise((0.0,), (1.0,)), not table.of_photos
+    batches = create_batches(cfg, images, folds.targets, rows, len(folds.classes), plain, device, grey)
+    images, targets = next(batches.epoch(0))
+    shares = [
+        [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
+        for row in targets.numpy()
+    ]
+    titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
+    draw_images(path, images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
+    print(f"{path}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")

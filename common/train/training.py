@@ -1,0 +1,181 @@
+"""What training changes, as one object: built once, saved after every epoch, restored as it was."""
+
+import copy
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import timm
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from common.base.errors import UserError, warn
+from common.data.batches import TrainBatches
+from common.model.finetune import Frozen
+from common.model.losses import Loss
+from common.model.optim import lay_out_state
+from common.model.selection import Last, Members, State, measure_batchnorm
+from common.runs.config import differences
+from common.runs.tensors import (
+    join_tensors,
+    load_tensors,
+    save_tensors,
+    separate_tensors,
+    with_prefix,
+    without_prefix,
+)
+from common.score.metrics import goodness
+
+
+@dataclass
+class Training:
+    """The model of one fold with everything that its next epoch depends on.
+
+    ``log`` has one row per finished epoch; ``selection`` holds the weights that ``--select`` keeps.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module  # the model as accelerate runs it: with DDP over several processes
+    optimiser: Optimizer
+    scaler: GradScaler | None  # of fp16's loss
+    ema: ModelEmaV3 | None
+    frozen: Frozen
+    batches: TrainBatches
+    loss: Loss
+    peak_lr: float
+    schedule: Callable[[int, Sequence[float]], float]
+    selection: Last
+    metric: str  # what the schedule plateau, the best epoch and an early stop look at
+    memory_format: str  # torch's name of it
+    start_weights: Callable[[int], State]  # those that the net of this number, of several to be trained, starts from
+    start_of_optimiser: dict[str, Any]  # its state before the first step
+    log: list[dict[str, Any]] = field(default_factory=list)
+    members: Members | None = None  # at the end, where several states were kept
+
+    @property
+    def scored(self) -> nn.Module:
+        """The module whose predictions count: the members, the average of the weights, or the model."""
+        return self.members or (self.model if self.ema is None else self.ema.module)
+
+    @property
+    def scores(self) -> list[float]:
+        """The metric after each epoch, its sign turned where lower is better; empty without validation rows."""
+        return [goodness(self.metric, row[self.metric]) for row in self.log if self.metric in row]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or an early stop has ended them."""
+        return len(self.log) == self.selection.epochs or self.selection.stops(self.scores)
+
+    @property
+    def bytes_of_checkpoint(self) -> int:
+        """About what :meth:`save` writes: weights, averages of them, two numbers each in the optimiser (Adam)."""
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        kept = 0 if type(self.selection) is Last else self.selection.nets
+        return weights * (3 + (self.ema is not None) + kept)
+
+    @property
+    def epochs_of_net(self) -> int:
+        """Epochs of one net: all of them, or with several nets its share."""
+        return self.selection.epochs // self.selection.nets
+
+    def step_of_net(self, step: int) -> int:
+        """The optimiser step of the net that is trained, of one counted from the start of training."""
+        return step % (self.epochs_of_net * self.batches.steps)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of an optimiser step, counted from the start of training."""
+        epochs_before = step // self.batches.steps // self.epochs_of_net * self.epochs_of_net
+        return self.peak_lr * self.schedule(self.step_of_net(step), self.scores[epochs_before:])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Training mode, except for what ``--freeze`` holds still in this epoch."""
+        self.wrapped.train()
+        self.frozen.apply(self.model, epoch % self.epochs_of_net)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Add an epoch's row to the log, let the selection look at its weights, and begin the next net when due."""
+        self.log.append(row)
+        self.selection.end_epoch(self.scored.state_dict(), len(self.log), self.scores)
+        nets, epochs_left = divmod(len(self.log), self.epochs_of_net)
+        if nets < self.selection.nets and not epochs_left:
+            self.model.load_state_dict(self.start_weights(nets))
+            self.optimiser.load_state_dict(copy.deepcopy(self.start_of_optimiser))
+            if self.ema is not None:
+                self.ema.set(self.model)
+
+    def use_selected(self) -> bool:
+        """Put the weights that ``--select`` kept into the scored module, training being over; False: they are there."""
+        kept = self.selection.kept
+        if len(kept) > 1:
+            self.members = Members(self.scored, len(kept))
+            for member, state in zip(self.members.members, kept, strict=True):
+                member.load_state_dict(state)
+        elif kept:
+            self.scored.load_state_dict(kept[0])
+        if self.selection.averages and not self.frozen.batchnorm:
+            batches = self.batches
+            how = (batches.normalise, batches.micro_batch_size, batches.side)
+            measure_batchnorm(self.scored, batches.images, batches.rows, *how)
+        return bool(kept)
+
+    def save(self, path: Path, facts: dict[str, Any]) -> None:
+        """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
+        tensors = with_prefix("model", self.model.state_dict())
+        optimiser = separate_tensors(self.optimiser.state_dict(), "optimiser", tensors)
+        if self.ema is not None:
+            tensors |= with_prefix("ema", self.ema.module.state_dict())
+        for number, state in enumerate(self.selection.kept):
+            tensors |= with_prefix(f"kept{number}", state)
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        state = {"optimiser": optimiser, "scaler": scaler, "log": self.log, "kept": len(self.selection.kept)}
+        save_tensors(path, tensors, {**facts, **state})
+
+    def restore(self, path: Path, facts: dict[str, Any]) -> None:
+        """Go back to where :meth:`save` was called; warns where bit-identity is lost.
+
+        Raises:
+            UserError: a damaged file, or one of another fold, other folds or other settings.
+        """
+        tensors, metadata = load_tensors(path)
+        if changed := differences(_decisive(metadata), _decisive(facts)):
+            what = f"belongs to another training run ({', '.join(changed)})"
+            raise UserError(str(path), what, f"restore it, or delete {path.parent} and train this fold again")
+        for name in ("processes", "threads", "memory_format", "versions"):
+            if metadata[name] != facts[name]:
+                warn(
+                    f"{path}: {name} changed from {metadata[name]} to {facts[name]}: "
+                    "expect equivalent, not bit-identical, results"
+                )
+        self.model.load_state_dict(without_prefix("model", tensors))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(without_prefix("ema", tensors))
+        self.optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
+        lay_out_state(self.optimiser)
+        if self.scaler:
+            self.scaler.load_state_dict(metadata["scaler"])
+        device = next(self.model.parameters()).device
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
+        self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
+        self.log = metadata["log"]
+
+
+def _decisive(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What two checkpoints must agree in for one to go on where the other ended."""
+    return {**facts.get("settings", {}), **{name: facts.get(name) for name in ("fold", "folds_fingerprint", "classes")}}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bits of a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "accelerate": accelerate.__version__,
+    }
