@@ -96,7 +96,7 @@ def average(paths: Sequence[Path], options: Options, folds: Folds) -> tuple[dict
     Raises:
         UserError: the weights do not belong together: other model, loss, folds or members.
     """
-    from common.model.selection import mean_of
+    from common.model.averages import mean_of
     from common.runs.tensors import load_model
 
     loaded = [load_model(path / MODEL_FILE) for path in paths]
@@ -128,8 +128,8 @@ def save_average(
     """Measure BatchNorm, predict the held-out rows, and write the fold's files; returns its metrics."""
     import torch
 
+    from common.model.averages import measure_batchnorm
     from common.model.finetune import frozen_parts
-    from common.model.selection import measure_batchnorm
     from common.runs.tensors import save_tensors
     from common.train.build import create_saved, saved_micro_batch, saved_predictor
     from common.train.loop import check_logits

@@ -17,6 +17,7 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, read_json, write_json
 from common.base.system import locked
+from common.base.words import names_in_short
 from common.data.folds import Folds, read_folds
 from common.runs.layout import (
     CONFIG_FILE,
@@ -52,7 +53,8 @@ from common.score.blend_study import (
     worth_text,
 )
 from common.score.blending import BLENDS, OofLogits, TemperedMean, unusable
-from common.score.metrics import describe, losses, names_in_short, score
+from common.score.logits import losses
+from common.score.metrics import describe, score
 from common.score.nesting import noise_members, smallest_set
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.system import cpu_count
+from common.data.dealing import Split, make_folds
 from common.data.decoding import check_photos
-from common.data.folds import Folds, Split, changed_rows, folds_text, leaks, make_folds, read_folds, write_folds
+from common.data.folds import Folds, changed_rows, folds_text, leaks, read_folds, write_folds
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 
 

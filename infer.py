@@ -24,7 +24,7 @@ from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import Table, read_test_table, read_train_table
-from common.data.views import TTA, View, choose_views, gain_text, score_views, view_table
+from common.data.views import TTA, View
 from common.runs.config import differences
 from common.runs.layout import (
     INFERENCE_FILE,
@@ -40,7 +40,9 @@ from common.runs.layout import (
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import read_form, write_submission
 from common.score.calibration import PARTS
-from common.score.metrics import blocks, describe, log_mean_probability
+from common.score.logits import blocks, log_mean_probability
+from common.score.metrics import describe
+from common.score.view_choice import choose_views, gain_text, score_views, view_table
 
 Models = list[tuple[dict, dict[str, Any]]]  # weights and facts of each
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)

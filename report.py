@@ -17,8 +17,7 @@ from common.base.files import check_folder, write_file
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.report.blend_sections import blend_sections, sweep_sections
-from common.report.evaluation import read_blend, read_run
-from common.report.evidence import Evidence
+from common.report.evaluation import Evidence, read_blend, read_run
 from common.report.page import Section, findings, page, text_table
 from common.report.run_sections import comparison_sections, label_sections, noise_sections, run_sections
 from common.runs.layout import WEIGHTS_FILE

@@ -26,13 +26,15 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, write_file
 from common.base.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
+from common.base.words import in_shares
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
-from common.jobs.runner import STARTED_BY_US, SideBySide, slots_for
+from common.jobs.process import STARTED_BY_US
+from common.jobs.runner import SideBySide, slots_for
 from common.jobs.screen import BAR_WANTED
-from common.runs.config import Config, check_config, check_file, in_shares, of_fold
+from common.runs.config import Config, check_config, check_file, of_fold
 from common.runs.folder import (
     check_place,
     check_shared,
@@ -53,7 +55,8 @@ from common.runs.layout import (
     unfinished,
 )
 from common.runs.predictions import check_store
-from common.score.metrics import accuracy, score, show
+from common.score.logits import accuracy
+from common.score.metrics import score, show
 from common.train.fold_jobs import late, train_side_by_side
 
 

@@ -23,11 +23,12 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
 from common.base.system import cpu_count
-from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.jobs.process import Job
+from common.jobs.runner import LocalSlot, run_jobs
 from common.runs.layout import OOF_FILE, fold_folder, is_finished, read_metrics
 from common.runs.predictions import Predictions, read_predictions
 from common.score.calibration import PARTS, cross_fitted
-from common.score.metrics import errors, log_mean_probability, losses, paired_difference
+from common.score.logits import errors, log_mean_probability, losses, paired_difference
 from common.score.significance import compare
 
 REPORT = Path(__file__).with_suffix(".csv")

@@ -29,7 +29,8 @@ from common.data.folds import match_folds, read_folds
 from common.data.geometry import cropped
 from common.data.images import pixels_of, read_images
 from common.data.tables import read_train_table
-from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.jobs.process import Job
+from common.jobs.runner import LocalSlot, run_jobs
 from common.model.networks import create_model, photo_preparation
 from common.model.weights import load_weights
 from common.runs.layout import DECODED_FOLDER, is_finished, read_metrics

@@ -24,7 +24,8 @@ from common.data.folds import Folds, read_folds
 from common.report.audit import label_audit, likely_errors
 from common.report.evaluation import Evaluation, fold_scores, read_run, seed_twins
 from common.runs.layout import finished_runs
-from common.score.metrics import describe, log_softmax, score
+from common.score.logits import log_softmax
+from common.score.metrics import describe, score
 from common.score.significance import LEVEL, compare, least_shown, p_value
 
 REPORT = Path(__file__).with_suffix(".md")

@@ -26,11 +26,11 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
 from common.base.strict_csv import text_array
-from common.data.folds import make_folds
+from common.data.dealing import make_folds
 from common.data.tables import Table
 from common.runs.predictions import Predictions, read_predictions, short_form, write_predictions
 from common.score.calibration import temperature
-from common.score.metrics import blocks, nll
+from common.score.logits import blocks, nll
 
 TABLE, PIECES, REPORT = (Path(__file__).with_name(f"scale{end}") for end in (".csv", "_pieces.csv", ".md"))
 SIDE = 32

@@ -31,7 +31,8 @@ from benchmarks.ratios import write_speeds
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.system import cpu_count, keep_freed_memory
-from common.data.folds import make_folds, write_folds
+from common.data.dealing import make_folds
+from common.data.folds import write_folds
 from common.data.tables import read_train_table
 from common.runs.layout import LOG_FILE, fold_folder
 from common.score.metrics import targets_of

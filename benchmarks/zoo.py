@@ -19,7 +19,8 @@ from safetensors import safe_open
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import write_file
-from common.jobs.runner import Job, LocalSlot, run_jobs
+from common.jobs.process import Job
+from common.jobs.runner import LocalSlot, run_jobs
 from common.model.networks import create_model, working_settings
 from common.runs.layout import is_finished, read_metrics
 from common.score.metrics import describe

@@ -17,11 +17,12 @@ from common.data.batches import Normalise
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.data.views import TTA
-from common.model.selection import SELECTIONS, Best, Members, Snapshots, StochasticAverage, measure_batchnorm
+from common.model.averages import Members, measure_batchnorm
+from common.model.selection import SELECTIONS, Best, Snapshots, StochasticAverage
 from common.runs.layout import finished_folds
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors, without_prefix
-from common.score.metrics import log_mean_probability
+from common.score.logits import log_mean_probability
 from common.train.build import create_saved
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.

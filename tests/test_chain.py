@@ -24,7 +24,8 @@ from common.runs.layout import finished_folds, finished_runs
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
-from common.score.metrics import log_mean_probability, score, targets_of
+from common.score.logits import log_mean_probability
+from common.score.metrics import score, targets_of
 
 FOLD_FILES = {".lock", "config.json", "log.csv", "metrics.json", "model.safetensors", "oof.npz"}
 

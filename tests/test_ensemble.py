@@ -28,7 +28,7 @@ from common.runs.predictions import Predictions, read_predictions, write_predict
 from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofLogits, by_hand, convex_weights, target_probabilities, unusable, usable
 from common.score.calibration import temperature
-from common.score.metrics import errors, log_mean_probability, log_softmax, losses, nll, softmax
+from common.score.logits import errors, log_mean_probability, log_softmax, losses, nll, softmax
 from common.score.nesting import (
     choose,
     choose_nested,

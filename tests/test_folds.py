@@ -9,7 +9,8 @@ import pytest
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
-from common.data.folds import Folds, leaks, make_folds, match_folds, read_folds, write_folds
+from common.data.dealing import make_folds
+from common.data.folds import Folds, leaks, match_folds, read_folds, write_folds
 from common.data.tables import Table, read_train_table
 
 ROOT = Path(__file__).parents[1]

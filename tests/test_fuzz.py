@@ -24,8 +24,9 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_json
 from common.base.strict_csv import text_array
 from common.data.cache import Cache
+from common.data.dealing import make_folds
 from common.data.decoding import Preparation
-from common.data.folds import make_folds, read_folds, write_folds
+from common.data.folds import read_folds, write_folds
 from common.data.images import read_images
 from common.data.tables import Table, read_train_table
 from common.runs.predictions import Predictions, read_predictions, write_predictions

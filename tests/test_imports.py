@@ -14,7 +14,7 @@ STRANGERS = [{"jobs", "score"}]
 # Where torch may stand at the top of a file.
 WITH_TORCH = {"model", "train"}
 WITH_TORCH |= {f"data.{name}" for name in ("batches", "images", "geometry", "mixing", "augment")}
-WITH_TORCH |= {"base.profiling", "runs.tensors", "score.softmax_ensemble", "sweep.range_test"}
+WITH_TORCH |= {"runs.tensors", "score.softmax_ensemble", "sweep.range_test"}
 
 
 def imports(path) -> set[str]:

@@ -13,7 +13,8 @@ from conftest import ROOT, SMALL, run_script, train
 from common.base.errors import UserError
 from common.base.system import cpu_count
 from common.jobs.deadline import Deadline
-from common.jobs.runner import Job, LocalSlot, SideBySide, device_slots, run_jobs, slots_for
+from common.jobs.process import Job
+from common.jobs.runner import LocalSlot, SideBySide, device_slots, run_jobs, slots_for
 from common.train.fold_jobs import late
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced, by_hand, first_stage, measure
 from common.base.errors import UserError
 from common.score.calibration import cross_fitted_temperature_nll, temperature
-from common.score.metrics import nll
+from common.score.logits import nll
 from common.sweep.grid import Grid
 from common.sweep.law import LAWS, Law, fates
 from common.sweep.regression import BOUND

@@ -6,19 +6,16 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
+from common.score.logits import errors, log_mean_probability, nll, softmax
 from common.score.metrics import (
     LOWER_IS_BETTER,
     METRICS,
     answers_of,
     check_metric,
     describe,
-    errors,
     goodness,
     interval,
-    log_mean_probability,
-    nll,
     score,
-    softmax,
     targets_of,
 )
 

@@ -17,8 +17,9 @@ import train_fold
 from common.base.errors import UserError
 from common.data.augment import create_augmentation
 from common.data.cache import Cache
+from common.data.dealing import make_folds
 from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
-from common.data.folds import changed_rows, make_folds, match_folds, read_folds, write_folds
+from common.data.folds import changed_rows, match_folds, read_folds, write_folds
 from common.data.images import pixels_of, read_images
 from common.data.tables import Table, read_test_table, read_train_table
 from common.model.networks import photo_preparation, photo_size

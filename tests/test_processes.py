@@ -155,7 +155,7 @@ def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
 def test_two_processes_stop_early_together(trained):
     """Plateau and early stop end every fold at the epoch that its log asks for, at the rate that it asks for."""
     from common.model.schedules import Length, plateau
-    from common.model.selection import best_epoch
+    from common.score.metrics import best_epoch
 
     run_folder = trained["batchnorm"]["folder"].parent
     for fold in range(3):

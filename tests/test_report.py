@@ -18,7 +18,8 @@ import report
 import sweep
 from common.base.errors import UserError
 from common.base.files import read_json, write_file, write_json
-from common.data.folds import Folds, make_folds, read_folds, write_folds
+from common.data.dealing import make_folds
+from common.data.folds import Folds, read_folds, write_folds
 from common.data.tables import read_train_table
 from common.report.evaluation import fold_scores, read_run
 from common.report.page import element, table

@@ -17,7 +17,8 @@ from benchmarks.scale import GROUPED, make_photos
 from common.base.errors import UserError
 from common.base.files import write_json
 from common.base.strict_csv import text_array
-from common.data.folds import WIDE, Folds, leaks, make_folds, missing_classes, read_folds, write_folds
+from common.data.dealing import WIDE, make_folds
+from common.data.folds import Folds, leaks, missing_classes, read_folds, write_folds
 from common.data.tables import Table
 from common.runs.layout import METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof, oof_score
@@ -25,7 +26,8 @@ from common.runs.predictions import Predictions, read_predictions, short_form, s
 from common.runs.submission import write_submission
 from common.score.blending import BLENDS, OofLogits
 from common.score.calibration import temperature
-from common.score.metrics import METRICS, describe, log_softmax, nll, score, softmax
+from common.score.logits import log_softmax, nll, softmax
+from common.score.metrics import METRICS, describe, score
 
 N, CLASSES = 600, 40
 LABELS = text_array(f"class {number:04}" for number in np.random.default_rng(0).integers(0, CLASSES, N))

@@ -7,9 +7,8 @@ import pytest
 
 from common.report.audit import label_audit, likely_errors
 from common.runs.predictions import Predictions
-from common.score.calibration import cross_fitted
-from common.score.metrics import nll, softmax
-from common.score.reliability import calibration_error, reliability
+from common.score.calibration import calibration_error, cross_fitted, reliability
+from common.score.logits import nll, softmax
 from common.score.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 
 N = 2_000

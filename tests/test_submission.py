@@ -10,7 +10,7 @@ from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.runs.predictions import Predictions
 from common.runs.submission import Form, check_submission, read_form, share_differences, write_submission
-from common.score.metrics import softmax
+from common.score.logits import softmax
 
 REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
 TEST = Predictions(

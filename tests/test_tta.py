@@ -12,14 +12,16 @@ from conftest import train, write_pixel_csv
 import infer
 import train_fold
 from common.base.errors import UserError
-from common.data.folds import make_folds, match_folds, read_folds, write_folds
+from common.data.dealing import make_folds
+from common.data.folds import match_folds, read_folds, write_folds
 from common.data.geometry import cropped
 from common.data.tables import read_train_table
-from common.data.views import TTA, choose_views, choose_weights, score_views
+from common.data.views import TTA
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
-from common.score.metrics import errors, log_mean_probability
+from common.score.logits import errors, log_mean_probability
+from common.score.view_choice import choose_views, choose_weights, score_views
 
 PHOTO_PRESETS = {"flips", "hflip", "d4", "six", "brief_002", "five_crop", "scales"}  # not for digits
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from common.base.errors import ENVIRONMENT, UserError
 from common.jobs import runner as jobs_module
-from common.jobs.runner import Job, start_child
+from common.jobs.process import Job, start_child
 
 if TYPE_CHECKING:
-    from common.jobs.runner import Process
+    from common.jobs.process import Process
 
 
 def cluster_slots(address: str, threads: int, jobs_per_gpu: int, most: int) -> tuple[list["NodeSlot"], int]:

@@ -1,9 +1,7 @@
 """Runs commands side by side, one per slot: a GPU, a share of the CPU, or of a cluster (common/jobs/cluster.py)."""
 
-import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,19 +9,16 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Queue
-from typing import Literal, Protocol
+from typing import Literal
 
 from common.base.errors import UserError, warn
 from common.base.system import cpu_count, gpu_count, has_other_accelerator, is_launched
+from common.jobs.process import STARTED_BY_US, Job, Process, Slot, start_child
 from common.jobs.screen import Screen
 
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
 INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}  # a job's end: ours
-STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
 TRAIN_SCRIPT = Path(__file__).parents[2] / "train_fold.py"
-
-# A launcher's word to its own processes; a job is no rank of anything.
-LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True)
@@ -35,38 +30,6 @@ class SideBySide:
     hours: float = 0.0  # start nothing that would not finish within this time (0: no limit)
     engine: Literal["local", "ray"] = "local"  # where folds or cells run: this machine or a Ray cluster
     address: str = ""  # of the Ray cluster, host:port (default: the one that this machine belongs to)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command under a name; ``command`` follows the Python interpreter."""
-
-    name: str
-    command: tuple[str, ...]
-    log: str = ""  # file that its output is added to (default: it goes to ours)
-    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of its slot
-    folder: str = field(default_factory=os.getcwd)  # in which it runs
-
-
-class Process(Protocol):
-    """A running job; subprocess.Popen is one."""
-
-    stdout: Iterable[str] | None  # what it prints: lines, and states of a bar, which end with a carriage return
-
-    def wait(self) -> int:
-        """Its exit code once it has ended, or minus the signal that ended it."""
-
-    def terminate(self) -> None:
-        """End it and what it started."""
-
-
-class Slot(Protocol):
-    """A place for one job at a time."""
-
-    elsewhere: bool  # on another machine, perhaps
-
-    def start(self, job: Job, piped: bool) -> Process:
-        """Start a job there; ``piped`` says that its output is for us, not for the terminal."""
 
 
 @dataclass(frozen=True)
@@ -195,22 +158,6 @@ def _sigterm_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def start_child(job: Job, environment: Mapping[str, str], piped: bool) -> subprocess.Popen:
-    """Start a job as a child of this process, on this machine; on a cluster's node too."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
-    options = {"env": {**inherited, **environment, **job.environment, STARTED_BY_US: str(os.getpid())}}
-    options |= {"cwd": job.folder}
-    command = [sys.executable, *job.command]
-    if job.log:
-        with Path(job.folder, job.log).open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
-    if not piped:
-        return subprocess.Popen(command, **options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    process.stdout = io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="")
-    return process
 
 
 def _watch(job: Job, slot: int, process: Process, screen: Screen, ended: Queue) -> None:

@@ -4,23 +4,16 @@ A selection keeps whole states of the model (name -> tensor). One of them goes b
 :class:`Members`, whose probabilities are averaged by whoever predicts: for OOF, in infer.py, it is one model.
 """
 
-import copy
-import math
 from collections.abc import Mapping, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.base.cli import chosen, keyword_arguments
 from common.base.errors import UserError
-from common.data.batches import Normalise
-from common.data.geometry import cropped
-from common.data.images import Images, pixels_of
+from common.model.averages import copy_of, mean_of
 from common.model.schedules import Length, cycle_ends
 from common.runs.config import Config
-
-State = dict[str, Tensor]
+from common.score.metrics import best_epoch
 
 
 class Last:
@@ -123,24 +116,6 @@ class Independent(Last):
             self.kept.append(copy_of(state))
 
 
-def best_epoch(scores: Sequence[float]) -> int:
-    """Index of the first epoch with the highest score."""
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def copy_of(state: Mapping[str, Tensor]) -> State:
-    """The state with tensors of its own."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def mean_of(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> State:
-    """(1 - share) x ``state`` + share x ``other``; whole numbers (BatchNorm's counter) are the other's."""
-    return {
-        name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else other[name].clone()
-        for name, tensor in state.items()
-    }
-
-
 def create_selection(cfg: Config, length: Length) -> Last:
     """The selection that ``--select`` names.
 
@@ -158,47 +133,6 @@ def create_selection(cfg: Config, length: Length) -> Last:
         return selection(cfg.epochs, ends, **arguments)
     except TypeError as error:
         raise UserError("--select-args", f"{' '.join(cfg.select_args)} is not valid", "give numbers") from error
-
-
-@torch.no_grad()
-def measure_batchnorm(
-    model: nn.Module, images: Images, rows: Tensor, normalise: Normalise, batch_size: int, side: int
-) -> None:
-    """Give BatchNorm the statistics of some rows' images, un-augmented, at the weights that the model has now.
-
-    The model sees the middle ``side`` px of each, ``batch_size`` images at a time. The average of weights has had no
-    batch of its own. ``rows`` are those of the training, on its device; every process measures all of them, in an order
-    of its own, so all find the same. Unlike torch's update_bn, dropout stays off and layers that are frozen keep what
-    they have.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over batches
-        layer.train()
-    # In a table that is sorted by class, batches of neighbours would lack the variance between classes.
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
-    whole = (some for some in rows[order].split(batch_size) if len(some) == batch_size)
-    for pixels in pixels_of(images, whole, rows.device):
-        model(normalise(cropped(pixels, side).float().div_(255)))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.eval()
-
-
-class Members(nn.Module):
-    """``count`` copies of a model; their output is the log of their mean probability, float32 (n, classes)."""
-
-    def __init__(self, model: nn.Module, count: int):
-        super().__init__()
-        self.members = nn.ModuleList(copy.deepcopy(model) for _ in range(count))
-
-    def forward(self, images: Tensor) -> Tensor:
-        log_p = torch.stack([F.log_softmax(member(images).float(), dim=1) for member in self.members])
-        return log_p.logsumexp(0) - math.log(len(self.members))
 
 
 SELECTIONS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.runs.predictions import Predictions
-from common.score.metrics import log_softmax
+from common.score.logits import log_softmax
 
 CONFIDENT = 0.9  # of the mean probability of another label
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from common.base.errors import UserError
 from common.base.files import read_json
-from common.report.evidence import Evidence
+from common.report.evaluation import Evidence
 from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
 from common.runs.layout import WEIGHTS_FILE

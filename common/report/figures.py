@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from common.report.evaluation import Evaluation
 from common.report.page import Html
-from common.score.reliability import reliability
+from common.score.calibration import reliability
 from common.sweep.law import Law
 from common.sweep.picture import batch_size_colours, draw_losses, draw_parabolas, draw_ridge, draw_seconds, draw_tried
 

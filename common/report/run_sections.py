@@ -12,6 +12,7 @@ import pandas as pd
 from common.report.audit import CONFIDENT, label_audit, likely_errors
 from common.report.evaluation import (
     Evaluation,
+    Evidence,
     calibration,
     changed_settings,
     class_scores,
@@ -23,7 +24,6 @@ from common.report.evaluation import (
     scores,
     settings_between,
 )
-from common.report.evidence import Evidence
 from common.report.figures import drawn, error_curves, intervals, loss_curves, rate_curve, reliability_curves
 from common.report.page import (
     Html,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.base.errors import UserError
+from common.base.words import in_shares
 from common.runs.layout import fold_folder
 
 
@@ -128,13 +129,6 @@ def check_config(cfg: Config, processes: int) -> None:
             raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
     if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
         raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
-
-
-def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
-    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
-    counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
-    counts += [(images, "image", "images")] * bool(images)
-    return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)
 
 
 def check_file(flag: str, path: str) -> None:

@@ -100,7 +100,7 @@ def check_shared(folder: Path, patience: float = 60) -> None:
 def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
     """What a weights file must say for itself, so that infer.py needs nothing else."""
     from common.data.images import image_shape
-    from common.train.training import versions
+    from common.runs.tensors import versions
 
     return {
         "settings": training_settings(cfg),
@@ -129,8 +129,8 @@ def save_fold(
 
     ``valid_rows`` are int64 (m), ``logits`` theirs, float32 (m, classes); None without any.
     """
-    from common.model.selection import best_epoch
     from common.runs.tensors import save_tensors
+    from common.score.metrics import best_epoch
 
     members = len(training.members.members) if training.members else 1
     model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})

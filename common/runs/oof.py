@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from common.base.errors import UserError, warn
-from common.data.folds import Folds, rows_named
+from common.base.words import names_in_short, rows_named
+from common.data.folds import Folds
 from common.runs.layout import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, short_form
-from common.score.metrics import joined_answers, names_in_short, score_of
+from common.score.metrics import joined_answers, score_of
 
 
 def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions:

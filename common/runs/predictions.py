@@ -15,11 +15,12 @@ import numpy as np
 
 from common.base.errors import UserError, warn_of_unhashed
 from common.base.files import write_file
-from common.data.folds import rows_named
+from common.base.words import rows_named
 from common.runs.layout import (
     check_stated,
 )
-from common.score.metrics import Answers, answers_of, blocks, score_of, targets_of
+from common.score.logits import blocks
+from common.score.metrics import Answers, answers_of, score_of, targets_of
 from common.score.shortlist import lengthen, on_columns, shared_columns, shorten
 
 # Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes are always there.

@@ -13,9 +13,9 @@ import numpy as np
 from common.base.errors import UserError, warn
 from common.base.files import write_file
 from common.base.strict_csv import read_cells, row_of
-from common.data.folds import rows_named
+from common.base.words import names_in_short, rows_named
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
-from common.score.metrics import blocks, names_in_short, softmax
+from common.score.logits import blocks, softmax
 
 
 @dataclass(frozen=True)

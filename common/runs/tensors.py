@@ -7,11 +7,14 @@ checked on reading.
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import safetensors.torch
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -177,3 +180,13 @@ def join_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [join_tensors(part, tensors) for part in value]
     return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bits of a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "accelerate": accelerate.__version__,
+    }

@@ -8,7 +8,8 @@ import numpy as np
 
 from common.score.blending import BLENDS, Blend, OofLogits, usable
 from common.score.calibration import cross_fitted, temperature
-from common.score.metrics import errors, interval, losses, nll, paired_difference, score
+from common.score.logits import errors, losses, nll, paired_difference
+from common.score.metrics import interval, score
 from common.score.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
 
 

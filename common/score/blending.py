@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from common.score.calibration import temperature
-from common.score.metrics import errors, log_mean_probability, log_softmax, losses, nll
+from common.score.logits import errors, log_mean_probability, log_softmax, losses, nll
 
 GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples of 1/50
 # Inverse of the penalty on the stack's coefficients (scikit-learn's C), set beforehand and for any number of runs:

@@ -1,11 +1,8 @@
 """Scores, all in numpy and float64: predictions are logits (n, classes), targets are class numbers (n).
-
-Predictions in short form (common/runs/predictions.py) have the columns of a row's likeliest classes and a last one that
-stands for ``others`` classes, each with that logit; a target is then the column of the row's label. With ``others`` = 1
-every column is a class.
+For the short form of predictions see common/score/logits.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -13,51 +10,8 @@ import numpy as np
 
 from common.base.cli import chosen
 from common.base.errors import UserError
-
-BLOCK = 1 << 18  # numbers worked on at a time: 2 MB as float64, which stay in the cache
-
-
-def blocks(rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
-    """Slices of ``rows`` rows, as many at a time as have at most so many ``numbers``; a small matrix is one block."""
-    step = max(1, numbers // max(1, width))
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
-
-
-def log_softmax(logits: np.ndarray, others: int = 1) -> np.ndarray:
-    """Log probabilities, float64, over the last axis, whose last column stands for ``others`` classes."""
-    logits = np.asarray(logits, dtype=np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    powers = np.exp(shifted)
-    return shifted - np.log(powers.sum(axis=-1, keepdims=True) + (others - 1) * powers[..., -1:])
-
-
-def softmax(logits: np.ndarray, others: int = 1) -> np.ndarray:
-    """Probabilities, float64, over the last axis; the last column's is that of each of its ``others`` classes."""
-    return np.exp(log_softmax(logits, others))
-
-
-def log_mean_probability(
-    logits: Sequence[np.ndarray] | np.ndarray, weights: Sequence[float] = (), others: int = 1
-) -> np.ndarray:
-    """The log of the (weighted) mean probability of several models or views: m x (n, C) -> (n, C), float32.
-
-    The sum is taken in logs, so a probability too small for a float stays finite.
-
-    Args:
-        logits: m arrays (n, C).
-        weights: m numbers >= 0, at least one above 0; they are scaled to sum to 1. Without them all are equal.
-        others: how many classes the last column stands for.
-    """
-    shares = np.asarray(weights, dtype=np.float64) if len(weights) else np.ones(len(logits))
-    shares = shares / shares.sum()
-    mean = np.empty(np.shape(logits[0]), dtype=np.float32)
-    for rows in blocks(*mean.shape):
-        total = np.full(mean[rows].shape, -np.inf)
-        for member, share in zip(logits, shares, strict=True):
-            if share > 0:
-                total = np.logaddexp(total, log_softmax(member[rows], others) + np.log(share))
-        mean[rows] = total
-    return mean
+from common.base.words import names_in_short
+from common.score.logits import blocks, losses
 
 
 def targets_of(labels: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -72,44 +26,6 @@ def targets_of(labels: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np
     except KeyError as error:
         what = f"label {error} is not one of {names_in_short(classes)}"
         raise UserError("labels", what, "use the table the folds were made from") from None
-
-
-def names_in_short(names: Sequence[str]) -> str:
-    """``a, b, c``, or of more than twelve names the first ones and how many there are."""
-    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ... ({len(names):,})"
-
-
-def errors(logits: np.ndarray, targets: np.ndarray) -> int:
-    """Rows whose largest logit is not the target's."""
-    return int((np.argmax(logits, axis=-1) != targets).sum())
-
-
-def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Share of rows whose largest logit is the target's, 0 to 1."""
-    return 1.0 - errors(logits, targets) / len(targets)
-
-
-def losses(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
-    """Negative log likelihood of each row (n), nats."""
-    found = np.empty(len(targets))
-    for rows in blocks(*logits.shape):
-        own = targets[rows]
-        found[rows] = -log_softmax(logits[rows], others)[np.arange(len(own)), own]
-    return found
-
-
-def nll(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> float:
-    """Mean negative log likelihood (log loss), nats per row."""
-    return float(losses(logits, targets, others).mean())
-
-
-def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean of ``first - second``, two losses (n) of the same rows, and its standard error.
-
-    Paired, since a row that is hard for one blend is hard for the other: what they share cancels.
-    """
-    difference = first - second
-    return float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5)
 
 
 # ---- metrics
@@ -267,3 +183,8 @@ METRICS: dict[str, Callable[[Answers], float]] = {
 }
 LOWER_IS_BETTER = ("errors", "nll")
 OF_CLASSES = ("balanced_accuracy", "macro_f1", "quadratic_kappa")
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """Index of the first epoch with the highest score."""
+    return max(range(len(scores)), key=scores.__getitem__)

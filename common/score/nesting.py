@@ -13,7 +13,7 @@ import numpy as np
 
 from common.score.blending import Method, OofLogits
 from common.score.calibration import cross_fitted, temperature
-from common.score.metrics import errors, log_mean_probability, losses, paired_difference
+from common.score.logits import errors, log_mean_probability, losses, paired_difference
 from common.score.shortlist import on_columns
 
 

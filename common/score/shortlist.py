@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.score.metrics import blocks
+from common.score.logits import blocks
 
 
 def shorten(logits: np.ndarray, columns: np.ndarray, classes: int, kept: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,16 +27,17 @@ import pandas as pd
 from common.base.cli import flag_of
 from common.base.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserError
 from common.base.files import read_json, write_file, write_json
-from common.base.records import read_records
+from common.base.strict_csv import read_records
 from common.base.system import locked
 from common.data.folds import read_folds
 from common.jobs.deadline import Deadline
-from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, Job, SideBySide, Slot, run_jobs, slots_for
+from common.jobs.process import Job, Slot
+from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, SideBySide, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
 from common.runs.layout import CONFIG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.predictions import read_predictions
 from common.score.calibration import cross_fitted_temperature_nll
-from common.score.metrics import errors
+from common.score.logits import errors
 from common.sweep.grid import Cell, Grid, missing
 from common.sweep.law import MIN_STEPS
 

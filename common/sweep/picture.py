@@ -45,21 +45,6 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     write_file(path, content.getvalue())
 
 
-def draw_images(path: Path, images: np.ndarray, titles: Sequence[str]) -> None:
-    """Write up to 64 images, float (n, side, side, channels) in 0..1, with a title each, as png."""
-    columns = min(8, len(images))
-    rows = -(-min(64, len(images)) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if number < len(images):
-            axes.imshow(images[number].squeeze(), cmap="gray", vmin=0, vmax=1)
-            axes.set_title(titles[number], fontsize=8)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_file(path, content.getvalue())
-
-
 def batch_size_colours(cells: pd.DataFrame) -> dict[int, Any]:
     """A colour for each batch size, from dark to light."""
     sizes = sorted(set(cells.batch_size.tolist()))

@@ -14,7 +14,8 @@ from typing import Any
 from common.base.cli import flag_of, parse
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.system import locked
-from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, Job, device_slots, run_jobs
+from common.jobs.process import Job
+from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, device_slots, run_jobs
 from common.runs.config import Config
 from common.runs.layout import OOF_FILE, fold_folder
 from common.runs.predictions import read_predictions

@@ -22,12 +22,13 @@ from common.data.batches import Normalise, TrainBatches, seed_of
 from common.data.decoding import Preparation
 from common.data.images import Images, image_shape, pixels_of
 from common.data.tables import Table
+from common.model.averages import Members, State
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import ONE_HOT_ONLY, create_loss, with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
 from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
-from common.model.selection import Members, State, create_selection
+from common.model.selection import create_selection
 from common.model.weights import Loaded, hub_file, load_weights
 from common.runs.config import Config, saved_config
 from common.score.metrics import check_metric

@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from common.base.errors import ENVIRONMENT, UserError
-from common.base.records import read_records
+from common.base.strict_csv import read_records
 from common.jobs.deadline import Deadline
-from common.jobs.runner import TRAIN_SCRIPT, Job, Slot, in_words, run_jobs
+from common.jobs.process import Job, Slot
+from common.jobs.runner import TRAIN_SCRIPT, in_words, run_jobs
 from common.runs.layout import LOG_FILE, fold_folder, unfinished
 
 

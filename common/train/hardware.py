@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from common.base.errors import ENVIRONMENT, OUT_OF_MEMORY, OwnError, UserError, warn
 from common.base.files import read_json, write_json
 from common.base.system import locked
-from common.runs.config import in_shares
+from common.base.words import in_shares
 from common.runs.layout import MEMORY_FORMAT_FILE
 
 FORMATS = ("contiguous_format", "channels_last")

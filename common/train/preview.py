@@ -1,18 +1,21 @@
 """What the model will see: the first training batch of a fold as a picture."""
 
 import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from common.base.files import write_file
 from common.data.batches import Normalise
 from common.data.cache import Cache
 from common.data.folds import Folds
 from common.data.images import read_images
 from common.data.tables import Table
 from common.runs.config import Config
-from common.sweep.picture import draw_images
 from common.train.build import create_batches, preparation_of, with_images_of
 
 
@@ -31,3 +34,18 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
     draw_images(path, images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
     print(f"{path}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")
+
+
+def draw_images(path: Path, images: np.ndarray, titles: Sequence[str]) -> None:
+    """Write up to 64 images, float (n, side, side, channels) in 0..1, with a title each, as png."""
+    columns = min(8, len(images))
+    rows = -(-min(64, len(images)) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if number < len(images):
+            axes.imshow(images[number].squeeze(), cmap="gray", vmin=0, vmax=1)
+            axes.set_title(titles[number], fontsize=8)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    write_file(path, content.getvalue())

@@ -1,15 +1,11 @@
 """What training changes, as one object: built once, saved after every epoch, restored as it was."""
 
 import copy
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import timm
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.amp import GradScaler
@@ -17,10 +13,11 @@ from torch.optim import Optimizer
 
 from common.base.errors import UserError, warn
 from common.data.batches import TrainBatches
+from common.model.averages import Members, State, measure_batchnorm
 from common.model.finetune import Frozen
 from common.model.losses import Loss
 from common.model.optim import lay_out_state
-from common.model.selection import Last, Members, State, measure_batchnorm
+from common.model.selection import Last
 from common.runs.config import differences
 from common.runs.tensors import (
     join_tensors,
@@ -169,13 +166,3 @@ class Training:
 def _decisive(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What two checkpoints must agree in for one to go on where the other ended."""
     return {**facts.get("settings", {}), **{name: facts.get(name) for name in ("fold", "folds_fingerprint", "classes")}}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the bits of a result."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "accelerate": accelerate.__version__,
-    }

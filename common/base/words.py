@@ -1,0 +1,21 @@
+"""Phrases that several messages share."""
+
+from collections.abc import Sequence
+
+
+def rows_named(ids: Sequence[str]) -> str:
+    """``3 rows (7, 12, 40)``: a count and the first few ids."""
+    named = ", ".join(list(ids)[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{len(ids)} row{'s' if len(ids) > 1 else ''} ({named})"
+
+
+def names_in_short(names: Sequence[str]) -> str:
+    """``a, b, c``, or of more than twelve names the first ones and how many there are."""
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ... ({len(names):,})"
+
+
+def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
+    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
+    counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
+    counts += [(images, "image", "images")] * bool(images)
+    return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)

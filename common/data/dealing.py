@@ -1,0 +1,165 @@
+"""Dealing a table's rows to folds."""
+
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.strict_csv import row_of, text_array
+from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
+from common.data.tables import Table
+
+Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
+
+
+WIDE = 10_000_000  # groups x classes above which scikit-learn's stratified groups take too much memory (80 MB)
+
+
+def make_folds(
+    table: Table,
+    k: int = 5,
+    split: Split = "stratified",
+    group: str = "",
+    fold_column: str = "",
+    seed: int = 0,
+    rare: Literal["error", "train"] = "error",
+) -> Folds:
+    """Deal the table's rows to folds with scikit-learn's splitters.
+
+    What must stay together is dealt as one unit: exact copies of an image and, in a group split, every row that
+    is linked to another by a shared group or a shared image. ``holdout`` takes the first of ``k`` parts as the only
+    validation part. ``rare`` = ``train`` puts units with a class too small for ``k`` folds, or with all rows of a class
+    in one fold, into no fold.
+
+    Raises:
+        UserError: a class with fewer than ``k`` distinct images, too few groups, or an unusable column.
+    """
+    labels, row_shas = table.labels, table.row_shas()
+    if len(set(labels)) < 2:
+        raise UserError(table.source, "has a single class", "a classifier needs at least two")
+    groups = _column(table, group, "--group") if group else text_array([])
+    if split == "column":
+        fold = fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
+        return Folds(table.ids, labels, fold, row_shas, groups)
+    images = _numbered(row_shas)
+    units = _linked(images, _numbered(groups)) if "group" in split else images
+    fold = np.full(len(labels), ALWAYS_TRAINING)
+    dealt = _rows_to_deal(table.source, labels, images, units, k, rare)
+    _, first = np.unique(images[dealt], return_index=True)  # one row for each distinct image
+    rows = dealt[first]
+    if (found := len(set(units[rows]))) < k:
+        what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
+        raise UserError(table.source, what, "lower --k")
+    fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
+    if split == "stratified-group" and (units.max() + 1) * len(set(labels)) > WIDE:
+        fold_of_unit[units[rows]] = _stratified_groups(_numbered(labels[rows]), units[rows], k, seed)
+    else:
+        parts = _splitter(split, k, seed).split(rows, labels[rows], units[rows] if "group" in split else None)
+        for number, (_, part) in enumerate(parts):
+            if split != "holdout" or number == 0:
+                fold_of_unit[units[rows[part]]] = number
+    fold[dealt] = fold_of_unit[units[dealt]]
+    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups))) and rare == "train":
+        in_one_fold = np.isin(labels, [name for name, _ in missing])
+        fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
+    elif missing:
+        name, number = missing[0]
+        what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
+        raise UserError(
+            table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
+        )
+    refuse_holes(fold, table.source, "lower --k or try another --seed")
+    return Folds(table.ids, labels, fold, row_shas, groups)
+
+
+def _splitter(split: Split, k: int, seed: int):
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    splitter = {
+        "stratified": StratifiedKFold,
+        "holdout": StratifiedKFold,
+        "kfold": KFold,
+        "group": GroupKFold,
+        "stratified-group": StratifiedGroupKFold,
+    }[split]
+    return splitter(n_splits=k, shuffle=True, random_state=seed)
+
+
+def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, whole units at a time, so that every class is spread evenly.
+
+    As scikit-learn's StratifiedGroupKFold does it: the units with the most uneven classes come first, and each goes
+    where its rows leave the classes' shares most even, at a tie into the smallest fold. But only the classes that a
+    unit holds are looked at: scikit-learn keeps a matrix of groups x classes (8 GB for 100,000 x 10,000) and judges by
+    the mean over all classes, in which a single one of thousands counts as a tie.
+
+    Args:
+        targets: (n) class numbers.
+        units: (n) equal numbers for rows that stay together.
+    """
+    classes = targets.max() + 1
+    pairs, rows_of_pair = np.unique(units * classes + targets, return_counts=True)
+    unit_of_pair, class_of_pair = np.divmod(pairs, classes)
+    names, first, size = np.unique(unit_of_pair, return_index=True, return_counts=True)
+    sums, squares = (np.add.reduceat(rows_of_pair**power, first) for power in (1, 2))
+    spread = np.sqrt(squares / classes - (sums / classes) ** 2)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    totals, dealt, rows_of_fold = np.bincount(targets), np.zeros((k, classes)), np.zeros(k)
+    fold_of_unit = np.empty(names.max() + 1, dtype=np.int64)
+    for unit in shuffled[np.argsort(-spread[shuffled], kind="stable")]:
+        own = slice(first[unit], first[unit] + size[unit])
+        numbers, rows = class_of_pair[own], rows_of_pair[own]
+        shares = dealt[:, numbers] / totals[numbers] + np.eye(k)[:, :, None] * (rows / totals[numbers])
+        uneven = shares.std(axis=1).sum(axis=1)
+        chosen = np.lexsort((rows_of_fold, ~np.isclose(uneven, uneven.min())))[0]
+        dealt[chosen, numbers] += rows
+        rows_of_fold[chosen] += rows.sum()
+        fold_of_unit[names[unit]] = chosen
+    return fold_of_unit[units]
+
+
+def _rows_to_deal(
+    source: str, labels: np.ndarray, images: np.ndarray, units: np.ndarray, k: int, rare: Literal["error", "train"]
+) -> np.ndarray:
+    """Positions of the rows that go into folds: all but the units with a rare class.
+
+    A unit is left out as a whole, which may make another class rare in turn.
+    """
+    rows = np.arange(len(labels))
+    while True:
+        counts = Counter(name for name, _ in set(zip(labels[rows], images[rows].tolist(), strict=True)))
+        small = {name: count for name, count in counts.items() if count < k}
+        if not small:
+            return rows
+        if rare == "error":
+            named = ", ".join(f"{name} ({count})" for name, count in sorted(small.items())[:5])
+            what = f"{len(small)} classes have fewer than {k} distinct images: {named}"
+            raise UserError(source, what, "lower --k, or --rare train to keep their rows out of validation")
+        out = units[rows][np.isin(labels[rows], list(small))]
+        rows = rows[~np.isin(units[rows], out)]
+
+
+def _linked(images: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number of the connected part each row belongs to, where rows with one image or one group are linked."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes = images.max() + 1 + groups.max() + 1
+    links = coo_array((np.ones(len(images)), (images, images.max() + 1 + groups)), shape=(nodes, nodes))
+    return connected_components(links, directed=False)[1][images]
+
+
+def _numbered(texts: np.ndarray) -> np.ndarray:
+    """Equal texts get equal numbers from 0, whatever the order of the rows."""
+    return np.unique(texts.astype(str), return_inverse=True)[1]
+
+
+def _column(table: Table, name: str, flag: str) -> np.ndarray:
+    if name not in table.columns:
+        known = ", ".join(table.columns) or "none"
+        raise UserError(table.source, f"has no column {name!r} for {flag}", f"its other columns: {known}")
+    cells = table.columns[name]
+    if (empty := np.flatnonzero(cells == "")).size:
+        raise UserError(f"{row_of(table.source, empty[0])}, column {name}", "is empty", "fill it in")
+    return cells

@@ -1,0 +1,64 @@
+"""A job and the process that runs it: what a slot here and a slot on a cluster have in common."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
+
+
+# A launcher's word to its own processes; a job is no rank of anything.
+LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command under a name; ``command`` follows the Python interpreter."""
+
+    name: str
+    command: tuple[str, ...]
+    log: str = ""  # file that its output is added to (default: it goes to ours)
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to that of its slot
+    folder: str = field(default_factory=os.getcwd)  # in which it runs
+
+
+class Process(Protocol):
+    """A running job; subprocess.Popen is one."""
+
+    stdout: Iterable[str] | None  # what it prints: lines, and states of a bar, which end with a carriage return
+
+    def wait(self) -> int:
+        """Its exit code once it has ended, or minus the signal that ended it."""
+
+    def terminate(self) -> None:
+        """End it and what it started."""
+
+
+class Slot(Protocol):
+    """A place for one job at a time."""
+
+    elsewhere: bool  # on another machine, perhaps
+
+    def start(self, job: Job, piped: bool) -> Process:
+        """Start a job there; ``piped`` says that its output is for us, not for the terminal."""
+
+
+def start_child(job: Job, environment: Mapping[str, str], piped: bool) -> subprocess.Popen:
+    """Start a job as a child of this process, on this machine; on a cluster's node too."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    options = {"env": {**inherited, **environment, **job.environment, STARTED_BY_US: str(os.getpid())}}
+    options |= {"cwd": job.folder}
+    command = [sys.executable, *job.command]
+    if job.log:
+        with Path(job.folder, job.log).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+    if not piped:
+        return subprocess.Popen(command, **options)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    process.stdout = io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="")
+    return process
