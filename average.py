@@ -19,7 +19,8 @@ import numpy as np
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import check_folder, write_json
-from common.base.system import cpu_count, keep_freed_memory, locked
+from common.base.locks import locked
+from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import read_train_table

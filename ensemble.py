@@ -16,7 +16,7 @@ import numpy as np
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, read_json, write_json
-from common.base.system import locked
+from common.base.locks import locked
 from common.base.words import names_in_short
 from common.data.folds import Folds, read_folds
 from common.runs.layout import (

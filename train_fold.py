@@ -25,13 +25,22 @@ import pandas as pd
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, write_file
-from common.base.system import cpu_count, die_of_ctrl_c, end_with_parent, is_launched, keep_freed_memory, locked
+from common.base.locks import locked
+from common.base.system import (
+    cpu_count,
+    die_of_ctrl_c,
+    end_with_starter,
+    is_job,
+    keep_freed_memory,
+    local_processes,
+    processes,
+    rank,
+)
 from common.base.words import in_shares
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
-from common.jobs.process import STARTED_BY_US
 from common.jobs.runner import SideBySide, slots_for
 from common.jobs.screen import BAR_WANTED
 from common.runs.config import Config, check_config, check_file, of_fold
@@ -89,21 +98,17 @@ class Call:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if STARTED_BY_US in os.environ:
-        end_with_parent(int(os.environ[STARTED_BY_US]))
-    elif is_launched():
-        end_with_parent()  # a launcher that dies must not leave us behind
+    end_with_starter()
     cfg = parse(Train, arguments)
     deadline = Deadline(cfg.hours)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if processes() > 1:
         die_of_ctrl_c()
-    check_config(cfg, processes)
+    check_config(cfg, processes())
     check_store(cfg.store)
     table = read_train_table(cfg.data)
     folds = match_folds(read_folds(Path(cfg.folds)), table)
     wanted = wanted_folds(cfg.fold, folds)
-    for finding in leaks(folds) if STARTED_BY_US not in os.environ else ():
+    for finding in leaks(folds) if not is_job() else ():
         warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
         from common.train.preview import draw_batch
@@ -126,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
     else:
         train_in_turn(cfg, table, folds, wanted, todo or wanted[:1], deadline)
-    if cfg.fold == "all" and not cfg.limit and os.environ.get("RANK", "0") == "0":
+    if cfg.fold == "all" and not cfg.limit and rank() == 0:
         say_result(run_folder, folds, cfg.metric)
 
 
@@ -171,7 +176,7 @@ def check_all_choices(cfg: Train, table: Table, folds: Folds, todo: list[str], m
     loaded = [check_choices(start, folds.classes, micro_batch, not table.of_photos) for start in of_each.values()]
     if cfg.weights:
         known = [check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in todo]
-        if not all(known) and STARTED_BY_US not in os.environ:
+        if not all(known) and not is_job():
             what = "was trained with different folds: if on the same images, the out-of-fold score is flattered"
             warn(f"{cfg.weights} {what}")
     return list(filter(None, loaded))
@@ -194,7 +199,7 @@ def train_in_turn(
     from common.train.loop import agreed
     from common.train.trackers import tracking
 
-    threads = cfg.threads or max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = cfg.threads or max(1, cpu_count() // local_processes())
     torch.set_num_threads(threads)
     precision = usable_precision(asked_precision(cfg.mixed_precision))
     cfg = dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=precision)

@@ -139,7 +139,7 @@ def undisturbed(tiny, torch_forks, tmp_path_factory) -> Path:
     test predictions and blend, one that was stopped after its last epoch, one trained with other folds, one of the
     photos; a sweep's table.
     """
-    from common.base.system import locked
+    from common.base.locks import locked
 
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "undisturbed"  # one for all workers

@@ -212,7 +212,7 @@ def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path):
 
 def test_a_run_in_use_is_refused_at_once(tiny, tmp_path):
     """A second process in the same fold's folder stops with exit 3 and names the first."""
-    from common.base.system import locked
+    from common.base.locks import locked
 
     with locked(tmp_path / "digit_cnn" / "fold0"):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

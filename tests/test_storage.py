@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, train
 
-from common.base import system
+from common.base import locks
 from common.base.errors import UserError
 from common.base.files import check_folder
-from common.base.system import check_unlocked, locked, try_lock
+from common.base.locks import check_unlocked, locked, try_lock
 from common.train.loop import check_logits
 
 
@@ -82,14 +82,14 @@ def test_a_lock_that_was_thrown_away_is_no_lock(tmp_path):
 
 def test_a_lock_that_is_thrown_away_as_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
     """Between opening the file and locking it: the lock is then the new file's, and keeps others out."""
-    folder, lock = tmp_path / "run", system.try_lock
+    folder, lock = tmp_path / "run", locks.try_lock
 
     def too_late(file) -> bool:
         monkeypatch.undo()
         shutil.rmtree(folder)
         return lock(file)
 
-    monkeypatch.setattr(system, "try_lock", too_late)
+    monkeypatch.setattr(locks, "try_lock", too_late)
     with locked(folder) as check:
         check()
         with pytest.raises(UserError, match="is in use by pid"), locked(folder):

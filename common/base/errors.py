@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+from common.base.system import local_rank
+
 INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
 NUMBERS = 4  # the training itself broke down
@@ -41,7 +43,7 @@ def warn_of_unhashed(name: str) -> None:
 
 def _say(line: str, own: bool = False) -> None:
     """One line on stderr, from one process of a machine or as its ``own``; a newline in a name is written as typed."""
-    if own or os.environ.get("LOCAL_RANK", "0") == "0":
+    if own or local_rank() == 0:
         print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
 
 

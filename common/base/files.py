@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.base.errors import ENVIRONMENT, UserError, warn_of_unhashed
-from common.base.system import sync_folder, try_lock
+from common.base.locks import try_lock
+from common.base.system import sync_folder
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 

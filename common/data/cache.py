@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.base.errors import warn
 from common.base.files import make_room, sha256, write_file
-from common.base.system import locked
+from common.base.locks import locked
 from common.data.decoding import RULES, Decoder
 
 CHUNK = 64  # photos that are decoded and written together

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
+from common.base.system import STARTED_BY_US
 
-
-# A launcher's word to its own processes; a job is no rank of anything.
+# Removed from a job's environment: it is not part of our launch.
 LAUNCHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 

@@ -12,12 +12,13 @@ from queue import Queue
 from typing import Literal
 
 from common.base.errors import UserError, warn
-from common.base.system import cpu_count, gpu_count, has_other_accelerator, is_launched
-from common.jobs.process import STARTED_BY_US, Job, Process, Slot, start_child
+from common.base.system import cpu_count, gpu_count, has_other_accelerator, is_job, is_launched, processes
+from common.jobs.process import Job, Process, Slot, start_child
 from common.jobs.screen import Screen
 
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
-INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}  # a job's end: ours
+# A job's exit code -> ours.
+INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}
 TRAIN_SCRIPT = Path(__file__).parents[2] / "train_fold.py"
 
 
@@ -57,11 +58,11 @@ def slots_for(options: SideBySide, threads: int, most: int, short: bool = False)
         if not getattr(options, name) >= least:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(flag, f"{getattr(options, name)} is too small", f"use {least} or more")
-    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    together = processes() > 1
     if together and (options.jobs, options.jobs_per_gpu, options.engine) != (0, 1, "local"):
         what = "its processes train each fold together, one fold after another"
         raise UserError("accelerate launch", what, "leave out either it or --jobs, --jobs-per-gpu and --engine")
-    if together or STARTED_BY_US in os.environ:
+    if together or is_job():
         return [LocalSlot()], threads
     if options.engine == "ray":
         from common.jobs.cluster import cluster_slots

@@ -16,7 +16,8 @@ import numpy as np
 
 from common.base.errors import ENVIRONMENT, OwnError, UserError
 from common.base.files import check_folder, read_json, remove_strays, write_json
-from common.base.system import check_unlocked, locked
+from common.base.locks import check_unlocked, locked
+from common.base.system import rank
 from common.data.decoding import Preparation
 from common.data.folds import Folds
 from common.data.tables import Table
@@ -45,7 +46,7 @@ METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "mem
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:
     """Refuse, before torch is loaded, a run's folder that cannot be written into or that another process trains in."""
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         check_folder(run_folder)
         folders = [fold_folder(run_folder, fold) for fold in wanted]
         for folder in [folder for folder in folders if not is_finished(folder)][:1]:  # a later one may be free by then

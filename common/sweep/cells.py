@@ -27,8 +27,8 @@ import pandas as pd
 from common.base.cli import flag_of
 from common.base.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserError
 from common.base.files import read_json, write_file, write_json
+from common.base.locks import locked
 from common.base.strict_csv import read_records
-from common.base.system import locked
 from common.data.folds import read_folds
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot

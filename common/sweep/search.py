@@ -13,7 +13,7 @@ from typing import Any
 
 from common.base.cli import flag_of, parse
 from common.base.errors import ENVIRONMENT, UserError
-from common.base.system import locked
+from common.base.locks import locked
 from common.jobs.process import Job
 from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, device_slots, run_jobs
 from common.runs.config import Config

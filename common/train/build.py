@@ -1,7 +1,6 @@
 """From the settings to what they name: images, model, optimiser, batches, and one Training of them all."""
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from common.base.cli import keyword_arguments
 from common.base.errors import UserError, warn
+from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
 from common.data.batches import Normalise, TrainBatches, seed_of
 from common.data.decoding import Preparation
@@ -157,7 +157,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     if cfg.compile:
         check_compile()
     if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN) and (
-        int(os.environ.get("WORLD_SIZE", "1")) == 1 or not torch.cuda.is_available()
+        processes() == 1 or not torch.cuda.is_available()
     ):
         what = "sync_bn=True averages over the GPUs of one training, but only one device is in use"
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from common.base.errors import ENVIRONMENT, OUT_OF_MEMORY, OwnError, UserError, warn
 from common.base.files import read_json, write_json
-from common.base.system import locked
+from common.base.locks import locked
+from common.base.system import local_rank
 from common.base.words import in_shares
 from common.runs.layout import MEMORY_FORMAT_FILE
 
@@ -51,8 +52,8 @@ def usable_precision(asked: str) -> str:
     """
     device = torch.device("cpu")
     if torch.accelerator.is_available():  # under a launcher, the one that accelerate will choose for this process
-        rank = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
-        device = torch.device(torch.accelerator.current_accelerator().type, rank)
+        own = local_rank() % torch.accelerator.device_count()
+        device = torch.device(torch.accelerator.current_accelerator().type, own)
     try:
         _convolve("no", device)
     except RuntimeError as error:
