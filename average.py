@@ -10,7 +10,7 @@ like any other. Source: Wortsman et al., arXiv 2203.05482.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from common.runs.layout import (
     OOF_FILE,
     finished_folds,
     fold_folder,
+    run_names,
 )
 from common.runs.oof import oof_score
 from common.runs.predictions import Predictions, check_store, write_predictions
@@ -60,6 +61,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
     runs_dir = Path(options.runs_dir)
+    options = replace(options, runs=run_names(runs_dir, options.runs))
     check_store(options.store)
     if len(options.runs) < 2:
         raise UserError("--runs", f"an average needs at least two runs, got {len(options.runs)}", "name two or more")

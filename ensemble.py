@@ -29,6 +29,7 @@ from common.runs.layout import (
     finished_folds,
     finished_runs,
     fold_folder,
+    run_names,
 )
 from common.runs.oof import check_test_source, join_oof_like_test
 from common.runs.predictions import (
@@ -193,7 +194,7 @@ def chosen_runs(cfg: Options) -> list[str]:
     """The runs to blend, every one finished; raises UserError where a name or the number is wrong."""
     if any(cfg.folder.glob("fold*")):
         raise UserError("--run", f"{cfg.run} is a training run", "give the blend another name")
-    runs = list(cfg.runs) or finished_runs(Path(cfg.runs_dir))
+    runs = list(run_names(Path(cfg.runs_dir), cfg.runs)) or finished_runs(Path(cfg.runs_dir))
     for name in runs:
         if runs.count(name) > 1:
             raise UserError("--runs", f"{name} is named twice", "name each run once")

@@ -36,6 +36,7 @@ from common.runs.layout import (
     finished_folds,
     finished_runs,
     fold_folder,
+    run_names,
 )
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import read_form, write_submission
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, argv)
     check_options(options)
     runs_dir = Path(options.runs_dir)
-    runs = list(options.runs) or finished_runs(runs_dir, options.fold)
+    runs = run_names(runs_dir, options.runs) or finished_runs(runs_dir, options.fold)
     for run in runs:
         finished_folds(runs_dir / run, options.fold)
         if not options.score_tta:

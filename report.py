@@ -20,7 +20,7 @@ from common.report.blend_sections import blend_sections, sweep_sections
 from common.report.evaluation import Evidence, read_blend, read_run
 from common.report.page import Section, findings, page, text_table
 from common.report.run_sections import comparison_sections, label_sections, noise_sections, run_sections
-from common.runs.layout import WEIGHTS_FILE
+from common.runs.layout import WEIGHTS_FILE, run_names
 from common.score.metrics import check_metric
 from common.sweep.cells import SWEEP_FILE
 
@@ -81,7 +81,8 @@ def gather(options: Options) -> Evidence:
     check_metric(options.metric, folds.classes)
     found = Evidence(folds, read_train_table(options.data), [], [], [], runs_dir, options.metric)
     match_folds(folds, found.images)
-    for name in dict.fromkeys(options.runs or sorted(path.name for path in runs_dir.glob("[!.]*/"))):
+    named = run_names(runs_dir, options.runs)
+    for name in dict.fromkeys(named or sorted(path.name for path in runs_dir.glob("[!.]*/"))):
         folder = runs_dir / name
         try:
             if (folder / SWEEP_FILE).is_file():
@@ -91,7 +92,7 @@ def gather(options: Options) -> Evidence:
             else:
                 found.runs.append(read_run(folder, folds))
         except UserError as error:
-            if options.runs:
+            if named:
                 raise
             warn(f"left out: {error}")
     if not (found.runs or found.blends or found.sweeps):

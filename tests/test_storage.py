@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,24 @@ from common.base import locks
 from common.base.errors import UserError
 from common.base.files import check_folder
 from common.base.locks import check_unlocked, locked, try_lock
+from common.runs.layout import run_names
 from common.train.loop import check_logits
+
+
+@pytest.mark.parametrize("typed", ["fast", "fast/", "runs/fast", "runs/fast/", "./runs/fast", "{here}/runs/fast"])
+def test_a_path_to_a_run_names_it(typed, tmp_path, monkeypatch):
+    """--runs takes a name and, as Tab writes it, a path; one of a run that is not there stays what was typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "fast" / "fold0").mkdir(parents=True)
+    for runs_dir in ("runs", tmp_path / "runs"):
+        assert run_names(Path(runs_dir), [typed.format(here=tmp_path), "gone", "runs/gone"]) == (
+            "fast",
+            "gone",
+            "runs/gone",
+        )
+    (tmp_path / "elsewhere" / "slow").mkdir(parents=True)
+    with pytest.raises(UserError, match="elsewhere/slow does not lie in runs; name its folder: --runs-dir elsewhere"):
+        run_names(Path("runs"), ["elsewhere/slow/"])
 
 
 @pytest.mark.parametrize("where", ["runs", "runs/it", "runs/it/fold0"])

@@ -117,6 +117,24 @@ def finished_folds(run_folder: Path, fold: str = "all") -> list[Path]:
     return [run_folder / name for name in names]
 
 
+def run_names(runs_dir: Path, runs: Iterable[str]) -> tuple[str, ...]:
+    """The names of ``runs`` below ``runs_dir``: a path to one, ``runs/fast/``, is taken for its name, ``fast``.
+
+    Raises:
+        UserError: a path to a folder that lies elsewhere.
+    """
+    return tuple(_run_name(runs_dir, Path(run)) for run in runs)
+
+
+def _run_name(runs_dir: Path, run: Path) -> str:
+    is_name = len(run.parts) < 2 or (not run.is_absolute() and (runs_dir / run).exists())
+    if is_name or not run.is_dir():
+        return run.as_posix()
+    if not run.resolve().is_relative_to(runs_dir.resolve()):
+        raise UserError("--runs", f"{run} does not lie in {runs_dir}", f"name its folder: --runs-dir {run.parent}")
+    return run.resolve().relative_to(runs_dir.resolve()).as_posix()
+
+
 def finished_runs(runs_dir: Path, fold: str = "all") -> list[str]:
     """Names of the direct children of ``runs_dir`` with every fold finished, sorted; others are named and left out.
 
