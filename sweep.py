@@ -182,7 +182,7 @@ def fit(options: Fit) -> None:
     print(f"{sweep.folder}: {found['n_runs']} runs with {found['optimiser']}, {found['minutes']:.0f} minutes")
     print("\n".join(law.sentences()))
     for batch_size, best, loss in zip(law.batch_sizes, law.optima, law.best_losses, strict=True):
-        print(f"batch size {batch_size:>5}: best lr {show(best)}, log loss {loss:.4f}")
+        print(f"batch size {batch_size:>5}: best lr {show(best)}, nll_calibrated {loss:.4f}")
     for batch_size in options.predict:
         print(f"batch size {batch_size:>5}: predicted lr {show(law.predict(batch_size))}")
     found |= law.as_json()

@@ -356,7 +356,7 @@ def train_and_score(
     if logits is not None:
         targets = call.folds.targets[valid_rows]
         valid = share_scores(accelerator, score(logits, targets))
-        row |= {"valid_loss": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
+        row |= {"nll": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
         if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
             row["even_accuracy"] = accuracy(logits[::2], targets[::2])
             row["odd_accuracy"] = accuracy(logits[1::2], targets[1::2])
@@ -392,7 +392,7 @@ def epoch_line(fold: str, log: list[dict[str, Any]], cfg: Config, folds_after: i
     row, epochs = log[-1], cfg.epochs
     line = f"fold {fold} epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}"
     if "accuracy" in row:
-        line += f"  valid loss {row['valid_loss']:.4f}  accuracy {row['accuracy']:.2%}"
+        line += f"  nll {row['nll']:.4f}  accuracy {row['accuracy']:.2%}"
         line += "" if cfg.metric in ("accuracy", "nll") else f"  {cfg.metric} {show(cfg.metric, row[cfg.metric])}"
     seconds_left = (epochs - len(log) + epochs * folds_after) * row["seconds"]
     return f"{line}  {row['seconds']:.1f} s, {seconds_left / 60:.1f} min left"

@@ -66,7 +66,7 @@ class Truth:
             status = "diverged" if miss > self.breaks else "done"
             nll = level * math.exp(self.excess(cell.batch_size, math.log2(cell.lr)) + noise)
             rows.append((cell.batch_size, cell.lr, cell.seed, 1000, status, nll if status == "done" else math.nan))
-        return pd.DataFrame(rows, columns=["batch_size", "lr", "seed", "steps", "status", "nll"])
+        return pd.DataFrame(rows, columns=["batch_size", "lr", "seed", "steps", "status", "nll_calibrated"])
 
 
 def guessed_grid(truth: Truth, random: np.random.Generator) -> Grid:

@@ -141,8 +141,8 @@ def test_the_runs_are_sorted_by_the_metric_asked_for(reported, tiny, tmp_path):
         rewrite(path, dataclasses.replace(oof, logits=1000 * oof.logits))  # the same errors, surer
     page = make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "nll")
     rows = pd.read_csv(tmp_path / "report_tables" / "runs.csv")
-    assert rows.log_loss.is_monotonic_increasing and rows.run.iloc[-1] == "one"
-    assert not rows.errors.is_monotonic_increasing and f"nll {rows.log_loss[0]:.4f}" in page
+    assert rows.nll.is_monotonic_increasing and rows.run.iloc[-1] == "one"
+    assert not rows.errors.is_monotonic_increasing and f"nll {rows.nll[0]:.4f}" in page
     make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "macro_f1")
     assert pd.read_csv(tmp_path / "report_tables" / "runs.csv").macro_f1.is_monotonic_decreasing
 

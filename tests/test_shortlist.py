@@ -166,7 +166,7 @@ def test_a_blend_takes_runs_in_every_form(tmp_path, monkeypatch, capsys):
     assert "stack" not in found and "softmax" in found
     oof = read_predictions(Path("runs/ensemble/oof.npz"))
     assert oof.is_short and found["auto"]["nested"]["errors"] == (oof.predicted != oof.labels).sum()
-    assert found["auto"]["nested"]["tempered_nll"] == pytest.approx(oof.score()["nll"], rel=1e-5)
+    assert found["auto"]["nested"]["nll_calibrated"] == pytest.approx(oof.score()["nll"], rel=1e-5)
     whole = score(np.log(sum(softmax(a_run(seed).logits) for seed in range(3))), oof.targets)
     assert abs(found["mean"]["in_sample"]["errors"] - whole["errors"]) <= 0.01 * N  # eight of forty classes are few
     assert found["mean"]["in_sample"]["nll"] == pytest.approx(whole["nll"], abs=0.02)

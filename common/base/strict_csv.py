@@ -9,8 +9,9 @@ import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,9 +120,12 @@ def wrong_width(path: Path, index: int, found: int, expected: int) -> UserError:
     return UserError(row_of(path, index), f"has {found} fields, but the header has {expected}", "fix or remove the row")
 
 
-def read_records(path: Path, columns: Sequence[str], text: Sequence[str] = ()) -> "pd.DataFrame":
+def read_records(
+    path: Path, columns: Sequence[str], text: Sequence[str] = (), old_names: Mapping[str, str] = MappingProxyType({})
+) -> "pd.DataFrame":
     """A table with at least these ``columns``, numbers but for those in ``text``; an empty cell is NaN.
 
+    A column that is called by one of the ``old_names`` (old: new) gets the new one, unless that is there as well.
     A last row that was cut short is left out with a warning: its last number may be another one than was written.
 
     Raises:
@@ -142,6 +146,7 @@ def read_records(path: Path, columns: Sequence[str], text: Sequence[str] = ()) -
         header, *rows = csv.reader((whole if newline else rest).splitlines(), strict=True)
     except (csv.Error, ValueError) as error:
         raise UserError(str(path), f"is not a valid table ({error})", REMEDY) from error
+    header = [name if old_names.get(name, name) in header else old_names[name] for name in header]
     if missing := [name for name in columns if name not in header]:
         raise UserError(str(path), f"has no column {missing[0]}", REMEDY)
     if len(set(header)) < len(header) or not rows:

@@ -11,7 +11,7 @@ from common.base.files import read_json
 from common.report.evaluation import Evidence
 from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
-from common.runs.layout import WEIGHTS_FILE
+from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
 from common.sweep.law import Law
 
@@ -24,6 +24,7 @@ def blend_sections(evidence: Evidence) -> list[Section]:
 def blend_section(folder: Path) -> Section:
     """All of a blend's weights.json."""
     found = read_json(folder / WEIGHTS_FILE, table=list, weights=dict, method=str, oof=str)
+    found = todays_names(found, OLD_NAMES[WEIGHTS_FILE])
     tables = {
         "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
         "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),
@@ -53,8 +54,8 @@ def blend_section(folder: Path) -> Section:
         table(tables["methods"]),
         note(
             "Nested: each fold’s rows by a blend fitted on the other folds, so nothing is scored on rows that it has "
-            "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. After T: log loss "
-            "after one temperature; the difference to the mean’s is paired by row and has its standard error."
+            "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. nll_calibrated is "
+            "nll after one temperature; the difference to the mean’s is paired by row and has its standard error."
         ),
         element("h3", "What each run is worth"),
         table(tables["runs"]),
@@ -71,9 +72,9 @@ def method_row(row: dict[str, Any]) -> dict[str, Any]:
     cells = {"method": row["name"], "errors": score["errors"]}
     if "nested" in row:
         cells["optimism"] = score["errors"] - row["in_sample"]["errors"]
-    cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "log_loss": score["nll"]}
-    if "tempered_nll" in score:
-        cells["after_temperature"] = score["tempered_nll"]
+    cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "nll": score["nll"]}
+    if "nll_calibrated" in score:
+        cells["nll_calibrated"] = score["nll_calibrated"]
     if "against_mean" in row:
         cells |= {"to_the_mean": row["against_mean"]["difference"], "se": row["against_mean"]["standard_error"]}
     return cells
@@ -87,7 +88,7 @@ def worth_row(row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
         "weight": weights.get(row["run"], np.nan),  # a stack has none
         "errors": row["errors_alone"],
         "errors_without_it": without["errors"],
-        "loss_without_it": without["difference"],
+        "nll_calibrated_without_it": without["difference"],
         "se": without["standard_error"],
         "seconds_per_1000": row["seconds_per_1000_rows"] or np.nan,
         "most_alike": row["nearest"],
@@ -118,7 +119,7 @@ def sweep_section(folder: Path) -> Section:
         (size, best.value, best.low, best.high, loss)
         for size, best, loss in zip(law.batch_sizes.tolist(), law.optima, law.best_losses, strict=True)
     ]
-    optima = pd.DataFrame(optima, columns=["batch_size", "best_lr", "from", "to", "log_loss"])
+    optima = pd.DataFrame(optima, columns=["batch_size", "best_lr", "from", "to", "nll_calibrated"])
     found = [read_json(path) for path in sorted(folder.glob(FIND_FILE.format("*")))]
     body = [
         element("p", f"{about_it}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes."),

@@ -16,7 +16,7 @@ from common.base.strict_csv import read_records
 from common.data.folds import Folds
 from common.data.tables import Table
 from common.runs.config import Config, training_settings
-from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, WEIGHTS_FILE, finished_folds
+from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.runs.oof import join_oof
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
 from common.score.calibration import PARTS, calibration_error, cross_fitted, temperature
@@ -77,7 +77,7 @@ class Evaluation:
         """Probability of each prediction, (n)."""
         return softmax(self.calibrated if calibrated else self.oof.logits, self.oof.others).max(axis=1)
 
-    def log_loss(self, calibrated: bool = False) -> float:
+    def nll(self, calibrated: bool = False) -> float:
         """Mean negative log likelihood, nats per row."""
         return nll(self.calibrated if calibrated else self.oof.logits, self.places, self.oof.others)
 
@@ -99,7 +99,7 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
 
 def read_log(path: Path) -> pd.DataFrame:
     """A fold's log, a row per epoch; raises UserError where it is missing or damaged."""
-    return read_records(path, ("epoch", "lr", "train_loss", "accuracy"))
+    return read_records(path, ("epoch", "lr", "train_loss", "accuracy"), old_names=OLD_NAMES[LOG_FILE])
 
 
 def read_blend(folder: Path, folds: Folds) -> Evaluation:
@@ -127,19 +127,18 @@ def seed_twins(runs: list[Evaluation]) -> list[list[Evaluation]]:
 
 def scores(runs: list[Evaluation], metric: str = "accuracy") -> pd.DataFrame:
     """A row per run, the best by ``metric`` first; a metric that is no column already gets one."""
-    column = {"nll": "log_loss"}.get(metric, metric)
     rows = []
     for run in runs:
         n = len(run.targets)
         low, high = interval(run.errors, n)
         row = {"run": run.name, "errors": run.errors, "accuracy": 1 - run.errors / n, "low": low, "high": high}
-        if column not in (*row, "log_loss"):
-            row[column] = METRICS[metric](run.oof.answers())
-        row |= {"log_loss": run.log_loss(), "calibrated_log_loss": run.log_loss(calibrated=True)}
+        if metric not in (*row, "nll"):
+            row[metric] = METRICS[metric](run.oof.answers())
+        row |= {"nll": run.nll(), "nll_calibrated": run.nll(calibrated=True)}
         row["minutes"] = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
         rows.append(row)
     table = pd.DataFrame(rows)
-    best_first = np.lexsort((table.calibrated_log_loss, -goodness(metric, table[column])))
+    best_first = np.lexsort((table.nll_calibrated, -goodness(metric, table[metric])))
     return table.iloc[best_first].reset_index(drop=True)
 
 
@@ -194,7 +193,7 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
         else:
             row += [np.nan, 0]
         rows.append(row)
-    columns = ["fold", "n", "errors", "accuracy", "log_loss", "last", "best", "best_epoch", "best_minus_last"]
+    columns = ["fold", "n", "errors", "accuracy", "nll", "last", "best", "best_epoch", "best_minus_last"]
     return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
 
 
@@ -239,8 +238,8 @@ def calibration(run: Evaluation) -> pd.DataFrame:
     for name, scale, calibrated in (("as trained", 1.0, False), ("after temperature", fitted, True)):
         confidence = run.confidence(calibrated)
         gap = calibration_error(confidence, run.right)
-        rows.append((name, scale, run.log_loss(calibrated), confidence.mean(), run.right.mean(), gap))
-    columns = ["probabilities", "temperature", "log_loss", "mean_confidence", "accuracy", "calibration_error"]
+        rows.append((name, scale, run.nll(calibrated), confidence.mean(), run.right.mean(), gap))
+    columns = ["probabilities", "temperature", "nll", "mean_confidence", "accuracy", "calibration_error"]
     return pd.DataFrame(rows, columns=columns)
 
 

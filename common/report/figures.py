@@ -94,7 +94,7 @@ def error_curves(axes: Axes, run: Evaluation) -> None:
 
 def loss_curves(axes: Axes, run: Evaluation) -> None:
     """Training and validation loss after each epoch."""
-    for column, colour, label in (("train_loss", SECOND, "training"), ("valid_loss", ACCENT, "held out")):
+    for column, colour, label in (("train_loss", SECOND, "training"), ("nll", ACCENT, "held out")):
         for log in run.logs:
             axes.plot(log.epoch, log[column], color=colour, alpha=0.35, linewidth=1)
         mean = pd.concat(run.logs).groupby("epoch")[column].mean()

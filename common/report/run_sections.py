@@ -55,7 +55,7 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
         return []
     ranking = scores(entrants, evidence.metric)
     best = dict(ranking.iloc[0])
-    best |= {"n": len(evidence.units), "nll": best["log_loss"]}
+    best |= {"n": len(evidence.units)}
     says = [f"{'Best is ' if len(entrants) > 1 else ''}{best['run']}: {describe(best, evidence.metric)}."]
     if len(entrants) == 1:
         return [Section("Score", table(ranking), says, {"runs": ranking})]

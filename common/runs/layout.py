@@ -16,7 +16,7 @@ runs/ensemble/weights.json, oof.npz, test.npz, submission.csv
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,21 @@ TTA_OOF_FILE = "oof_tta.npz"
 INFERENCE_FILE = "inference.json"
 SUBMISSION_FILE = "submission.csv"
 WEIGHTS_FILE = "weights.json"
+OLD_NAMES = {  # words that an earlier version wrote, and today's: such files are still read
+    LOG_FILE: {"valid_loss": "nll"},
+    WEIGHTS_FILE: {"tempered_nll": "nll_calibrated"},
+    "sweep.csv": {"nll": "nll_calibrated"},
+}
 METADATA_KEY = "fivefold"  # of a safetensors file's metadata: all of it as one JSON text
+
+
+def todays_names(value: Any, old_names: Mapping[str, str]) -> Any:
+    """What was read of a json file, with every key that an earlier version wrote in today's word."""
+    if isinstance(value, list):
+        return [todays_names(part, old_names) for part in value]
+    if isinstance(value, dict):
+        return {old_names.get(name, name): todays_names(part, old_names) for name, part in value.items()}
+    return value
 
 
 def fold_folder(run_folder: Path, fold: int | str) -> Path:

@@ -83,7 +83,7 @@ def _scored(logits: np.ndarray, tempered: np.ndarray, data: OofLogits) -> dict[s
     """The score with the accuracy's 95 % interval and the log loss after the temperature."""
     found = score(logits, data.targets, data.tail_classes)
     found["interval"] = list(interval(found["errors"], found["n"]))
-    return found | {"tempered_nll": nll(tempered, data.targets, data.tail_classes)}
+    return found | {"nll_calibrated": nll(tempered, data.targets, data.tail_classes)}
 
 
 def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
@@ -91,25 +91,28 @@ def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
     width = max(len(row["name"]) for row in rows)
     title = f"{n:,} OOF rows"
     width = max(width, len(title))
-    fitted = f"{'errors':>7} {'log loss':>9} {'after T':>9}"
-    held_out = f"{'errors':>7} {'accuracy':>10} {'95 % interval':>17} {'log loss':>9} {'after T':>9}"
+    fitted = f"{'errors':>7} {'nll':>9} {'calibrated':>10}"
+    held_out = f"{'errors':>7} {'accuracy':>10} {'95 % interval':>17} {'nll':>9} {'calibrated':>10}"
     lines = [f"{'':<{width}}  {'in-sample':^{len(fitted)}}", f"{title:<{width}}  {fitted}"]
     if "nested" in rows[0]:
-        lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism    log loss after T"
+        lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism      nll_calibrated"
         lines[1] += f"  {held_out}  {'(errors)':>8}  {'against the mean':>18}"
     for row in rows:
         found = row["in_sample"]
-        line = f"{row['name']:<{width}}  {found['errors']:>7,} {found['nll']:>9.5f} {found['tempered_nll']:>9.5f}"
+        line = f"{row['name']:<{width}}  {found['errors']:>7,} {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
         if "nested" in row:
             found, against = row["nested"], row["against_mean"]
             low, high = found["interval"]
             line += f"  {found['errors']:>7,} {100 * found['accuracy']:>8.3f} %"
-            line += f" {f'{100 * low:.3f} - {100 * high:.3f}':>17} {found['nll']:>9.5f} {found['tempered_nll']:>9.5f}"
+            line += (
+                f" {f'{100 * low:.3f} - {100 * high:.3f}':>17} {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
+            )
             line += f"  {row['optimism']:>+8,}"
             if row["name"] != "mean":
                 line += f"  {against['difference']:>+8.5f} +- {against['standard_error']:.5f}"
         lines.append(line.rstrip())
-    lines.append("T: one temperature, fitted after averaging; +- is one standard error, paired by row")
+    lines.append("calibrated (nll_calibrated): after one temperature, fitted after averaging")
+    lines.append("+- is one standard error, paired by row")
     if "nested" not in rows[0]:
         lines.append("No nested score: the folds file is a holdout, so no other fold is left to fit a blend on.")
         lines.append("In-sample flatters what is learned (best, softmax, tempered, greedy, stack).")
@@ -151,7 +154,7 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
     without = f"without it ({method})"
     lines = [
         f"{'':<{width}}  {'errors':>7}  {without:^30}  {'s / 1,000':>9}  errors it shares with",
-        f"{'run':<{width}}  {'alone':>7}  {'errors':>8} {'log loss after T':>21}  {'rows':>9}  the most similar run",
+        f"{'run':<{width}}  {'alone':>7}  {'errors':>8} {'nll_calibrated':>21}  {'rows':>9}  the most similar run",
     ]
     for row in rows:
         cost = row["without"]
@@ -201,5 +204,6 @@ def noise_text(found: Mapping[str, float]) -> str:
     verdict = "NOISE HELPS: do not trust this score" if gained else "noise gains nothing"
     return (
         f"control: with {found['members']} members of noise {found['errors_with']:,} errors instead of "
-        f"{found['errors_without']:,}, log loss {found['difference']:+.5f} +- {found['standard_error']:.5f}: {verdict}"
+        f"{found['errors_without']:,}, nll_calibrated {found['difference']:+.5f} +- {found['standard_error']:.5f}: "
+        f"{verdict}"
     )

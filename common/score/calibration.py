@@ -49,7 +49,7 @@ def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray, othe
     return tempered
 
 
-def cross_fitted_temperature_nll(logits: np.ndarray, targets: np.ndarray) -> float:
+def nll_calibrated(logits: np.ndarray, targets: np.ndarray) -> float:
     """Mean log loss (nats per row), each row after a temperature that was fitted without it.
 
     ``logits`` is (n, classes), ``targets`` (n) numbers the classes.

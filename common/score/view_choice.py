@@ -92,7 +92,7 @@ def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.nd
     """What each view does alone and with the identity, as aligned text."""
     width = max(map(len, names))
     lines = [
-        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'log loss against identity':>32}",
+        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'nll_calibrated against identity':>32}",
         f"{'view':<{width}}  {'alone':>8}  {'half':>8}  {'half, with its 95 % interval':>32}  {'weight':>8}",
     ]
     for name, found, weight in zip(names, scores, weights, strict=True):
@@ -101,7 +101,9 @@ def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.nd
         lines.append(
             f"{name:<{width}}  {found.errors_alone:>8,}  {found.errors_half:>8,}  {between:>32}  {weight:>8.4f}"
         )
-    lines.append("half: averaged with the identity; log loss after a temperature fitted on the other folds' rows")
+    lines.append(
+        "half: averaged with the identity; nll_calibrated: after a temperature fitted on the other folds' rows"
+    )
     return "\n".join(lines)
 
 
@@ -110,6 +112,6 @@ def gain_text(identity: np.ndarray, averaged: np.ndarray, targets: np.ndarray, p
     before, after = (losses(cross_fitted(logits, targets, part), targets) for logits in (identity, averaged))
     difference, standard_error = paired_difference(after, before)
     return (
-        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, log loss "
+        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, nll_calibrated "
         f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
     )

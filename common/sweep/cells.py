@@ -34,9 +34,9 @@ from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
 from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, SideBySide, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
-from common.runs.layout import CONFIG_FILE, METRICS_FILE, OOF_FILE, fold_folder
+from common.runs.layout import CONFIG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
-from common.score.calibration import cross_fitted_temperature_nll
+from common.score.calibration import nll_calibrated
 from common.score.logits import errors
 from common.sweep.grid import Cell, Grid, missing
 from common.sweep.law import MIN_STEPS
@@ -50,7 +50,18 @@ VERIFY_FOLDER = "verify"
 CELL_FILE = "cell.json"
 LOG_FILE = "train.log"
 CLAIM_FOLDER = "claim"
-COLUMNS = ["batch_size", "lr", "seed", "steps", "status", "nll", "errors", "n", "seconds_per_epoch", "seconds"]
+COLUMNS = [
+    "batch_size",
+    "lr",
+    "seed",
+    "steps",
+    "status",
+    "nll_calibrated",
+    "errors",
+    "n",
+    "seconds_per_epoch",
+    "seconds",
+]
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,10 @@ def read_sweep(folder: Path) -> Sweep:
 
 def read_cells(folder: Path) -> pd.DataFrame:
     """The table of all cells that have ended, a row each, by batch size, learning rate and seed."""
-    rows = [read_json(path) for path in folder.glob(f"b*/{CELL_FILE}")]
+    rows = [todays_names(read_json(path), OLD_NAMES[TABLE_FILE]) for path in folder.glob(f"b*/{CELL_FILE}")]
     if not rows and (folder / TABLE_FILE).exists():  # a published sweep: the table without the runs
-        return read_records(folder / TABLE_FILE, COLUMNS, text=("status", "channels_last", "mixed_precision"))
+        text = ("status", "channels_last", "mixed_precision")
+        return read_records(folder / TABLE_FILE, COLUMNS, text, OLD_NAMES[TABLE_FILE])
     cells = pd.DataFrame(rows, columns=COLUMNS)
     return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
 
@@ -252,7 +264,9 @@ class Trainer:
         write_file(self.sweep.folder / TABLE_FILE, cells.to_csv(index=False))
         planned = self.plan(cells)
         left = sum(self._expected_seconds(cells, other) for other in missing(planned, cells)) / len(self.slots)
-        says = f"log loss {row['nll']:.4f}, {row['errors']} errors of {row['n']:,}" if "nll" in row else row["status"]
+        says = row["status"]
+        if says == "done":
+            says = f"nll_calibrated {row['nll_calibrated']:.4f}, {row['errors']} errors of {row['n']:,}"
         print(
             f"{len(planned) - len(missing(planned, cells)):>3}/{len(planned)}  {job.name:<20} {says}  "
             f"{row['seconds']:.0f} s, {left / 60:.0f} min left",
@@ -270,7 +284,7 @@ class Trainer:
         return {
             "status": "done",
             "steps": metrics["steps"],
-            "nll": cross_fitted_temperature_nll(oof.logits, oof.targets),
+            "nll_calibrated": nll_calibrated(oof.logits, oof.targets),
             "errors": errors(oof.logits, oof.targets),
             "n": len(oof.ids),
             "seconds_per_epoch": metrics["steps"] / epochs * cell.batch_size / metrics["images_per_second"],

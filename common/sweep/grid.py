@@ -54,7 +54,7 @@ def wanted(grid: Grid, cells: pd.DataFrame) -> list[Cell]:
 
     Stage 1 is five learning rates per batch size, x4 apart, and one more step beyond the best for as long as that
     is the last one tried. Stage 2 is the x2 neighbours of each fitted optimum, and the centre cell with other
-    seeds. ``cells`` has one row per ended run: batch_size, lr, seed, steps, status, nll.
+    seeds. ``cells`` has one row per ended run: batch_size, lr, seed, steps, status, nll_calibrated.
     """
     if grid.lrs:
         return [Cell(b, lr, seed) for lr in grid.lrs for b in grid.batch_sizes for seed in range(grid.repeats)]
@@ -104,7 +104,7 @@ def mean_losses(rows: Iterable) -> dict[float, float]:
     losses = defaultdict(list)
     for row in rows:
         if row.status != "failed":
-            losses[row.lr].append(row.nll if row.status == "done" else math.inf)
+            losses[row.lr].append(row.nll_calibrated if row.status == "done" else math.inf)
     return {lr: sum(values) / len(values) for lr, values in losses.items()}
 
 

@@ -40,7 +40,7 @@ def fates(cells: pd.DataFrame) -> np.ndarray:
     Left out are diverged and failed runs; runs of under 60 steps; runs with more than 2.5 times the loss of their
     batch size's best; batch sizes with fewer than three learning rates left.
     """
-    size, lr, nll = (cells[name].to_numpy() for name in ("batch_size", "lr", "nll"))
+    size, lr, nll = (cells[name].to_numpy() for name in ("batch_size", "lr", "nll_calibrated"))
     fate = np.where(cells.status == "done", FITTED, cells.status).astype(object)
     fate[(fate == FITTED) & (cells.steps < MIN_STEPS)] = f"under {MIN_STEPS} steps"
     for batch_size in np.unique(size):
@@ -66,7 +66,7 @@ def surge_slope(u: np.ndarray | float, peak: float) -> np.ndarray:
 class Law:
     """The parabolas, the line and the surge curve fitted to a sweep's table.
 
-    ``cells`` has the columns batch_size, lr, steps, status, nll (mean log loss, nats). Learning rates and losses
+    ``cells`` has the columns batch_size, lr, steps, status, nll_calibrated (nats per row). Learning rates and losses
     come out in their own units. ``curvatures`` are log loss per squared doubling of the learning rate, ``best_losses``
     the parabolas' lowest points, one for each of ``batch_sizes``; ``noise`` is the standard deviation of one run's log
     loss around them.
@@ -85,7 +85,11 @@ class Law:
         if count < 2:
             what = f"{count} of its batch sizes have the three learning rates that a fit needs; two must have them"
             raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
-        x, u, y = np.log2(cells.lr.to_numpy()), np.log2(self.batch_sizes)[groups], np.log(cells.nll.to_numpy())
+        x, u, y = (
+            np.log2(cells.lr.to_numpy()),
+            np.log2(self.batch_sizes)[groups],
+            np.log(cells.nll_calibrated.to_numpy()),
+        )
         self._lr, self._size = float(x.mean()), float(u.mean())  # numbers near 0 keep the fit well-conditioned
         x, u = x - self._lr, u - self._size
         member = np.equal.outer(groups, np.arange(count)).astype(float)
@@ -183,7 +187,7 @@ class Law:
     @property
     def repeat_noise(self) -> float:
         """Standard deviation of log loss among runs that differ in their seed only; 0 where none were repeated."""
-        logs = np.log(self.cells.nll).groupby([self.cells.batch_size, self.cells.lr])
+        logs = np.log(self.cells.nll_calibrated).groupby([self.cells.batch_size, self.cells.lr])
         freedom = (logs.size() - 1).sum()
         return math.sqrt(((logs.size() - 1) * logs.var().fillna(0)).sum() / freedom) if freedom else 0.0
 
@@ -266,7 +270,13 @@ class Law:
             "fitting": self.fitting,
             "more_runs": self.more_runs,
             "optima": [
-                {"batch_size": size, "lr": best.value, "lr_ci": [best.low, best.high], "nll": loss, "curvature": curve}
+                {
+                    "batch_size": size,
+                    "lr": best.value,
+                    "lr_ci": [best.low, best.high],
+                    "nll_calibrated": loss,
+                    "curvature": curve,
+                }
                 for size, best, loss, curve in zip(
                     self.batch_sizes.tolist(), self.optima, self.best_losses, self.curvatures.tolist(), strict=True
                 )

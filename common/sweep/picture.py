@@ -54,7 +54,7 @@ def batch_size_colours(cells: pd.DataFrame) -> dict[int, Any]:
 def draw_tried(axes: Axes, cells: pd.DataFrame, law: Law) -> None:
     """Every cell as a box with its loss; what was not fitted looks different."""
     axes.set_title("What was tried: log loss of each cell (dark is good)", loc="left")
-    best = cells.nll.min()
+    best = cells.nll_calibrated.min()
     norm, colours = LogNorm(best, WORST * best, clip=True), colormaps["YlGnBu_r"]
     for (batch_size, lr), same in cells.groupby(["batch_size", "lr"]):
         x, y = np.log2(batch_size), np.log2(lr)
@@ -63,10 +63,13 @@ def draw_tried(axes: Axes, cells: pd.DataFrame, law: Law) -> None:
             look = {"facecolor": "none", "edgecolor": INK, "hatch": "////"}
             words = {"s": same.status.iloc[0], "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
         else:
-            shade, short = norm(done.nll.mean()), (done.steps < MIN_STEPS).any()
+            shade, short = norm(done.nll_calibrated.mean()), (done.steps < MIN_STEPS).any()
             look = {"facecolor": "none" if short else colours(shade), "edgecolor": PALE, "linestyle": ":-"[not short]}
             repeats = f" x{len(done)}" if len(done) > 1 else ""
-            words = {"s": f"{done.nll.mean():.3f}{repeats}", "color": "white" if shade < 0.45 and not short else INK}
+            words = {
+                "s": f"{done.nll_calibrated.mean():.3f}{repeats}",
+                "color": "white" if shade < 0.45 and not short else INK,
+            }
         axes.add_patch(Rectangle((x - BOX, y - BOX), 2 * BOX, 2 * BOX, **look))
         axes.text(x, y, ha="center", va="center", fontsize=8, **words)
     for batch_size, optimum in zip(law.batch_sizes, law.optima, strict=True):
@@ -133,14 +136,14 @@ def draw_parabolas(axes: Axes, cells: pd.DataFrame, law: Law, colours: dict[int,
     for batch_size, colour in colours.items():
         own = (cells.batch_size == batch_size).to_numpy()
         fitted, rest = cells[own & (fate == FITTED)], cells[own & (fate != FITTED)]
-        axes.plot(fitted.lr, fitted.nll, "o", color=colour, markersize=5, label=str(batch_size))
-        axes.plot(rest.lr, rest.nll, "o", color=colour, markersize=5, alpha=0.5, markerfacecolor="none")
+        axes.plot(fitted.lr, fitted.nll_calibrated, "o", color=colour, markersize=5, label=str(batch_size))
+        axes.plot(rest.lr, rest.nll_calibrated, "o", color=colour, markersize=5, alpha=0.5, markerfacecolor="none")
         if len(fitted):
             lrs = np.geomspace(fitted.lr.min() / 1.5, fitted.lr.max() * 1.5, 80)
             axes.plot(lrs, law.parabola(batch_size, lrs), color=colour, linewidth=1.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low, high = law.cells.nll.min(), law.cells.nll.max()
+    low, high = law.cells.nll_calibrated.min(), law.cells.nll_calibrated.max()
     axes.set_ylim(low / 1.15, high * 1.3)
     ticks = np.geomspace(low, high, 6)
     axes.set_yticks(ticks, [f"{tick:.3f}" for tick in ticks])
@@ -154,7 +157,7 @@ def draw_losses(axes: Axes, law: Law, colours: dict[int, Any]) -> None:
     """What each batch size reaches with its own best learning rate."""
     axes.set_title("Lowest log loss", loc="left")
     counts = law.cells.batch_size.value_counts()
-    tried = law.cells.groupby(["batch_size", "lr"]).nll.mean().groupby("batch_size").min()
+    tried = law.cells.groupby(["batch_size", "lr"]).nll_calibrated.mean().groupby("batch_size").min()
     axes.plot(tried.index, tried, "_", color=INK, label="best cell")
     axes.plot([], [], "o", color=GREY, label="of the parabola")
     axes.legend(fontsize=9, loc="upper left")

@@ -19,7 +19,7 @@ from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, device_slots, run_jobs
 from common.runs.config import Config
 from common.runs.layout import OOF_FILE, fold_folder
 from common.runs.predictions import read_predictions
-from common.score.calibration import cross_fitted_temperature_nll
+from common.score.calibration import nll_calibrated
 from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags
 
 
@@ -62,7 +62,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
             time.sleep(1)  # another worker trains it
     best = study.best_trial
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
-    print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, log loss {best.value:.4f}: {chosen}")
+    print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, nll_calibrated {best.value:.4f}: {chosen}")
     print(f"it was chosen on fold {cfg.fold}, whose score is now optimistic; judge it by the other folds: --fold all")
 
 
@@ -102,6 +102,6 @@ def result(cfg: Config, folder: Path, number: int, params: dict[str, Any]) -> di
         print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
         return {"state": TrialState.FAIL}
     oof = read_predictions(fold_folder(run, cfg.fold) / OOF_FILE)
-    loss = cross_fitted_temperature_nll(oof.logits, oof.targets)
-    print(f"{run.name}: log loss {loss:.4f}, {params}", flush=True)
+    loss = nll_calibrated(oof.logits, oof.targets)
+    print(f"{run.name}: nll_calibrated {loss:.4f}, {params}", flush=True)
     return {"values": loss}

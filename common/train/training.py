@@ -19,6 +19,7 @@ from common.model.losses import Loss
 from common.model.optim import lay_out_state
 from common.model.selection import Last
 from common.runs.config import differences
+from common.runs.layout import LOG_FILE, OLD_NAMES, todays_names
 from common.runs.tensors import (
     join_tensors,
     load_tensors,
@@ -160,7 +161,7 @@ class Training:
         device = next(self.model.parameters()).device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
         self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
-        self.log = metadata["log"]
+        self.log = todays_names(metadata["log"], OLD_NAMES[LOG_FILE])
 
 
 def _decisive(facts: Mapping[str, Any]) -> dict[str, Any]:
