@@ -92,10 +92,11 @@ def test_a_batch_is_the_same_however_it_is_shared(photos, name):
     changes = {name: SWITCHES[name]}
     whole = list(batches(photos, changes).epoch(2))
     parts = [list(batches(photos, changes, processes=2, process=rank, micro_batches=2).epoch(2)) for rank in (0, 1)]
-    for step, (pixels, targets) in enumerate(whole):
+    for step, batch in enumerate(whole):
         shares = [parts[rank][2 * step + micro] for micro in (0, 1) for rank in (0, 1)]
-        torch.testing.assert_close(torch.cat([share[0] for share in shares]), pixels, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.cat([share[1] for share in shares]), targets)
+        torch.testing.assert_close(torch.cat([share.inputs for share in shares]), batch.inputs, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat([share.targets for share in shares]), batch.targets)
+        assert torch.equal(torch.cat([share.rows for share in shares]), batch.rows)
 
 
 @pytest.mark.parametrize("name", [name for name in SWITCHES if name not in ("mixup", "cutmix", "sizes")])
@@ -192,7 +193,8 @@ def test_a_mixed_target_holds_what_the_image_holds(changes):
         normalise=NONE,
         label_smoothing=0.0,
     )
-    pixels, targets = next(mixed.epoch(0))
+    batch = next(mixed.epoch(0))
+    pixels, targets = batch.inputs, batch.targets
     torch.testing.assert_close(targets.sum(1), torch.ones(32))
     torch.testing.assert_close(targets[:, 1], pixels.mean((1, 2, 3)))
     blended = ((pixels > 0) & (pixels < 1)).flatten(1).any(dim=1)
@@ -203,7 +205,7 @@ def test_a_mixed_target_holds_what_the_image_holds(changes):
 def test_mixing_stops_for_the_last_epochs_and_spares_its_share(photos):
     """mix_until=0.5 of ten epochs mixes in the fifth and not in the sixth; mix_share=0.25 mixes about a quarter."""
     late = batches(photos, {"mixup": 1.0, "mix_until": 0.5}, label_smoothing=0.0)
-    mixed = [(next(late.epoch(epoch))[1].max(dim=1).values < 1).any().item() for epoch in (4, 5)]
+    mixed = [(next(late.epoch(epoch)).targets.max(dim=1).values < 1).any().item() for epoch in (4, 5)]
     assert mixed == [True, False]
     share = mixture(0, 1000, mixup=1.0, mix_share=0.25).share
     assert 0.2 < np.mean(share < 1) < 0.3
@@ -214,9 +216,9 @@ def test_sizes_change_from_batch_to_batch(photos):
 
     def sizes(**more) -> list[int]:
         return [
-            pixels.shape[-1]
+            batch.inputs.shape[-1]
             for epoch in range(4)
-            for pixels, _ in batches(photos, {"sizes": (8, 16)}, **more).epoch(epoch)
+            for batch in batches(photos, {"sizes": (8, 16)}, **more).epoch(epoch)
         ]
 
     assert set(sizes()) == {8, 16} and sizes() == sizes() != sizes(seed=1)

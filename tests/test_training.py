@@ -75,10 +75,11 @@ def test_an_epoch_is_the_same_however_it_is_shared(images):
     """Two processes with two accumulation steps see, together, the augmented batches of one process."""
     whole = list(batches(images).epoch(3))
     parts = [list(batches(images, processes=2, process=rank, micro_batches=2).epoch(3)) for rank in (0, 1)]
-    for step, (pixels, targets) in enumerate(whole):
+    for step, batch in enumerate(whole):
         shares = [parts[rank][2 * step + micro] for micro in (0, 1) for rank in (0, 1)]
-        torch.testing.assert_close(torch.cat([share[0] for share in shares]), pixels)
-        torch.testing.assert_close(torch.cat([share[1] for share in shares]), targets)
+        torch.testing.assert_close(torch.cat([share.inputs for share in shares]), batch.inputs)
+        torch.testing.assert_close(torch.cat([share.targets for share in shares]), batch.targets)
+        assert torch.equal(torch.cat([share.rows for share in shares]), batch.rows)
 
 
 def test_an_epoch_holds_no_row_twice_and_another_epoch_another_order(images):
@@ -87,7 +88,9 @@ def test_an_epoch_holds_no_row_twice_and_another_epoch_another_order(images):
 
     def seen(epoch: int, **changes) -> list[bytes]:
         return [
-            image.numpy().tobytes() for pixels, _ in batches(images, **own, **changes).epoch(epoch) for image in pixels
+            image.numpy().tobytes()
+            for batch in batches(images, **own, **changes).epoch(epoch)
+            for image in batch.inputs
         ]
 
     first = seen(0)
@@ -97,9 +100,9 @@ def test_an_epoch_holds_no_row_twice_and_another_epoch_another_order(images):
 
 def test_smoothing_is_in_training_targets_only(images):
     """Targets are 1 - s + s/C for the class and s/C elsewhere; with 0 they are one-hot."""
-    _, targets = next(batches(images).epoch(0))
+    targets = next(batches(images).epoch(0)).targets
     assert targets.max().item() == pytest.approx(0.9 + 0.1 / 3) and targets.min().item() == pytest.approx(0.1 / 3)
-    _, targets = next(batches(images, label_smoothing=0.0).epoch(0))
+    targets = next(batches(images, label_smoothing=0.0).epoch(0)).targets
     assert set(targets.flatten().tolist()) == {0.0, 1.0}
 
 

@@ -47,8 +47,27 @@ class Normalise:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """The rows that a process takes at a time: m of a table."""
+
+    inputs: Tensor  # what the model is given, float (m, channels, side, side)
+    targets: Tensor  # soft, float (m, classes)
+    rows: Tensor  # their numbers in the table, int64 (m); a mixed image goes by its own
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a global batch, before it is looked up."""
+
+    step: int  # of the epoch: the number of the global batch
+    place: slice  # in the global batch
+    rows: Tensor  # int64 (m)
+    partners: Tensor  # the rows that they are mixed with, int64 (m); empty without mixing
+
+
+@dataclass(frozen=True)
 class TrainBatches:
-    """The micro-batches that one process trains on: (images, soft targets), epoch by epoch.
+    """The micro-batches that one process trains on, epoch by epoch.
 
     ``rows`` index ``images`` (uint8, all rows of the table) and ``targets`` (int64 class numbers); rows and targets
     are on the training device. The order of an epoch and each image's augmentation follow from (seed, epoch)
@@ -82,45 +101,49 @@ class TrainBatches:
         """Images that a process takes at a time."""
         return self.batch_size // (self.processes * self.micro_batches)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float (m, channels, side, side) and targets float (m, classes), m images at a time."""
-        mix = self.augment.mix
-        mix = mix if mix and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs else None
-        order = self.order_of(epoch)
-        size = self.micro_batch_size
-        shares = []
-        for step in range(self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The micro-batches of an epoch (from 0), ``micro_batches`` of them for each optimiser step."""
+        shares = self._shares(epoch)
+        wanted = (torch.cat([share.rows, share.partners]) for share in shares)
+        found = pixels_of(self.images, wanted, self.rows.device)
+        for share in shares:
+            with part("data"):
+                pixels = next(found)
+            with part("augmentation"):
+                batch = self._batch(pixels, share, epoch)
+            yield batch
+
+    def _shares(self, epoch: int) -> list[Share]:
+        """What this process takes of each global batch of an epoch, in order.
+
+        An image's partner in mixing is the one at the same place from the global batch's end.
+        """
+        mix, size, shares = self.augment.mix, self.micro_batch_size, []
+        mixes = mix is not None and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs
+        for step, batch in enumerate(self.order_of(epoch).split(self.batch_size)[: self.steps]):
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
-                share = slice(first, first + size)
-                shares.append((step, share, batch[share], batch.flip(0)[share] if mix else batch[:0]))
-        pixels = pixels_of(self.images, (torch.cat([rows, others]) for _, _, rows, others in shares), self.rows.device)
-        for step, share, rows, others in shares:
-            with part("data"):
-                found = next(pixels)
-            with part("augmentation"):
-                micro_batch = self._micro_batch(found, rows, others, share, epoch, step)
-            yield micro_batch
+                place = slice(first, first + size)
+                partners = batch.flip(0)[place] if mixes else batch[:0]
+                shares.append(Share(step, place, batch[place], partners))
+        return shares
 
-    def _micro_batch(
-        self, pixels: Tensor, rows: Tensor, others: Tensor, share: slice, epoch: int, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """A process's share of a batch, mixed with other images and brought to the batch's size where asked for.
+    def _batch(self, pixels: Tensor, share: Share, epoch: int) -> Batch:
+        """A share as the model is given it: augmented, mixed and brought to the batch's size where asked for.
 
-        ``pixels`` are those of ``rows`` and then of ``others``, their partners in mixing, if any. An image's partner
-        is the one at the same place from the batch's end, augmented as it is there.
+        ``pixels`` are those of its rows and then of its partners, each augmented as it is in its own place.
         """
+        rows, partners, step = share.rows, share.partners, share.step
         seed = seed_of("augmentation", self.seed, epoch, step)
-        images, targets = self.augmented(pixels[: len(rows)], self._uniform(seed, share)), self.targets_of(rows)
-        if len(others):
-            other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share, from_end=True))
-            mixture = self.augment.mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share)
-            images, targets = mixture(images, targets, other_images, self.targets_of(others))
+        images, targets = self.augmented(pixels[: len(rows)], self._uniform(seed, share.place)), self.targets_of(rows)
+        if len(partners):
+            other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share.place, from_end=True))
+            mixture = self.augment.mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share.place)
+            images, targets = mixture(images, targets, other_images, self.targets_of(partners))
         if self.augment.size:
             side = self.augment.size(seed_of("size", self.seed, epoch, step))
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return images, targets
+        return Batch(images, targets, rows)
 
     def order_of(self, epoch: int) -> Tensor:
         """The rows of an epoch in order, int64 (n): each once, or with "balanced" sampling each class equally often.

@@ -65,7 +65,7 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
         squares, before, loss_sum = [], 0.0, 0.0
         for half in islice(parts, halves):
             with accelerator.autocast():
-                loss = training.loss(model(half[0]), half[1]) / halves
+                loss = training.objective(model, half) / halves
             accelerator.backward(loss)
             gradient = torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
             squares.append(float(((gradient - before) * halves).square().sum()))

@@ -24,8 +24,9 @@ from common.data.images import Images, image_shape, pixels_of
 from common.data.tables import Table
 from common.model.averages import Members, State
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
-from common.model.losses import ONE_HOT_ONLY, create_loss, with_head_for
+from common.model.losses import ONE_HOT_ONLY, with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
+from common.model.objectives import create_objective
 from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
 from common.model.selection import create_selection
@@ -150,7 +151,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         what = f"{cfg.warmup_epochs} exceeds the {share} epochs that each of the {selection.nets} nets trains"
         raise UserError("--warmup-epochs", what, f"use 0 to {share}")
     create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
-    create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, torch.arange(len(classes)), len(classes))
+    create_objective(cfg, torch.arange(len(classes)), len(classes))
     if cfg.loss in ONE_HOT_ONLY and augmentation.mix:
         raise UserError("--augment-args", f"{cfg.loss} takes hard labels only", "leave out mixup and cutmix")
     check_metric(cfg.metric, classes)
@@ -230,8 +231,8 @@ def prepare_training(
         epochs=cfg.epochs // selection.nets,
     )
     run_folder = Path(cfg.runs_dir) / cfg.run_name
-    example, _ = next(batches.epoch(0))
-    layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example)
+    example = next(batches.epoch(0))
+    layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example.inputs)
     model = model.to(memory_format=getattr(torch, layout))
     if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN):
         model = convert_sync_batchnorm(model)  # not before the measurement, which the main process makes alone
@@ -253,7 +254,7 @@ def prepare_training(
         ema=ema,
         frozen=frozen,
         batches=batches,
-        loss=create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, batches.targets[batches.rows], len(classes)),
+        objective=create_objective(cfg, batches.targets[batches.rows], len(classes)),
         peak_lr=cfg.lr,
         schedule=create_schedule(cfg.schedule, cfg.schedule_args, length),
         selection=selection,

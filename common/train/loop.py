@@ -33,12 +33,12 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
     model, optimiser, batches = training.wrapped, training.optimiser, training.batches
     training.start_epoch(epoch)
     losses = torch.zeros(batches.steps, device=accelerator.device)
-    for number, (images, targets) in enumerate(batches.epoch(epoch)):
+    for number, batch in enumerate(batches.epoch(epoch)):
         step = number // batches.micro_batches
         set_learning_rate(optimiser, training.learning_rate(epoch * batches.steps + step))
         with accelerator.accumulate(model):  # steps and clears gradients at the last micro-batch only
             with part("forward"):
-                loss = training.loss(model(images), targets)  # accelerate runs the model in mixed precision
+                loss = training.objective(model, batch)  # accelerate runs the model in mixed precision
             with part("backward"):
                 accelerator.backward(loss)
             with part("optimiser"):

@@ -26,13 +26,13 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
     plain, grey = Normalise((0.0,), (1.0,)), not table.of_photos
     batches = create_batches(cfg, images, folds.targets, rows, len(folds.classes), plain, device, grey)
-    images, targets = next(batches.epoch(0))
+    batch = next(batches.epoch(0))
     shares = [
         [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
-        for row in targets.numpy()
+        for row in batch.targets.numpy()
     ]
     titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
-    draw_images(path, images.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
+    draw_images(path, batch.inputs.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
     print(f"{path}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")
 
 

@@ -15,7 +15,7 @@ from common.base.errors import UserError, warn
 from common.data.batches import TrainBatches
 from common.model.averages import Members, State, measure_batchnorm
 from common.model.finetune import Frozen
-from common.model.losses import Loss
+from common.model.objectives import Objective
 from common.model.optim import lay_out_state
 from common.model.selection import Last
 from common.runs.config import differences
@@ -45,7 +45,7 @@ class Training:
     ema: ModelEmaV3 | None
     frozen: Frozen
     batches: TrainBatches
-    loss: Loss
+    objective: Objective
     peak_lr: float
     schedule: Callable[[int, Sequence[float]], float]
     selection: Last
@@ -96,6 +96,7 @@ class Training:
         """Training mode, except for what ``--freeze`` holds still in this epoch."""
         self.wrapped.train()
         self.frozen.apply(self.model, epoch % self.epochs_of_net)
+        self.objective.start_epoch(epoch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Add an epoch's row to the log, let the selection look at its weights, and begin the next net when due."""
