@@ -36,8 +36,8 @@ from common.sweep.cells import (
     LAW_FILE,
     SWEEP_FILE,
     VERIFY_FOLDER,
+    CellRunner,
     Sweep,
-    Trainer,
     claim_sweep,
     read_cells,
     read_sweep,
@@ -46,6 +46,8 @@ from common.sweep.cells import (
 from common.sweep.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
 from common.sweep.law import WORST, Law
 from common.sweep.regression import Estimate
+
+TRAIN_SCRIPT = Path(__file__).with_name("train_fold.py")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def run(options: Run) -> None:
     sweep = sweep_of(options)
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
-    cells = Trainer(sweep, plan, options).run()
+    cells = CellRunner(sweep, plan, options, TRAIN_SCRIPT).run()
     if left := missing(plan(cells), cells):
         print(f"{sweep.folder}: {len(left)} cells are left; run the same command to continue")
     else:
@@ -203,7 +205,7 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
     doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
-    held_out = Trainer(beside, lambda _: row, SideBySide()).run()
+    held_out = CellRunner(beside, lambda _: row, SideBySide(), TRAIN_SCRIPT).run()
     both = Law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
     if batch_size not in both.batch_sizes:
         raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")
@@ -272,7 +274,7 @@ def search(options: Search) -> None:
 
     if not options.fold.isdecimal():
         raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")
-    search_with_optuna(config_of(options), options.vary, options.trials)
+    search_with_optuna(config_of(options), options.vary, options.trials, TRAIN_SCRIPT)
 
 
 def config_of(options: Config) -> Config:

@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_all_choices(with_images_of(cfg, table), table, folds, todo, cfg.batch_size // cfg.accumulate)
         if cfg.restart:
             start_over(run_folder)
-        train_side_by_side(run_folder, todo, cfg.epochs, arguments, slots, threads, deadline)
+        train_side_by_side(run_folder, todo, cfg.epochs, (__file__, *arguments), slots, threads, deadline)
     else:
         train_in_turn(cfg, table, folds, wanted, todo or wanted[:1], deadline)
     if cfg.fold == "all" and not cfg.limit and rank() == 0:

@@ -304,7 +304,7 @@ def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch)
         "    print('error: --batch-size: out of memory at 16 images at a time; free memory'); sys.exit(3)\n"
         "run_script(train_fold.main)\n"
     )
-    monkeypatch.setattr("common.sweep.cells.TRAIN_SCRIPT", script)
+    monkeypatch.setattr("sweep.TRAIN_SCRIPT", script)
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--run", "it"]
     small = [*SMALL[2:], "--epochs", 1, "--mixed-precision", "no", "--batch-sizes", 16, 8, "--lrs", 1e-3, "--jobs", 1]
     sweep.main(list(map(str, ["run", *places, *small])))

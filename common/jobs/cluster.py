@@ -13,14 +13,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.base.errors import ENVIRONMENT, UserError
-from common.jobs import runner as jobs_module
-from common.jobs.process import Job, start_child
-
-if TYPE_CHECKING:
-    from common.jobs.process import Process
+from common.jobs import process
+from common.jobs.process import Job, Process, start_child
 
 
 def cluster_slots(address: str, threads: int, jobs_per_gpu: int, most: int) -> tuple[list["NodeSlot"], int]:
@@ -66,11 +62,11 @@ class NodeSlot:
     needs: Mapping[str, float]
     elsewhere = True
 
-    def start(self, job: Job, piped: bool) -> "Process":
+    def start(self, job: Job, piped: bool) -> Process:
         """Hand a job to Ray. What it prints is always for us: a node has no terminal."""
         import ray
 
-        for module in (jobs_module, sys.modules[__name__]):  # a node without our code must be able to say so
+        for module in (process, sys.modules[__name__]):  # so that a node without our code can say that it has none
             ray.cloudpickle.register_pickle_by_value(module)
         # It is not for Ray to repeat a job: run_jobs knows which exit deserves that.
         task = ray.remote(run_on_node).options(**self.needs, max_retries=0, num_returns="streaming")
@@ -125,7 +121,7 @@ def run_on_node(job: Job) -> Iterator[str | int]:
             yield f"error: node {name}: there is no {path}; code, data and runs must be on a disk all nodes share\n"
             yield ENVIRONMENT
             return
-    process = start_child(job, {}, piped=True)
-    for said in process.stdout or ():
+    child = start_child(job, {}, piped=True)
+    for said in child.stdout or ():
         yield said if said.endswith("\r") else f"{name}: {said}"
-    yield process.wait()
+    yield child.wait()

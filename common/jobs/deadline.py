@@ -30,5 +30,5 @@ class Deadline:
         return time.time() + seconds > self.end
 
     def leaves_out(self, seconds: float, part: float) -> bool:
-        """The same of something that can stop after each ``part`` of it: what is longer than all the time is begun."""
+        """The same of something that can stop after each ``part`` of it: what could never fit is begun anyway."""
         return self.misses(part) or (seconds < WHOLE * self.seconds and self.misses(seconds))

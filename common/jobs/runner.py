@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from queue import Queue
 from typing import Literal
 
@@ -19,17 +18,16 @@ from common.jobs.screen import Screen
 TERMINATED = 128 + signal.SIGTERM  # what a shell calls the end by that signal
 # A job's exit code -> ours.
 INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SIGTERM: TERMINATED}
-TRAIN_SCRIPT = Path(__file__).parents[2] / "train_fold.py"
 
 
 @dataclass(frozen=True)
 class SideBySide:
     """How jobs (folds of a run, cells of a sweep) are spread over what is there."""
 
-    jobs: int = 0  # folds or cells side by side on CPUs (0: one per core, short folds in turn); on a cluster the limit
-    jobs_per_gpu: int = 1  # folds or cells side by side on each GPU
+    jobs: int = 0  # trainings side by side on CPUs (0: one per core, short ones in turn); on a cluster the limit
+    jobs_per_gpu: int = 1  # trainings side by side on each GPU
     hours: float = 0.0  # start nothing that would not finish within this time (0: no limit)
-    engine: Literal["local", "ray"] = "local"  # where folds or cells run: this machine or a Ray cluster
+    engine: Literal["local", "ray"] = "local"  # where trainings run: this machine or a Ray cluster
     address: str = ""  # of the Ray cluster, host:port (default: the one that this machine belongs to)
 
 

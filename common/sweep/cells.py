@@ -32,7 +32,7 @@ from common.base.strict_csv import read_records
 from common.data.folds import read_folds
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
-from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, SideBySide, run_jobs, slots_for
+from common.jobs.runner import INTERRUPTED, SideBySide, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
 from common.runs.layout import CONFIG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
@@ -168,15 +168,15 @@ def settled(sweep: Sweep) -> Sweep:
     return sweep
 
 
-class Trainer:
-    """Trains the cells that ``plan`` asks for, side by side as ``options`` say.
+class CellRunner:
+    """Has the cells that ``plan`` asks for trained by ``script``, side by side as ``options`` say.
 
     ``plan`` maps the table of ended cells to all cells wanted so far. Several processes may do the same at once:
     a cell belongs to whoever locks its claim.
     """
 
-    def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], options: SideBySide):
-        self.sweep, self.plan, self.options = sweep, plan, options
+    def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], options: SideBySide, script: Path):
+        self.sweep, self.plan, self.options, self.script = sweep, plan, options, script
         self.deadline = Deadline(options.hours)
         self.rows, self.slots = 0, []
         self.claims: dict[str, tuple[Cell, float, ExitStack]] = {}  # by name, with the time it began
@@ -241,7 +241,7 @@ class Trainer:
                 claim.close()
                 continue
             self.claims[cell.name] = cell, time.monotonic(), claim
-            command = (str(TRAIN_SCRIPT), *flags(self.sweep.config_of(cell)))
+            command = (str(self.script), *flags(self.sweep.config_of(cell)))
             yield Job(cell.name, command, log=str(folder / LOG_FILE))
 
     def _ended(self, job: Job, exit_code: int) -> None:

@@ -15,7 +15,7 @@ from common.base.cli import flag_of, parse
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.locks import locked
 from common.jobs.process import Job
-from common.jobs.runner import INTERRUPTED, TRAIN_SCRIPT, device_slots, run_jobs
+from common.jobs.runner import INTERRUPTED, device_slots, run_jobs
 from common.runs.config import Config
 from common.runs.layout import OOF_FILE, fold_folder
 from common.runs.predictions import read_predictions
@@ -23,8 +23,8 @@ from common.score.calibration import nll_calibrated
 from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags
 
 
-def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
-    """Train trial after trial until ``trials`` have ended, and say which was best.
+def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> None:
+    """Train trial after trial with ``script`` until ``trials`` have ended, and say which was best.
 
     Start the same command several times to work side by side; started again, it goes on.
 
@@ -57,7 +57,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int) -> None:
         try:
             with locked(folder / f"trial{number}" / CLAIM_FOLDER):
                 if not study.get_trials(deepcopy=False)[number].state.is_finished():
-                    study.tell(number, **result(cfg, folder, number, params))
+                    study.tell(number, **result(cfg, folder, number, params, script))
         except UserError:
             time.sleep(1)  # another worker trains it
     best = study.best_trial
@@ -87,14 +87,14 @@ def dimension(entry: str) -> tuple[str, Any]:
         raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
 
 
-def result(cfg: Config, folder: Path, number: int, params: dict[str, Any]) -> dict[str, Any]:
+def result(cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path) -> dict[str, Any]:
     """Train a trial and score it, as :meth:`optuna.Study.tell` wants it."""
     from optuna.trial import TrialState
 
     run = folder / f"trial{number}"
     cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
     varied = [word for name, value in params.items() for word in flag_of(name, value)]
-    job = Job(run.name, (str(TRAIN_SCRIPT), *flags(cfg), *varied), log=str(run / LOG_FILE))
+    job = Job(run.name, (str(script), *flags(cfg), *varied), log=str(run / LOG_FILE))
     exit_code = run_jobs([job], device_slots()[:1])[run.name]
     if exit_code in INTERRUPTED:
         sys.exit(INTERRUPTED[exit_code])

@@ -10,7 +10,7 @@ from common.base.errors import ENVIRONMENT, UserError
 from common.base.strict_csv import read_records
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
-from common.jobs.runner import TRAIN_SCRIPT, in_words, run_jobs
+from common.jobs.runner import in_words, run_jobs
 from common.runs.layout import LOG_FILE, fold_folder, unfinished
 
 
@@ -23,7 +23,9 @@ def train_side_by_side(
     threads: int,
     deadline: Deadline,
 ) -> None:
-    """Train ``folds``, each in a process of its own on ``threads`` threads, as ``command`` would train it.
+    """Train ``folds``, each in a process of its own on ``threads`` threads.
+
+    ``command`` is the script with the arguments that would train them all.
 
     Raises:
         UserError: some of them failed (the others were trained all the same), or wrote elsewhere than we read.
@@ -33,7 +35,7 @@ def train_side_by_side(
         for fold in folds:
             if not late(deadline, run_folder, fold, epochs):
                 own = ("--no-restart", "--threads", str(threads), "--fold", fold)
-                yield Job(f"fold {fold}", (str(TRAIN_SCRIPT), *command, *own), environment=deadline.environment)
+                yield Job(f"fold {fold}", (*command, *own), environment=deadline.environment)
 
     exit_codes = run_jobs(jobs(), slots)
     if failed := {name: code for name, code in exit_codes.items() if code != 0}:
