@@ -38,6 +38,7 @@ from common.base.system import (
 )
 from common.base.words import in_shares
 from common.data.cache import DEFAULT_GB, Cache
+from common.data.decoding import Preparation
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
@@ -48,8 +49,6 @@ from common.runs.folder import (
     check_place,
     check_shared,
     finished_line,
-    run_facts,
-    save_fold,
     say_result,
     start_or_go_on,
     start_over,
@@ -63,6 +62,7 @@ from common.runs.layout import (
     is_finished,
     unfinished,
 )
+from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
 from common.score.logits import accuracy
 from common.score.metrics import score, show
@@ -88,7 +88,8 @@ class Call:
     cfg: Train
     folds: Folds
     images: Any  # of every row (common/data/images.py)
-    facts: dict[str, Any]  # what each fold's files say of the run
+    image_shape: tuple[int, int]  # of the table's own images
+    preparation: Preparation
     deadline: Deadline
 
     def folder_of(self, fold: str) -> Path:
@@ -193,7 +194,7 @@ def train_in_turn(
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    from common.data.images import conversion, read_images
+    from common.data.images import conversion, image_shape, read_images
     from common.train.build import preparation_of, unused_at_first, with_images_of
     from common.train.hardware import asked_precision, usable_precision
     from common.train.loop import agreed
@@ -236,7 +237,7 @@ def train_in_turn(
         accelerator.print(f"images: {converted}")
     cache = Cache(0 if cfg.limit else cfg.cache_gb, str(Path(cfg.runs_dir) / DECODED_FOLDER))
     images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, threads, accelerator.print)
-    call = Call(cfg, folds, images, run_facts(cfg, accelerator.num_processes, folds, table, prepare), deadline)
+    call = Call(cfg, folds, images, image_shape(table), prepare, deadline)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(accelerator, late(deadline, run_folder, fold, cfg.epochs)):
             continue
@@ -256,6 +257,7 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
     from common.base.profiling import part, parts_timed
     from common.train.hardware import out_of_memory_named
     from common.train.loop import agreed, share_buffers
+    from common.train.outcome import save_training
     from common.train.trackers import finish_trackers, start_trackers
 
     cfg, folds, is_main = call.cfg, call.folds, accelerator.is_main_process
@@ -270,10 +272,10 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
         if agreed(accelerator, is_finished(folder)):
             accelerator.print(finished_line(folder, fold, cfg.metric))
             return
-        training, facts, valid_rows = set_up(call, accelerator, fold)
+        training, saved, valid_rows = set_up(call, accelerator, fold)
 
         # Train
-        start_trackers(accelerator, cfg.run_name, folder.name, facts["settings"])
+        start_trackers(accelerator, cfg.run_name, folder.name, saved.settings)
         held.enter_context(parts_timed(cfg.profile and is_main))
         logits = None
         while not training.is_over:
@@ -291,7 +293,7 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
                 # The log first: an epoch whose checkpoint was not written is trained, and logged, again.
                 with part("saving"):
                     write_file(folder / LOG_FILE, pd.DataFrame(training.log, columns=list(row)).to_csv(index=False))
-                    training.save(folder / CHECKPOINT_FILE, facts)
+                    training.save(folder / CHECKPOINT_FILE, saved)
                 print(epoch_line(fold, training.log, cfg, folds_after), flush=True)
         finish_trackers(accelerator)
 
@@ -303,34 +305,33 @@ def train_fold(call: Call, accelerator, fold: str, folds_after: int) -> None:
         if is_main:
             check_lock()
             with part("saving"):
-                save_fold(folder, training, facts, folds, valid_rows, logits, cfg.store)
+                oof = None if logits is None else oof_predictions(folds, valid_rows, logits)
+                save_training(folder, training, saved, oof, cfg.store)
 
 
 def set_up(call: Call, accelerator, fold: str):
-    """Everything that a fold's epochs change, where an interrupted call left it; its facts; the rows it holds out."""
+    """What a fold's epochs change, where an interrupted call left it; what its file will say; the rows it holds out."""
     import torch
 
     from common.data.batches import seed_of
     from common.train.build import prepare_training
     from common.train.loop import agreed
+    from common.train.outcome import saved_model_of
 
     cfg, folds = of_fold(call.cfg, fold), call.folds
     train_rows, valid_rows = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     torch.manual_seed(seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1))
     training = prepare_training(cfg, accelerator, call.images, folds.targets, train_rows, folds.classes)
-    facts = call.facts | {
-        "fold": fold,
-        "normalise": dataclasses.asdict(training.batches.normalise),
-        "memory_format": training.memory_format,
-    }
+    processes = accelerator.num_processes
+    saved = saved_model_of(call.cfg, folds, fold, training, call.image_shape, call.preparation, processes)
     folder = call.folder_of(fold)
     checkpoint = folder / CHECKPOINT_FILE
     if agreed(accelerator, checkpoint.exists()):
-        training.restore(checkpoint, facts)
+        training.restore(checkpoint, saved)
         accelerator.print(f"fold {fold} resumes after epoch {len(training.log)}")
     if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
         check_folder(folder, (1 if checkpoint.exists() else 2) * training.bytes_of_checkpoint)
-    return training, facts, valid_rows
+    return training, saved, valid_rows
 
 
 def train_and_score(

@@ -28,8 +28,8 @@ from common.base.errors import run_script
 from common.base.files import read_json, write_file
 from common.base.system import cpu_count, keep_freed_memory
 from common.runs.layout import INFERENCE_FILE, MODEL_FILE, fold_folder
-from common.runs.tensors import load_tensors
-from common.train.build import create_saved
+from common.runs.tensors import load_model
+from common.train.fold_models import create_saved
 from common.train.loop import evaluation_batch
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -92,26 +92,26 @@ def weights_of(run: Path) -> list[Path]:
 
 def notebook(run: Path, side: int, test: Path) -> float:
     """Rows per second in the way of benchmarks/notebook.py, reading the table not counted."""
-    _, facts = load_tensors(weights_of(run)[0])
+    saved = load_model(weights_of(run)[0]).saved
     frame = pd.read_csv(test).assign(label=0)
     resize = [v2.Resize(side)] if side != 28 else []
     shifted = [
         v2.Lambda(lambda image, by=by: affine(image, angle=0.0, translate=list(by), scale=1.0, shear=[0.0, 0.0]))
         for by in SHIFTS
     ]
-    views = [Rows(frame, len(facts["classes"]), [*resize, shift]) for shift in shifted]
+    views = [Rows(frame, len(saved.classes), [*resize, shift]) for shift in shifted]
     started = time.perf_counter()
-    predict(create_saved(facts), weights_of(run), views, BATCH)
+    predict(create_saved(saved), weights_of(run), views, BATCH)
     return len(frame) / (time.perf_counter() - started)
 
 
 @torch.inference_mode()
 def passes(run: Path, side: int, seconds: float = 10.0) -> float:
     """Rows per second of the forward passes alone, at the batch size of infer.py."""
-    _, facts = load_tensors(weights_of(run)[0])
-    memory_format = getattr(torch, facts["memory_format"])
-    model = create_saved(facts).eval().to(memory_format=memory_format)
-    images = torch.rand(evaluation_batch(BATCH), facts["settings"]["channels"], side, side)
+    saved = load_model(weights_of(run)[0]).saved
+    memory_format = getattr(torch, saved.memory_format)
+    model = create_saved(saved).eval().to(memory_format=memory_format)
+    images = torch.rand(evaluation_batch(BATCH), saved.cfg.channels, side, side)
     images = images.contiguous(memory_format=memory_format)
     model(images)
     rows, started = 0, time.perf_counter()

@@ -17,6 +17,7 @@ from common.data.views import TTA
 from common.runs.layout import finished_folds
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
+from common.train.fold_models import FoldModels, read_models
 
 
 @pytest.fixture
@@ -38,16 +39,17 @@ def test_an_average_is_a_run_like_any_other(runs, tiny):
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
-    models = infer.read_models(finished_folds(runs / "soup"))
-    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, TTA["none"])):
+    models = read_models(finished_folds(runs / "soup"))
+    predict = FoldModels(models, table, TTA["none"])
+    for fold in range(3):
         one, two = (load_tensors(runs / run / f"fold{fold}/model.safetensors")[0] for run in ("one", "two"))
         for name in one:
             if name.endswith((".weight", ".bias")):
-                torch.testing.assert_close(models[fold][0][name], (2 * one[name] + two[name]) / 3)
+                torch.testing.assert_close(models[fold].tensors[name], (2 * one[name] + two[name]) / 3)
             if name.endswith("running_mean"):
-                assert not torch.allclose(models[fold][0][name], (2 * one[name] + two[name]) / 3)
+                assert not torch.allclose(models[fold].tensors[name], (2 * one[name] + two[name]) / 3)
         oof = read_predictions(runs / "soup" / f"fold{fold}/oof.npz")
-        np.testing.assert_allclose(outputs[0], oof.logits, atol=1e-5)
+        np.testing.assert_allclose(predict.of_fold(fold, rows[fold])[0], oof.logits, atol=1e-5)
         assert json.loads((runs / "soup" / f"fold{fold}/metrics.json").read_text())["averaged"] == ["one", "two", "one"]
     infer.main(["--runs-dir", str(runs), "--runs", "soup", "--test", str(tiny / "test.csv"), "--threads", "1"])
     assert (runs / "soup" / "submission.csv").exists()

@@ -21,9 +21,9 @@ from common.model.averages import Members, measure_batchnorm
 from common.model.selection import SELECTIONS, Best, Snapshots, StochasticAverage
 from common.runs.layout import finished_folds
 from common.runs.predictions import read_predictions
-from common.runs.tensors import load_tensors, without_prefix
+from common.runs.tensors import load_model, load_tensors, without_prefix
 from common.score.logits import log_mean_probability
-from common.train.build import create_saved
+from common.train.fold_models import FoldModels, create_saved, read_models
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.
 KINDS = {
@@ -83,8 +83,8 @@ def test_the_saved_model_says_what_the_oof_says(runs, tiny, kind):
     """infer.py rebuilds heads, averages and members from the file alone and predicts the OOF rows alike."""
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
-    models = infer.read_models([runs / kind / "fold0"])
-    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], TTA["none"])
+    models = read_models([runs / kind / "fold0"])
+    outputs = FoldModels(models, table, TTA["none"]).of_fold(0, np.flatnonzero(folds.fold == 0))
     np.testing.assert_allclose(outputs[0], read_predictions(runs / kind / "fold0/oof.npz").logits, atol=1e-5)
 
 
@@ -97,11 +97,12 @@ def test_a_margin_loss_trains_the_head_that_its_file_holds(runs):
 
 def test_snapshots_are_members_of_equal_weight(runs, tiny):
     """The file holds the weights at the end of both cycles; its OOF is the log of their mean probability."""
-    tensors, facts = load_tensors(runs / "snapshots" / "fold0" / "model.safetensors")
-    assert facts["members"] == 2 and (epochs := len(pd.read_csv(runs / "snapshots/fold0/log.csv"))) == 5
+    model = load_model(runs / "snapshots" / "fold0" / "model.safetensors")
+    tensors = model.tensors
+    assert model.saved.members == 2 and (epochs := len(pd.read_csv(runs / "snapshots/fold0/log.csv"))) == 5
     states = [without_prefix(f"members.{number}", tensors) for number in range(2)]
     assert all(not torch.equal(states[0][name], states[1][name]) for name in states[0] if "weight" in name)
-    members = create_saved(facts).eval()
+    members = create_saved(model.saved).eval()
     members.load_state_dict(tensors)
     images = torch.randn(7, 1, 8, 8)
     with torch.no_grad():
@@ -117,8 +118,8 @@ def test_members_are_nets_of_their_own(runs, tiny, tmp_path):
     half = ["--run", "half", "--fold", 0, "--epochs", 2, "--lr", "1e-3", "--ema-decay", 0.9, "--opt", "muon"]
     train(tiny, tmp_path, *half)
     alone = load_tensors(tmp_path / "half/fold0/model.safetensors")[0]
-    tensors, facts = load_tensors(runs / "members/fold0/model.safetensors")
-    first, second = (without_prefix(f"members.{net}", tensors) for net in range(facts["members"]))
+    model = load_model(runs / "members/fold0/model.safetensors")
+    first, second = (without_prefix(f"members.{net}", model.tensors) for net in range(model.saved.members))
     assert first.keys() == alone.keys() and all(torch.equal(first[name], alone[name]) for name in alone)
     weights = [name for name in first if name.endswith("features.0.weight")]
     assert weights and not any(torch.equal(first[name], second[name]) for name in weights)

@@ -26,6 +26,7 @@ from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
 from common.score.logits import log_mean_probability
 from common.score.metrics import score, targets_of
+from common.train.fold_models import FoldModels, read_models
 
 FOLD_FILES = {".lock", "config.json", "log.csv", "metrics.json", "model.safetensors", "oof.npz"}
 
@@ -69,18 +70,18 @@ def test_the_saved_model_says_what_the_oof_says(chain, tiny, run):
     """Predicting a fold's rows again from model.safetensors alone gives its oof.npz."""
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
-    models = infer.read_models(finished_folds(chain / run))
-    rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]
-    for fold, outputs in enumerate(infer.predict_with_each(models, table, rows, TTA["none"])):
+    predict = FoldModels(read_models(finished_folds(chain / run)), table, TTA["none"])
+    for fold in range(3):
         oof = read_predictions(chain / run / f"fold{fold}" / "oof.npz")
-        np.testing.assert_allclose(outputs[0], oof.logits, atol=1e-5)
+        [logits] = predict.of_fold(fold, np.flatnonzero(folds.fold == fold))
+        np.testing.assert_allclose(logits, oof.logits, atol=1e-5)
 
 
 def test_the_test_predictions_average_models_and_views(chain, tiny):
     """test.npz is the log of the weighted mean probability of every model and view, by the test's ids."""
     table = read_test_table(str(tiny / "test.csv"), str(tiny / "train.csv"))
-    models = infer.read_models(finished_folds(chain / "one"))
-    outputs = infer.predict_with_each(models, table, [np.arange(24)] * 3, TTA["digits"])
+    predict = FoldModels(read_models(finished_folds(chain / "one")), table, TTA["digits"])
+    outputs = [predict.of_fold(fold, np.arange(24)) for fold in range(3)]
     weights = [view.weight for view in TTA["digits"]] * 3
     test = read_predictions(chain / "one" / "test.npz")
     assert test.ids.tolist() == [str(number) for number in range(1, 25)]
@@ -183,10 +184,10 @@ def test_infer_refuses_a_missing_and_a_foreign_fold(chain, tmp_path):
     shutil.copytree(chain / "one", tmp_path / "one")
     shutil.copy(tmp_path / "one/fold1/model.safetensors", tmp_path / "one/fold0/model.safetensors")
     with pytest.raises(UserError, match=r"fold0/model.safetensors: is not the file that metrics\.json"):
-        infer.read_models(finished_folds(tmp_path / "one"))
+        read_models(finished_folds(tmp_path / "one"))
     shutil.copytree(tmp_path / "one/fold1", tmp_path / "one/fold0", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"fold0/model.safetensors: is the model of fold 1"):
-        infer.read_models(finished_folds(tmp_path / "one"))
+        read_models(finished_folds(tmp_path / "one"))
     (tmp_path / "one/fold2/metrics.json").unlink()
     with pytest.raises(UserError, match="has not finished fold2"):
         finished_folds(tmp_path / "one")
@@ -197,7 +198,7 @@ def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
     shutil.copytree(chain / "one", tmp_path / "one")
     shutil.copytree(chain / "two/fold1", tmp_path / "one/fold1", dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"fold1.*trained with different settings.*ema_decay: 0\.0 -> 0\.9"):
-        infer.read_models(finished_folds(tmp_path / "one"))
+        read_models(finished_folds(tmp_path / "one"))
 
 
 def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path):

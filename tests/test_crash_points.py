@@ -118,10 +118,10 @@ ALLOWED = {
     ("errors.py", "os.open(os.devnull, os.O_WRONLY)"),
     ("errors.py", "os.open(os.devnull, os.O_RDWR)"),
     ("errors.py", "os.fdopen(os.open(os.devnull, os.O_RDWR), 'r' if name == 'stdin' else 'w')"),
-    ("checkpoint.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
+    ("tensors.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
     ("predictions.py", "np.savez(file, **arrays)"),  # write_file's own
-    ("jobs.py", "Path(job.folder, job.log).open('ab')"),  # what a job prints, line by line
-    ("train_fold.py", "training.save(folder / CHECKPOINT_FILE, facts)"),  # ours: save_tensors
+    ("process.py", "Path(job.folder, job.log).open('ab')"),  # what a job prints, line by line
+    ("train_fold.py", "training.save(folder / CHECKPOINT_FILE, saved)"),  # ours: save_tensors
 }
 
 

@@ -141,14 +141,14 @@ def test_each_machine_names_what_it_lacks(tiny, tmp_path):
 
 def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     """The OOF of two processes can be predicted again by one process from the saved file."""
-    import infer
     from common.data.folds import match_folds, read_folds
     from common.data.tables import read_train_table
+    from common.train.fold_models import FoldModels, read_models
 
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
-    models = infer.read_models([trained["batchnorm"]["folder"]])
-    [outputs] = infer.predict_with_each(models, table, [np.flatnonzero(folds.fold == 0)], TTA["none"])
+    models = read_models([trained["batchnorm"]["folder"]])
+    outputs = FoldModels(models, table, TTA["none"]).of_fold(0, np.flatnonzero(folds.fold == 0))
     np.testing.assert_allclose(outputs[0], trained["batchnorm"]["oof"].logits, atol=1e-5)
 
 

@@ -22,6 +22,8 @@ from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.score.logits import errors, log_mean_probability
 from common.score.view_choice import choose_views, choose_weights, score_views
+from common.train import fold_models
+from common.train.fold_models import FoldModels, read_models
 
 PHOTO_PRESETS = {"flips", "hflip", "d4", "six", "brief_002", "five_crop", "scales"}  # not for digits
 
@@ -178,9 +180,10 @@ def test_oof_is_stored_under_the_views_of_the_test(chain, tiny):
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     stored, test = (read_predictions(chain / "one" / name) for name in (TTA_OOF_FILE, TEST_FILE))
     rows = [np.flatnonzero(folds.fold == k) for k in range(3)]
-    outputs = infer.predict_with_each(infer.read_models(finished_folds(chain / "one")), table, rows, TTA["digits"])
+    predict = FoldModels(read_models(finished_folds(chain / "one")), table, TTA["digits"])
     weights = [view.weight for view in TTA["digits"]]
-    for k, logits in enumerate(outputs):
+    for k in range(3):
+        logits = predict.of_fold(k, rows[k])
         part = stored.logits[stored.fold == k]
         assert stored.ids[stored.fold == k].tolist() == folds.ids[rows[k]].tolist()
         np.testing.assert_allclose(part, log_mean_probability(logits, weights), atol=1e-5)
@@ -191,10 +194,11 @@ def test_oof_is_stored_under_the_views_of_the_test(chain, tiny):
 
 def test_test_rows_in_blocks_are_those_predicted_at_once(chain, tiny, monkeypatch):
     """With many classes the models take turns on a few rows at a time; the average is the same."""
-    models, table = infer.read_models(finished_folds(chain / "one")), read_train_table(str(tiny / "train.csv"))
-    at_once = infer.average_of_all(models, table, TTA["digits"])
-    monkeypatch.setattr(infer, "AT_ONCE", 7 * len(models) * len(TTA["digits"]) * 3)  # seven of the sixty rows
-    np.testing.assert_allclose(infer.average_of_all(models, table, TTA["digits"]), at_once, atol=1e-5)
+    models = read_models(finished_folds(chain / "one"))
+    predict = FoldModels(models, read_train_table(str(tiny / "train.csv")), TTA["digits"])
+    at_once = predict.mean(np.arange(60))
+    monkeypatch.setattr(fold_models, "AT_ONCE", 7 * len(models) * len(TTA["digits"]) * 3)  # seven of the sixty rows
+    np.testing.assert_allclose(predict.mean(np.arange(60)), at_once, atol=1e-5)
 
 
 def test_views_of_the_full_model_are_chosen_by_the_fold_models(tiny, tmp_path):

@@ -10,10 +10,12 @@ from conftest import SHARED, run_script, train
 from safetensors.torch import load_file, save_file
 
 from common.base.errors import UserError
+from common.data.decoding import Preparation
 from common.data.folds import read_folds
 from common.model.networks import create_model
 from common.model.weights import check_unseen, hub_file, load_weights
 from common.runs.predictions import read_predictions
+from common.runs.saved_model import SavedModel
 from common.runs.tensors import save_tensors
 
 LITE0 = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
@@ -32,8 +34,19 @@ def ours(tmp_path) -> Path:
     """A small model of ten classes as train_fold.py saves it, its last layer trained a little."""
     model = digit_cnn(10)
     torch.nn.init.normal_(model.get_classifier().weight)
-    facts = {"classes": TEN, "normalise": {"mean": [0.1], "std": [0.3]}}
-    save_tensors(tmp_path / "model.safetensors", model.state_dict(), facts)
+    saved = SavedModel(
+        settings={},
+        fold="0",
+        fold_count=3,
+        folds_fingerprint="ab",
+        classes=TEN,
+        image_shape=(1, 8),
+        preparation=Preparation(1, 8, 8),
+        normalise={"mean": [0.1], "std": [0.3]},
+        memory_format="contiguous_format",
+        processes=1,
+    )
+    save_tensors(tmp_path / "model.safetensors", model.state_dict(), saved.to_metadata())
     return tmp_path / "model.safetensors"
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.base.errors import ENVIRONMENT, UserError
 from common.data.batches import Normalise
 from common.data.folds import Folds
+from common.runs.saved_model import SavedModel
 from common.runs.tensors import load_any, read_metadata
 
 COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and only a momentum of None would look at it
@@ -64,16 +65,16 @@ def check_unseen(path: Path, fold: str, folds: Folds) -> bool:
     Raises:
         UserError: the model of another fold, or of all rows, of the same folds file.
     """
-    facts = read_metadata(path, REMEDY)
-    trained_with, its_fold = facts.get("folds_fingerprint"), facts.get("fold")
-    if fold == "full" or trained_with is None:
+    metadata = read_metadata(path, REMEDY)
+    if fold == "full" or not metadata:
         return True
-    if trained_with == folds.fingerprint and its_fold != fold:
-        whose = "all rows" if its_fold == "full" else f"fold {its_fold}"
+    saved = SavedModel.from_metadata(metadata, path, REMEDY)
+    if saved.folds_fingerprint == folds.fingerprint and saved.fold != fold:
+        whose = "all rows" if saved.fold == "full" else f"fold {saved.fold}"
         what = f"is the model of {whose} and has seen the rows that fold {fold} holds out"
         remedy = "start each fold from its own model: --weights 'runs/NAME/{fold}/model.safetensors'"
         raise UserError(str(path), what, remedy)
-    return trained_with == folds.fingerprint
+    return saved.folds_fingerprint == folds.fingerprint
 
 
 def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str], channels: int) -> Loaded:
@@ -86,9 +87,10 @@ def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str]
     Raises:
         UserError: not safetensors, damaged, or the weights of another model.
     """
-    tensors, facts = load_any(path, REMEDY)
-    if "optimiser" in facts:
+    tensors, metadata = load_any(path, REMEDY)
+    if "optimiser" in metadata:
         raise UserError(str(path), "is the state of an unfinished training run", "use a model.safetensors")
+    saved = SavedModel.from_metadata(metadata, path, REMEDY) if metadata else None
     tensors = _bare_names(tensors)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's name for it
     if convert is not None:
@@ -99,7 +101,7 @@ def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str]
     }
     adapted = [_adapt_channels(tensor_name, tensors, own) for tensor_name in own if tensor_name in tensors]
     head = head_names(model)
-    same_classes = facts.get("classes", classes) == classes
+    same_classes = saved is None or saved.classes == classes
     fits = same_classes and all(each in tensors and tensors[each].shape == own[each].shape for each in head)
     replaced = [] if fits else head
     taken = {each: tensors[each] for each in own if each in tensors and each not in replaced}
@@ -123,7 +125,7 @@ def load_weights(model: nn.Module, name: str, path: Path, classes: Sequence[str]
         said.append(f"new: {_few(missing)}")
     if left := [each for each in tensors if each not in own]:
         said.append(f"left in the file: {_few(left)}")
-    pixels = facts.get("normalise") or getattr(model, "pretrained_cfg", None) or {}
+    pixels = saved.normalise if saved else getattr(model, "pretrained_cfg", None) or {}
     return Loaded(f"{path}: {'; '.join(said)}", _normalise_of(pixels, channels))
 
 
@@ -157,15 +159,15 @@ def head_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if id(parameter) in own]
 
 
-def _normalise_of(facts: Mapping[str, Any], channels: int) -> Normalise | None:
+def _normalise_of(pixels: Mapping[str, Any], channels: int) -> Normalise | None:
     """The mean and deviation that weights expect, fitted to ``channels``; None where nothing is said of them."""
-    if not facts.get("mean"):
+    if not pixels.get("mean"):
         return None
 
     def fitted(values: Sequence[float]) -> tuple[float, ...]:
         return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
-    return Normalise(fitted(facts["mean"]), fitted(facts["std"]))
+    return Normalise(fitted(pixels["mean"]), fitted(pixels["std"]))
 
 
 def _few(names: Sequence[str]) -> str:

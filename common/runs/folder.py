@@ -3,24 +3,20 @@
 What lies in it is said in common/runs/layout.py.
 """
 
-import dataclasses
 import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from common.base.errors import ENVIRONMENT, OwnError, UserError
 from common.base.files import check_folder, read_json, remove_strays, write_json
 from common.base.locks import check_unlocked, locked
 from common.base.system import rank
-from common.data.decoding import Preparation
 from common.data.folds import Folds
-from common.data.tables import Table
 from common.runs.config import Config, differences, training_settings
 from common.runs.layout import (
     CHECKPOINT_FILE,
@@ -35,13 +31,11 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_score
 from common.runs.predictions import Predictions, write_predictions
-from common.score.metrics import describe, score, show
+from common.runs.saved_model import SavedModel
+from common.score.metrics import describe, score
 
 if TYPE_CHECKING:
-    from common.train.training import Training
-
-# What metrics.json repeats of the weights file's facts, for readers that do not load torch.
-METRICS_FACTS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+    from torch import Tensor
 
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:
@@ -98,74 +92,29 @@ def check_shared(folder: Path, patience: float = 60) -> None:
         time.sleep(0.5)
 
 
-def run_facts(cfg: Config, processes: int, folds: Folds, table: Table, prepare: Preparation) -> dict[str, Any]:
-    """What a weights file must say for itself, so that infer.py needs nothing else."""
-    from common.data.images import image_shape
-    from common.runs.tensors import versions
-
-    return {
-        "settings": training_settings(cfg),
-        "run": cfg.run_name,
-        "fold_count": folds.count,
-        "folds_fingerprint": folds.fingerprint,
-        "classes": folds.classes,
-        "image_shape": image_shape(table),
-        "preparation": dataclasses.asdict(prepare),
-        "processes": processes,
-        "threads": cfg.threads,
-        "versions": versions(),
-    }
-
-
 def save_fold(
     folder: Path,
-    training: "Training",
-    facts: dict[str, Any],
-    folds: Folds,
-    valid_rows: np.ndarray,
-    logits: np.ndarray | None,
+    saved: SavedModel,
+    tensors: Mapping[str, "Tensor"],
+    oof: Predictions | None,
     store: str,
-) -> None:
-    """Write model, OOF predictions and, last, metrics.json; the checkpoint has done its work.
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write model, OOF predictions (if any) and, last, metrics.json with its ``figures``; returns the metrics.
 
-    ``valid_rows`` are int64 (m), ``logits`` theirs, float32 (m, classes); None without any.
+    The checkpoint has then done its work.
     """
     from common.runs.tensors import save_tensors
-    from common.score.metrics import best_epoch
 
-    members = len(training.members.members) if training.members else 1
-    model_sha256 = save_tensors(folder / MODEL_FILE, training.scored.state_dict(), facts | {"members": members})
-    log, metric, epochs = training.log, training.metric, facts["settings"]["epochs"]
-    metrics = {name: facts[name] for name in METRICS_FACTS} | {"sha256_of": {MODEL_FILE: model_sha256}}
-    if facts["settings"]["limit"]:
-        metrics["limit"] = facts["settings"]["limit"]  # a smoke run: its OOF is not whole
-    metrics["seconds"] = sum(row["seconds"] for row in log)
-    images = len(log) * training.batches.steps * training.batches.batch_size
-    metrics["images_per_second"] = images / sum(row["train_seconds"] for row in log)
-    metrics |= {"epochs": len(log), "steps": len(log) * training.batches.steps}
-    if logits is not None:
-        oof = Predictions(
-            folds.ids[valid_rows], logits, folds.classes, folds.labels[valid_rows], folds.fold[valid_rows]
-        )
-        metrics["sha256_of"][OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
-        best = best_epoch(training.scores)
+    sha256_of = {MODEL_FILE: save_tensors(folder / MODEL_FILE, tensors, saved.to_metadata())}
+    metrics = saved.in_metrics | figures
+    if oof is not None:
+        sha256_of[OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
         metrics |= score(oof.logits, oof.targets)
-        metrics |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
-        if training.selection.nets > 1:
-            ends = log[training.epochs_of_net - 1 :: training.epochs_of_net]
-            epochs_say = "its nets alone " + ", ".join(show(metric, end[metric]) for end in ends)
-        else:
-            better = f"best {show(metric, metrics['best'])} (epoch {best + 1}: chosen on the rows it is scored on)"
-            epochs_say = f"last epoch {show(metric, metrics['last'])}, "
-            epochs_say += "none better" if metrics["best"] == metrics["last"] else better
-        print(f"fold {facts['fold']}: {describe(metrics, metric)}; {epochs_say}")
-        if len(log) < epochs:
-            print(
-                f"fold {facts['fold']} stopped after {len(log)} of {epochs} epochs, at lr {log[-1]['lr']:.2e}. The "
-                "rows that score it also decided when: compared with runs of fixed length its score is flattered"
-            )
+    metrics["sha256_of"] = sha256_of
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return metrics
 
 
 def finished_line(folder: Path, fold: str, metric: str) -> str:

@@ -15,6 +15,14 @@ from common.runs.predictions import Predictions, read_predictions, rows_in_order
 from common.score.metrics import joined_answers, score_of
 
 
+def oof_predictions(
+    folds: Folds, rows: np.ndarray, logits: np.ndarray, source: dict[str, Any] | None = None
+) -> Predictions:
+    """``logits``, float32 (m, classes), as predictions of the ``rows``, int64 (m), that folds held out."""
+    labels, fold = folds.labels[rows], folds.fold[rows]
+    return Predictions(folds.ids[rows], logits, folds.classes, labels, fold, source=source or {})
+
+
 def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions:
     """The run's predictions of every row that a fold holds out, in the order of ``folds``.
 

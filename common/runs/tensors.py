@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,10 @@ from torch import Tensor
 from common.base.errors import NUMBERS, UserError, warn_of_unhashed
 from common.base.files import sha256_of_json, write_file
 from common.runs.layout import METADATA_KEY, check_stated
+from common.runs.saved_model import SavedModel
 
 VERSION = 2  # 1 had no sha256 over the metadata
 METADATA_SHA256 = "metadata_sha256"
-# What a fold's weights file says for itself, so that infer.py needs nothing else.
-FACTS = {
-    "settings": dict,
-    "fold": str,
-    "fold_count": int,
-    "folds_fingerprint": str,
-    "classes": list,
-    "image_shape": list,
-    "normalise": dict,
-    "memory_format": str,
-    "processes": int,
-}
 _TENSOR, _DTYPE, _TUPLE = "tensor", "dtype", "tuple"  # what JSON lacks
 
 
@@ -63,26 +53,34 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: missing, not safetensors, damaged, of a newer version, or not finite.
     """
-    remedy = f"restore it, or delete {path.parent} and train this fold again"
-    tensors, metadata = load_any(path, remedy)
+    tensors, metadata = load_any(path, remedy_for(path))
     if not metadata:
-        raise UserError(str(path), "was not written by Fivefold", remedy)
+        raise UserError(str(path), "was not written by Fivefold", remedy_for(path))
     check_stated(path, metadata["sha256"])
     return tensors, metadata
 
 
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a fold's weights file.
+@dataclass(frozen=True)
+class FoldModel:
+    """A fold's model as its weights file holds it."""
+
+    tensors: dict[str, Tensor]
+    saved: SavedModel
+
+
+def load_model(path: Path) -> FoldModel:
+    """The model of a fold's weights file.
 
     Raises:
-        UserError: as :func:`load_tensors` does, or a file that lacks one of the facts that its readers need.
+        UserError: as :func:`load_tensors` does, or the file does not say what its readers need.
     """
-    tensors, facts = load_tensors(path)
-    for name, kind in FACTS.items():
-        if not isinstance(facts.get(name), kind):
-            remedy = f"restore it, or delete {path.parent} and train this fold again"
-            raise UserError(str(path), f"has no valid {name}", remedy)
-    return tensors, facts
+    tensors, metadata = load_tensors(path)
+    return FoldModel(tensors, SavedModel.from_metadata(metadata, path, remedy_for(path)))
+
+
+def remedy_for(path: Path) -> str:
+    """What to do about a fold's file that is of no use."""
+    return f"restore it, or delete {path.parent} and train this fold again"
 
 
 def read_metadata(path: Path, remedy: str) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """From the settings to what they name: images, model, optimiser, batches, and one Training of them all."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from common.data.batches import Normalise, TrainBatches, seed_of
 from common.data.decoding import Preparation
 from common.data.images import Images, image_shape, pixels_of
 from common.data.tables import Table
-from common.model.averages import Members, State
+from common.model.averages import State
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import ONE_HOT_ONLY, with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
@@ -31,10 +30,9 @@ from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
 from common.model.selection import create_selection
 from common.model.weights import Loaded, hub_file, load_weights
-from common.runs.config import Config, saved_config
+from common.runs.config import Config
 from common.score.metrics import check_metric
-from common.train.hardware import check_compile, memory_format, usable_precision
-from common.train.loop import Predictor, evaluation_batch
+from common.train.hardware import check_compile, memory_format
 from common.train.training import Training
 
 MEASURED_AT_ONCE = 4096  # images, when their mean is taken
@@ -71,26 +69,11 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
     return Preparation(cfg.channels, cfg.img_size, cfg.img_size)
 
 
-def saved_preparation(facts: Mapping[str, Any]) -> Preparation:
-    """How the images were prepared on which the model of a weights file was trained."""
-    settings = facts["settings"]
-    # Files of older versions know pixel tables alone.
-    whole = {"channels": settings["channels"], "side": settings["img_size"], "stored": settings["img_size"]}
-    saved = facts.get("preparation", whole)
-    return Preparation(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
-
-
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
     """The model without its weights, with the last layer that its loss trains."""
     model_args = keyword_arguments("model-args", cfg.model_args)
     model = create_model(cfg.model, model_args, num_classes, cfg.channels, cfg.img_size)
     return with_head_for(model, cfg.loss, cfg.loss_args)
-
-
-def create_saved(facts: Mapping[str, Any]) -> nn.Module:
-    """The module that takes the tensors of a fold's weights file; ``facts`` are what the file says of itself."""
-    model = create_untrained(saved_config(facts["settings"]), len(facts["classes"]))
-    return model if facts.get("members", 1) == 1 else Members(model, facts["members"])
 
 
 def create_model_and_optimiser(
@@ -113,23 +96,6 @@ def create_model_and_optimiser(
     optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
     scale_learning_rates(optimiser, model, cfg.layer_decay, cfg.backbone_lr_scale)
     return model, optimiser, frozen, loaded
-
-
-def saved_micro_batch(facts: Mapping[str, Any]) -> int:
-    """Images that each process took at a time in the training of a weights file."""
-    return facts["settings"]["batch_size"] // (facts["settings"]["accumulate"] * facts["processes"])
-
-
-def saved_predictor(facts: Mapping[str, Any], accelerator: Accelerator, images: Images) -> Predictor:
-    """What predicts ``images`` as the training of a weights file did, in its precision if this device can."""
-    return Predictor(
-        accelerator,
-        images,
-        normalise=Normalise(**facts["normalise"]),
-        precision=usable_precision(facts["settings"]["mixed_precision"]),
-        batch_size=evaluation_batch(saved_micro_batch(facts)),
-        side=saved_preparation(facts).side,
-    )
 
 
 def length_of(cfg: Config, steps: int, nets: int = 1) -> Length:

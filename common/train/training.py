@@ -1,7 +1,7 @@
 """What training changes, as one object: built once, saved after every epoch, restored as it was."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from common.model.optim import lay_out_state
 from common.model.selection import Last
 from common.runs.config import differences
 from common.runs.layout import LOG_FILE, OLD_NAMES, todays_names
+from common.runs.saved_model import SavedModel
 from common.runs.tensors import (
     join_tensors,
     load_tensors,
+    remedy_for,
     save_tensors,
     separate_tensors,
     with_prefix,
@@ -124,8 +126,8 @@ class Training:
             measure_batchnorm(self.scored, batches.images, batches.rows, *how)
         return bool(kept)
 
-    def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Write everything to one file; ``facts`` (settings, processes ...) go into its metadata."""
+    def save(self, path: Path, saved: SavedModel) -> None:
+        """Write everything to one file, with what the weights file will say of itself."""
         tensors = with_prefix("model", self.model.state_dict())
         optimiser = separate_tensors(self.optimiser.state_dict(), "optimiser", tensors)
         if self.ema is not None:
@@ -134,24 +136,22 @@ class Training:
             tensors |= with_prefix(f"kept{number}", state)
         scaler = self.scaler.state_dict() if self.scaler else {}
         state = {"optimiser": optimiser, "scaler": scaler, "log": self.log, "kept": len(self.selection.kept)}
-        save_tensors(path, tensors, {**facts, **state})
+        save_tensors(path, tensors, saved.to_metadata() | state)
 
-    def restore(self, path: Path, facts: dict[str, Any]) -> None:
+    def restore(self, path: Path, saved: SavedModel) -> None:
         """Go back to where :meth:`save` was called; warns where bit-identity is lost.
 
         Raises:
             UserError: a damaged file, or one of another fold, other folds or other settings.
         """
         tensors, metadata = load_tensors(path)
-        if changed := differences(_decisive(metadata), _decisive(facts)):
-            what = f"belongs to another training run ({', '.join(changed)})"
-            raise UserError(str(path), what, f"restore it, or delete {path.parent} and train this fold again")
+        before = SavedModel.from_metadata(metadata, path, remedy_for(path))
+        if changed := differences(before.shared | {"fold": before.fold}, saved.shared | {"fold": saved.fold}):
+            raise UserError(str(path), f"belongs to another training run ({', '.join(changed)})", remedy_for(path))
         for name in ("processes", "threads", "memory_format", "versions"):
-            if metadata[name] != facts[name]:
-                warn(
-                    f"{path}: {name} changed from {metadata[name]} to {facts[name]}: "
-                    "expect equivalent, not bit-identical, results"
-                )
+            old, new = getattr(before, name), getattr(saved, name)
+            if old != new:
+                warn(f"{path}: {name} changed from {old} to {new}: expect equivalent, not bit-identical, results")
         self.model.load_state_dict(without_prefix("model", tensors))
         if self.ema is not None:
             self.ema.module.load_state_dict(without_prefix("ema", tensors))
@@ -163,8 +163,3 @@ class Training:
         tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
         self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
         self.log = todays_names(metadata["log"], OLD_NAMES[LOG_FILE])
-
-
-def _decisive(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What two checkpoints must agree in for one to go on where the other ended."""
-    return {**facts.get("settings", {}), **{name: facts.get(name) for name in ("fold", "folds_fingerprint", "classes")}}

@@ -1,0 +1,93 @@
+"""What a fold's weights file says of itself, so that its readers need nothing else."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+from common.base.errors import UserError
+from common.data.decoding import Preparation
+from common.runs.config import Config, saved_config
+from common.runs.layout import fold_folder
+
+# What metrics.json repeats, for readers that do not load torch.
+IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained model but for its weights. Each field is a key of the file's metadata; later ones may be missing."""
+
+    settings: dict[str, Any]  # of the training (common/runs/config.py)
+    fold: str  # the number of the fold that was held out, or full
+    fold_count: int
+    folds_fingerprint: str
+    classes: list[str]  # names of the network's outputs
+    image_shape: tuple[int, int]  # channels and side (px) of the table's images; a photo's side is 0
+    preparation: Preparation
+    normalise: dict[str, Any]  # mean and std of each channel
+    memory_format: str  # torch's name of it
+    processes: int
+    threads: int = 0
+    run: str = ""
+    versions: dict[str, str] = field(default_factory=dict)  # of what decides the bits
+    members: int = 1  # networks in the file
+    averaged: tuple[str, ...] = ()  # runs whose weights these are the mean of
+    task: str = "multiclass"
+    sha256: str = ""  # over the tensors, as the file states it
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], path: Path, remedy: str) -> "SavedModel":
+        """What a file at ``path`` says; keys of another version are left out.
+
+        Raises:
+            UserError: something is missing or has the wrong type.
+        """
+        said = {each.name: metadata[each.name] for each in dataclasses.fields(cls) if each.name in metadata}
+        settings = said.get("settings")
+        if isinstance(settings, dict) and "preparation" not in said:  # an old file: its images are no photos
+            side = settings.get("img_size")
+            said["preparation"] = {"channels": settings.get("channels"), "side": side, "stored": side}
+        for each in dataclasses.fields(cls):
+            kind = get_origin(each.type) or each.type
+            kind = {tuple: list, Preparation: dict}.get(kind, kind)  # as JSON has it
+            optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
+            if not (isinstance(said.get(each.name), kind) or optional and each.name not in said):
+                raise UserError(str(path), f"has no valid {each.name}", remedy)
+        prepared = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in said["preparation"].items()
+        }
+        said |= {"image_shape": tuple(said["image_shape"]), "averaged": tuple(said.get("averaged", ()))}
+        return cls(**said | {"preparation": Preparation(**prepared)})
+
+    def to_metadata(self) -> dict[str, Any]:
+        """What :meth:`from_metadata` reads."""
+        return dataclasses.asdict(self)
+
+    @property
+    def cfg(self) -> Config:
+        """The settings of the training, but for its places."""
+        return saved_config(self.settings)
+
+    @property
+    def folder(self) -> str:
+        """The name of the fold's folder."""
+        return fold_folder(Path(), self.fold).name
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that each process of the training took at a time."""
+        return self.cfg.batch_size // (self.cfg.accumulate * self.processes)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What the models of one run's folds have in common, by name."""
+        return self.settings | {name: getattr(self, name) for name in ("folds_fingerprint", "fold_count", "classes")}
+
+    @property
+    def in_metrics(self) -> dict[str, Any]:
+        """What the fold's metrics.json repeats of it."""
+        limit = {"limit": self.cfg.limit} if self.cfg.limit else {}  # a smoke run: its OOF is not whole
+        averaged = {"averaged": self.averaged} if self.averaged else {}
+        return {name: getattr(self, name) for name in IN_METRICS} | limit | averaged

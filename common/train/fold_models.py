@@ -1,0 +1,139 @@
+"""The models of a run's folds: read from their files, checked to belong together, and used to predict a table."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from common.base.errors import UserError
+from common.data.batches import Normalise
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.images import Images, image_shape, read_images
+from common.data.tables import Table
+from common.data.views import View
+from common.model.averages import Members
+from common.model.networks import works_at
+from common.runs.config import differences
+from common.runs.layout import MODEL_FILE, fold_folder
+from common.runs.saved_model import SavedModel
+from common.runs.tensors import FoldModel, load_model
+from common.score.logits import blocks, log_mean_probability
+from common.train.build import create_untrained
+from common.train.hardware import usable_precision
+from common.train.loop import Predictor, check_logits, evaluation_batch
+
+AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
+
+
+def read_models(fold_folders: Sequence[Path]) -> list[FoldModel]:
+    """The model of each fold's folder, checked to be the folds of one run.
+
+    Raises:
+        UserError: a damaged file, a model in another fold's folder, or folds that were trained differently.
+    """
+    paths = [folder / MODEL_FILE for folder in fold_folders]
+    models = [load_model(path) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        if path.parent != fold_folder(path.parents[1], model.saved.fold):
+            raise UserError(str(path), f"is the model of fold {model.saved.fold}", "put each model in its own folder")
+        if changed := differences(models[0].saved.shared, model.saved.shared):
+            what = f"was trained with different settings from {paths[0]} ({', '.join(changed)})"
+            raise UserError(str(path), what, "train all folds of a run with the same settings")
+    return models
+
+
+def create_saved(saved: SavedModel) -> nn.Module:
+    """The module that takes the tensors of a weights file."""
+    model = create_untrained(saved.cfg, len(saved.classes))
+    return model if saved.members == 1 else Members(model, saved.members)
+
+
+def predictor_of(saved: SavedModel, accelerator: Accelerator, images: Images) -> Predictor:
+    """What predicts ``images`` as the training of a weights file did, in its precision if this device can."""
+    return Predictor(
+        accelerator,
+        images,
+        normalise=Normalise(**saved.normalise),
+        precision=usable_precision(saved.cfg.mixed_precision),
+        batch_size=evaluation_batch(saved.micro_batch),
+        side=saved.preparation.side,
+    )
+
+
+class FoldModels:
+    """The models of a run's folds, which predict the rows of one table under the same views.
+
+    One network takes the weights of each in turn. ``row_shas`` (n) are what the table's photos must hash to (empty: not
+    known); ``cache_gb`` of memory are for them.
+
+    Raises:
+        UserError: images of another shape, or views that these models cannot see.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[FoldModel],
+        table: Table,
+        views: Sequence[View],
+        row_shas: Sequence[str] = (),
+        cache_gb: float = DEFAULT_GB,
+    ):
+        saved = models[0].saved
+        check_images(saved, table)
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        prepare, cache = saved.preparation, Cache(cache_gb)
+        if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
+            what = "looks outside the middle of an image, but these models already see all of it"
+            raise UserError("--tta", what, "leave out the five crops")
+        images = read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads())
+        self.models, self.views, self.classes = models, views, saved.classes
+        self.predict = predictor_of(saved, accelerator, images)
+        self.network = create_saved(saved).to(accelerator.device, memory_format=getattr(torch, saved.memory_format))
+        self._check_sides(saved)
+
+    def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
+        """Logits of ``rows``, int64 (m), by the k-th model: float32 (views, m, classes).
+
+        Raises:
+            UserError: they are not finite numbers (exit 4).
+        """
+        model = self.models[k]
+        self.network.load_state_dict(model.tensors)
+        predict = replace(self.predict, normalise=Normalise(**model.saved.normalise))
+        logits = predict(self.network, rows, self.views)
+        where = f"{model.saved.run}, fold {model.saved.fold}"
+        check_logits(where, logits, "train this fold again with a lower --lr")
+        return logits
+
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """The log of the mean probability of models and views, float32 (m, classes), for ``rows``, int64 (m).
+
+        Some rows at a time by all models, so that what one model says of all rows is never kept.
+        """
+        weights = [view.weight for view in self.views] * len(self.models)
+        averaged = np.empty((len(rows), len(self.classes)), dtype=np.float32)
+        for some in blocks(len(rows), len(self.classes) * len(weights), AT_ONCE):
+            outputs = np.concatenate([self.of_fold(k, rows[some]) for k in range(len(self.models))])
+            averaged[some] = log_mean_probability(outputs, weights)
+        return averaged
+
+    def _check_sides(self, saved: SavedModel) -> None:
+        cfg, side = saved.cfg, saved.preparation.side
+        for seen in {view.look(torch.zeros(1, 1, side, side)).shape[-1] for view in self.views}:
+            if seen != cfg.img_size and not works_at(self.network, len(saved.classes), cfg.channels, seen):
+                what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {seen} px"
+                raise UserError("--tta", what, "leave out the views of other sizes")
+
+
+def check_images(saved: SavedModel, table: Table) -> None:
+    """Raise UserError where the table's images have another shape than those that the models were trained on."""
+    if image_shape(table) != saved.image_shape:
+        (channels, side), (its_channels, its_side) = image_shape(table), saved.image_shape
+        what = (
+            f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"
+        )
+        raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
