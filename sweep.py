@@ -44,8 +44,8 @@ from common.sweep.cells import (
     settled,
 )
 from common.sweep.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
-from common.sweep.law import WORST, Law
-from common.sweep.regression import Estimate
+from common.sweep.law import WORST, Law, fit_law
+from common.sweep.verdict import law_json, lr_json, lr_text, sentences
 
 TRAIN_SCRIPT = Path(__file__).with_name("train_fold.py")
 
@@ -179,16 +179,16 @@ def fit(options: Fit) -> None:
         cells = cells[cells.batch_size.isin(options.only)]
         if options.verify:
             raise UserError("--only", "--verify checks the law of all batch sizes", "use one of them")
-    law = Law(cells)
+    law = fit_law(cells)
     found = {"optimiser": sweep.config.opt, "n_runs": len(cells), "minutes": float(cells.seconds.sum() / 60)}
     print(f"{sweep.folder}: {found['n_runs']} runs with {found['optimiser']}, {found['minutes']:.0f} minutes")
-    print("\n".join(law.sentences()))
-    for batch_size, best, loss in zip(law.batch_sizes, law.optima, law.best_losses, strict=True):
-        print(f"batch size {batch_size:>5}: best lr {show(best)}, nll_calibrated {loss:.4f}")
+    print("\n".join(sentences(law)))
+    for batch_size, best, loss in zip(law.batch_sizes, law.optima, law.parabolas.losses, strict=True):
+        print(f"batch size {batch_size:>5}: best lr {lr_text(best)}, nll_calibrated {loss:.4f}")
     for batch_size in options.predict:
-        print(f"batch size {batch_size:>5}: predicted lr {show(law.predict(batch_size))}")
-    found |= law.as_json()
-    found["predictions"] = [{"batch_size": size} | as_json(law.predict(size)) for size in options.predict]
+        print(f"batch size {batch_size:>5}: predicted lr {lr_text(law.predict(batch_size))}")
+    found |= law_json(law)
+    found["predictions"] = [{"batch_size": size} | lr_json(law.predict(size)) for size in options.predict]
     if options.verify:
         found["verification"] = verify(sweep, law, cells, options.verify)
     if not options.only:
@@ -201,12 +201,12 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
         raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
     predicted = law.predict(batch_size)
     # x4 apart as in the sweep where a parabola is wide enough for that, else x2.
-    curvature = np.interp(batch_size, law.batch_sizes, law.curvatures)
+    curvature = np.interp(batch_size, law.batch_sizes, law.parabolas.curvatures)
     doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
     held_out = CellRunner(beside, lambda _: row, SideBySide(), TRAIN_SCRIPT).run()
-    both = Law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
+    both = fit_law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
     if batch_size not in both.batch_sizes:
         raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")
     measured = both.optima[both.batch_sizes.tolist().index(batch_size)]
@@ -215,27 +215,17 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
     losses = mean_losses(held_out[held_out.batch_size == batch_size].itertuples())
     cost = losses[row[0].lr] / min(losses.values()) - 1
     print(
-        f"batch size {batch_size:>5}: predicted lr {show(predicted)}, measured {show(measured)}: "
+        f"batch size {batch_size:>5}: predicted lr {lr_text(predicted)}, measured {lr_text(measured)}: "
         f"{'they agree' if agrees else 'they differ by more than chance'} (x{2**apart:.2f})\n"
         f"the run at lr {row[0].lr:.2e} has a loss {cost:.1%} above the best of {len(losses)} learning rates there"
     )
     return {
         "batch_size": batch_size,
-        "predicted": as_json(predicted),
-        "measured": as_json(measured),
+        "predicted": lr_json(predicted),
+        "measured": lr_json(measured),
         "agrees": agrees,
         "cost": cost if math.isfinite(cost) else None,
     }
-
-
-def show(best: Estimate) -> str:
-    """A learning rate with its interval."""
-    return f"{best.value:.2e} [{best.low:.2e}, {best.high:.2e}]"
-
-
-def as_json(best: Estimate) -> dict[str, Any]:
-    """A learning rate with its interval, for law.json."""
-    return {"lr": best.value, "lr_ci": [best.low, best.high]}
 
 
 def plot(options: Plot) -> None:
@@ -246,7 +236,7 @@ def plot(options: Plot) -> None:
     cells, cfg = read_cells(sweep.folder), sweep.config
     found = [read_json(path) for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
     title = f"{cfg.model}, {cfg.opt}, {sweep.says_budget}"
-    draw_sweep(sweep.folder / FIGURE_FILE, cells, Law(cells), title, found)
+    draw_sweep(sweep.folder / FIGURE_FILE, cells, fit_law(cells), title, found)
     print(f"{sweep.folder / FIGURE_FILE} written")
 
 
@@ -254,7 +244,7 @@ def find(options: Find) -> None:
     """Make the range test and say how far it is from what whole runs say."""
     sweep = settled(find_sweep(options.runs))
     batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
-    best = Law(read_cells(sweep.folder)).predict(batch_size)
+    best = fit_law(read_cells(sweep.folder)).predict(batch_size)
     table = read_train_table(sweep.config.data)
     folds = match_folds(read_folds(Path(sweep.config.folds)), table)
 
@@ -264,7 +254,7 @@ def find(options: Find) -> None:
     found = range_test(dataclasses.replace(sweep.config, batch_size=batch_size, threads=threads), table, folds)
     write_json(sweep.folder / FIND_FILE.format(batch_size), dataclasses.asdict(found))
     ratio = found.lr / best.value
-    print(f"batch size {batch_size}: the range test suggests lr {found.lr:.2e}, the sweep {show(best)}")
+    print(f"batch size {batch_size}: the range test suggests lr {found.lr:.2e}, the sweep {lr_text(best)}")
     print(f"the range test is x{max(ratio, 1 / ratio):.1f} {'above' if ratio > 1 else 'below'} the sweep")
 
 

@@ -17,7 +17,7 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
 from common.sweep.grid import FIRST, Cell, Grid, missing, wanted
-from common.sweep.law import LAWS, Law, surge
+from common.sweep.law import LAWS, fit_law, surge
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 UNSEEN = 48  # a batch size that is predicted, not run
@@ -102,7 +102,7 @@ Design = Callable[[Truth, np.random.Generator], pd.DataFrame]
 def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
     """One simulated study: what it cost and whether it was right."""
     cells = design(truth, np.random.default_rng(seed))
-    law = Law(cells, seed=seed)
+    law = fit_law(cells, seed=seed)
     predicted, (top, top_size) = law.predict(UNSEEN), law.surge_top
     wrong = [name for name in law.fitting if LAWS[name] != truth.slope]
     return {
@@ -137,13 +137,13 @@ def announced(studies: int) -> dict[str, float]:
     for seed in range(studies):
         random = np.random.default_rng(seed)
         cells = first_stage(truth, random)
-        if more := Law(cells, seed=seed).more_runs:
+        if more := fit_law(cells, seed=seed).more_runs:
             again = [Cell(row.batch_size, row.lr) for row in cells.sample(frac=1, random_state=seed).itertuples()]
             cells = pd.concat(
                 [cells, truth.run([again[k % len(again)] for k in range(more)], random)], ignore_index=True
             )
             asked.append(more)
-            enough.append(Law(cells, seed=seed).more_runs == 0)
+            enough.append(fit_law(cells, seed=seed).more_runs == 0)
     return {"undecided": len(asked) / studies, "asked": float(np.median(asked)), "enough": float(np.mean(enough))}
 
 

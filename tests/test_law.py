@@ -11,8 +11,9 @@ from common.base.errors import UserError
 from common.score.calibration import nll_calibrated, temperature
 from common.score.logits import nll
 from common.sweep.grid import Grid
-from common.sweep.law import LAWS, Law, fates
+from common.sweep.law import LAWS, fates, fit_law
 from common.sweep.regression import BOUND
+from common.sweep.verdict import law_json, sentences
 
 
 def whole_grid(truth: Truth, seed: int = 0) -> pd.DataFrame:
@@ -42,7 +43,7 @@ def test_a_surge_is_recognised_and_a_line_is_not_taken_for_one():
 
 def test_where_the_optima_follow_a_curve_the_slope_is_called_a_mean():
     """On a rise and fall no law is declared right or wrong; the top of the curve is named instead."""
-    verdict, about_the_curve, *_ = Law(whole_grid(SURGES[0])).sentences()
+    verdict, about_the_curve, *_ = sentences(fit_law(whole_grid(SURGES[0])))
     assert "only a mean" in verdict and "fits" not in verdict
     assert "rises and falls" in about_the_curve and "at batch size" in about_the_curve
 
@@ -63,20 +64,20 @@ def test_the_announced_number_of_runs_is_enough():
 def test_without_noise_everything_is_exact():
     """Slope, optima, lowest losses and predictions come out as they were put in."""
     truth = Truth("", 0.75, 1e-9)
-    law = Law(whole_grid(truth))
+    law = fit_law(whole_grid(truth))
     assert law.slope.value == pytest.approx(0.75, abs=1e-6) and law.slope.half_width < 1e-6
     assert [each.value for each in law.optima] == pytest.approx([2 ** truth.optimum(size) for size in BATCH_SIZES])
     assert law.predict(48).value == pytest.approx(2 ** truth.optimum(48), rel=1e-6)
     assert law.parabola(64, np.array([2 ** truth.optimum(64)]))[0] == pytest.approx(0.05)
-    assert law.curvatures == pytest.approx(truth.curvature)
+    assert law.parabolas.curvatures == pytest.approx(truth.curvature)
 
 
 def test_valleys_that_narrow_with_the_batch_size_do_not_mislead():
     """Where large batches forgive eight times less than small ones, each has its own width; intervals are honest."""
     truth = Truth("", 0.5, 0.05, curvature=0.04, drift=0.5)
-    law = Law(whole_grid(truth))
-    assert not law.one_width and law.curvatures[-1] > 4 * law.curvatures[0]
-    assert Law(whole_grid(Truth("", 0.5, 0.05))).one_width
+    law = fit_law(whole_grid(truth))
+    assert not law.parabolas.one_width and law.parabolas.curvatures[-1] > 4 * law.parabolas.curvatures[0]
+    assert fit_law(whole_grid(Truth("", 0.5, 0.05))).parabolas.one_width
     figures = measure(truth, first_stage, 150)
     assert 0.90 <= figures.covered <= 0.99 and figures.optimum_covered >= 0.92
 
@@ -94,7 +95,7 @@ def test_bad_cells_are_left_out_and_counted():
         ],
         columns=cells.columns,
     )
-    law, with_bad = Law(cells), Law(pd.concat([cells, bad], ignore_index=True))
+    law, with_bad = fit_law(cells), fit_law(pd.concat([cells, bad], ignore_index=True))
     assert with_bad.slope == law.slope
     assert sum(with_bad.left_out.values()) == 5 and len(with_bad.left_out) == 5
     assert fates(bad).tolist() != ["fitted"] * 5
@@ -104,21 +105,21 @@ def test_without_enough_cells_the_user_is_told_what_is_missing():
     """One batch size has no slope: an error, not a number."""
     cells = whole_grid(Truth("", 0.5, 0.05))
     with pytest.raises(UserError, match="two must have them"):
-        Law(cells[cells.batch_size == 64])
+        fit_law(cells[cells.batch_size == 64])
 
 
 def test_flat_losses_say_nothing():
     """Where the learning rate does not matter, no law is ruled out and nothing is infinite."""
     for seed in range(6):
-        law = Law(whole_grid(Truth("", 0.5, 0.05, curvature=0.0), seed))
+        law = fit_law(whole_grid(Truth("", 0.5, 0.05, curvature=0.0), seed))
         assert law.fitting == list(LAWS)
         assert law.slope.low == -BOUND and law.slope.high == BOUND and law.more_runs > 100
-        json.dumps(law.as_json(), allow_nan=False)
+        json.dumps(law_json(law), allow_nan=False)
 
 
 def test_the_report_is_json_and_begins_with_the_slope():
     """law.json is strict JSON with the slope and its interval, the lower end first."""
-    report = json.loads(json.dumps(Law(whole_grid(Truth("", 0.5, 0.05), seed=1)).as_json(), allow_nan=False))
+    report = json.loads(json.dumps(law_json(fit_law(whole_grid(Truth("", 0.5, 0.05), seed=1))), allow_nan=False))
     low, high = report["slope_ci"]
     assert low < report["slope"] < high
     assert report["verdict"][0].startswith("slope 0.") and "square root fits" in report["verdict"][0]

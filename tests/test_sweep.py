@@ -20,7 +20,7 @@ from common.base.errors import UserError
 from common.base.files import write_file, write_json
 from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
 from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
-from common.sweep.law import Law
+from common.sweep.law import fit_law
 
 SIZES = (16, 64, 256)
 
@@ -53,7 +53,8 @@ def test_the_grid_follows_a_best_cell_that_lies_on_its_edge(off):
     truth = Truth("", 0.5, 0.01, curvature=0.1)
     cells = complete(Grid(SIZES, lr=2 ** (truth.optimum(64) + off), batch_size=64), truth)
     assert on_edge(cells) == []
-    for best, batch_size in zip(Law(cells).optima, Law(cells).batch_sizes, strict=True):
+    law = fit_law(cells)
+    for best, batch_size in zip(law.optima, law.batch_sizes, strict=True):
         assert abs(np.log2(best.value) - truth.optimum(batch_size)) < 0.3
         rates = cells.lr[cells.batch_size == batch_size]
         assert (np.abs(np.log2(rates / best.value)) < 1.6).sum() >= 3
@@ -129,7 +130,7 @@ def synthetic(tiny, tmp_path, monkeypatch) -> Path:
     claim_sweep(asked)
     cells = complete(asked.grid, truth, seed=1)
     record(asked.folder, cells)
-    row = Grid((48,), lr=Law(cells).predict(48).value, batch_size=48).cells(48, FIRST)
+    row = Grid((48,), lr=fit_law(cells).predict(48).value, batch_size=48).cells(48, FIRST)
     record(asked.folder / VERIFY_FOLDER, truth.run(row, np.random.default_rng(1)))
     return asked.folder
 

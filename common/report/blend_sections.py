@@ -13,7 +13,8 @@ from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
 from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
-from common.sweep.law import Law
+from common.sweep.law import fit_law
+from common.sweep.verdict import sentences
 
 
 def blend_sections(evidence: Evidence) -> list[Section]:
@@ -111,19 +112,18 @@ def sweep_section(folder: Path) -> Section:
     sweep, cells, name = read_sweep(folder), read_cells(folder), slug(folder.name)
     title, about_it = f"Sweep: {folder.name}", f"{sweep.config.model}, {sweep.config.opt}, {sweep.says_budget}"
     try:
-        law = Law(cells)
+        law = fit_law(cells)
     except UserError as error:
         return Section(title, join([element("p", f"{about_it}; {error}."), table(cells)]), [], {f"{name}_cells": cells})
-    sentences = law.sentences()
     optima = [
         (size, best.value, best.low, best.high, loss)
-        for size, best, loss in zip(law.batch_sizes.tolist(), law.optima, law.best_losses, strict=True)
+        for size, best, loss in zip(law.batch_sizes.tolist(), law.optima, law.parabolas.losses, strict=True)
     ]
     optima = pd.DataFrame(optima, columns=["batch_size", "best_lr", "from", "to", "nll_calibrated"])
     found = [read_json(path) for path in sorted(folder.glob(FIND_FILE.format("*")))]
     body = [
         element("p", f"{about_it}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes."),
-        findings(sentences + checked(folder)),
+        findings(sentences(law) + checked(folder)),
         *(sheet(panel) for panel in sweep_panels(cells, law, found, name)),
         element("h3", "The best learning rate of each batch size"),
         table(optima),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from common.base.errors import UserError
-from common.sweep.law import MIN_STEPS, Law
+from common.sweep.law import MIN_STEPS, fit_law
 
 FIRST = (0, -2, 2, -4, 4)  # stage 1, in doublings of the guess, the likeliest first: x4 apart tells more than seeds do
 FURTHEST = 12  # doublings of the guess, either way, at which a best cell on the edge is left there
@@ -135,7 +135,7 @@ def _nearest_steps(grid: Grid, steps: dict[int, list[int]], first: pd.DataFrame)
     long = first[(first.status == "done") & (first.steps >= MIN_STEPS)]
     best = {size: min(losses := mean_losses(rows), key=losses.get) for size, rows in sorted(_rows(long).items())}
     with suppress(UserError):  # too few to fit parabolas: the best cells stand
-        law = Law(long, draws=1)
+        law = fit_law(long, draws=1)
         best |= {size: lr.value for size, lr in zip(law.batch_sizes.tolist(), law.optima, strict=True)}
     nearest = {}
     for batch_size, lr in best.items():

@@ -16,7 +16,8 @@ Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -63,97 +64,166 @@ def surge_slope(u: np.ndarray | float, peak: float) -> np.ndarray:
     return np.tanh((np.asarray(u) - peak) * math.log(2) / 2) / 2
 
 
-class Law:
-    """The parabolas, the line and the surge curve fitted to a sweep's table.
+@dataclass(frozen=True)
+class Runs:
+    """The runs to fit, as logarithms; less their means, since numbers near 0 keep a fit well-conditioned."""
 
-    ``cells`` has the columns batch_size, lr, steps, status, nll_calibrated (nats per row). Learning rates and losses
-    come out in their own units. ``curvatures`` are log loss per squared doubling of the learning rate, ``best_losses``
-    the parabolas' lowest points, one for each of ``batch_sizes``; ``noise`` is the standard deviation of one run's log
-    loss around them.
+    lr: np.ndarray  # log2 of the learning rate, less ``mean_lr`` (n)
+    size: np.ndarray  # log2 of the batch size, less ``mean_size`` (n)
+    loss: np.ndarray  # log of the log loss (n)
+    mean_lr: float
+    mean_size: float
+    batch_sizes: np.ndarray  # all of them, in order
+    groups: np.ndarray  # position of each run's batch size among ``batch_sizes`` (n)
+    draws: int
+    seed: int
 
-    Raises:
-        UserError: fewer than two batch sizes with three learning rates each to fit.
+    def regression(self, columns: np.ndarray) -> Regression:
+        """The runs' losses on columns (n, p), with a level per batch size."""
+        return Regression(columns, self.groups, self.loss, self.draws, self.seed)
+
+    @cached_property
+    def member(self) -> np.ndarray:
+        """1.0 where a run has a batch size (n, batch sizes)."""
+        return np.equal.outer(self.groups, np.arange(len(self.batch_sizes))).astype(float)
+
+
+@dataclass(frozen=True)
+class Parabolas:
+    """A parabola for each batch size, by itself: the others lend it nothing but the curvature, if that."""
+
+    runs: Runs
+    fit: Regression
+    one_width: bool  # whether all share a curvature
+    curvatures: np.ndarray  # log of the loss per squared doubling of the learning rate, of each batch size
+    lowest: list[Estimate]  # where each is lowest: log2 of the learning rate, less the runs' mean
+    losses: list[float]  # the log loss there (nats)
+
+    @property
+    def optima(self) -> list[Estimate]:
+        """The best learning rate of each batch size."""
+        return [each.power(self.runs.mean_lr) for each in self.lowest]
+
+    @property
+    def scale(self) -> np.ndarray:
+        """The curvature of each run's batch size, in units of the middle one (n)."""
+        middle = max(float(np.median(self.curvatures)), 1e-12)
+        scale = np.clip(self.curvatures / middle, 1 / 16, 16) if not self.one_width else np.ones(len(self.curvatures))
+        return scale[self.runs.groups]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The best learning rate over the batch size: a line in doublings, or with a ``peak`` the surge curve.
+
+    Around its peak, the surge curve too is linear in height and peak.
     """
 
-    def __init__(self, cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0):
-        fate = fates(cells)
-        self.left_out = pd.Series(fate[fate != FITTED]).value_counts().to_dict()
-        self.cells = cells = cells[fate == FITTED]
-        self.runs = len(cells)
-        self.batch_sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
-        count = len(self.batch_sizes)
-        if count < 2:
-            what = f"{count} of its batch sizes have the three learning rates that a fit needs; two must have them"
-            raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
-        x, u, y = (
-            np.log2(cells.lr.to_numpy()),
-            np.log2(self.batch_sizes)[groups],
-            np.log(cells.nll_calibrated.to_numpy()),
-        )
-        self._lr, self._size = float(x.mean()), float(u.mean())  # numbers near 0 keep the fit well-conditioned
-        x, u = x - self._lr, u - self._size
-        member = np.equal.outer(groups, np.arange(count)).astype(float)
+    runs: Runs
+    fit: Regression
+    peak: float | None  # log2 of the batch size, less the runs' mean
 
-        # Each batch size for itself, the others lend it nothing but the curvature, if that.
-        linear, square = member * x[:, None], member * (x * x)[:, None]
-        shared, own = np.column_stack([linear, x * x]), np.column_stack([linear, square])
-        self.one_width = f_test(shared, own, groups, y) >= ONE_WIDTH
-        self._free = Regression(shared if self.one_width else own, groups, y, draws, seed)
-        picks = np.eye(len(self._free.coefficients))
-        squares = [picks[count]] * count if self.one_width else picks[count:]
-        self.curvatures = np.stack(squares) @ self._free.coefficients
-        self._optima = [self._free.quotient(*pair) for pair in zip(picks[:count], squares, strict=True)]
-        miss = x - np.array([each.value for each in self._optima])[groups]
-        rest = y - self.curvatures[groups] * miss**2
-        self.best_losses = [math.exp(rest[groups == number].mean()) for number in range(count)]
-
-        # Along a curve. Where curvatures differ, their doubt enters as the derivative by each of them.
-        middle = max(float(np.median(self.curvatures)), 1e-12)
-        scale = (np.clip(self.curvatures / middle, 1 / 16, 16) if not self.one_width else np.ones(count))[groups]
-
-        def fit(*columns: np.ndarray) -> Regression:
-            columns = np.stack(columns, axis=1) * scale[:, None]
-            if not self.one_width:
-                fitted = Regression(columns, groups, y, 1, seed).fitted
-                told = member.T @ np.square(within(groups, fitted[:, None])[:, 0])
-                others = np.delete(member, told.argmax(), axis=1)  # relative to the curvature that is told best
-                columns = np.column_stack([columns, others * fitted[:, None]])
-            return Regression(columns, groups, y, draws, seed)
-
-        self._line = fit(x * x, x, u * x)
-        self.slope = self._line.quotient(*self._picks(0.0, 1.0))
-        self.noise = self._free.noise
-
-        # Around its best peak, the surge curve too is linear in height and peak.
-        self._peak, squares = _best_peak(x, u, scale, groups, y)
-        z = x - surge(u, self._peak)
-        self._surge = fit(z * z, z, z * surge_slope(u, self._peak))
-        on_line = squares_left(np.stack([x * x, x, u * x], axis=1) * scale[:, None], groups, y)
-        self.surge_gain = len(y) * math.log(on_line / squares)  # AIC; both have the same parameters
-
-    def _picks(self, *weights: float) -> tuple[np.ndarray, np.ndarray]:
-        """What picks the linear and the squared term of a curve: its linear columns come with ``weights``."""
-        linear, square = np.zeros((2, len(self._line.coefficients)))
+    def picks(self, *weights: float) -> tuple[np.ndarray, np.ndarray]:
+        """What picks the linear and the squared term of the fit: its linear columns come with ``weights``."""
+        linear, square = np.zeros((2, len(self.fit.coefficients)))
         linear[1:3], square[0] = weights, 1.0
         return linear, square
+
+    def optimum(self, batch_size: float) -> Estimate:
+        """The best learning rate of any batch size."""
+        shift, slope = _shape(math.log2(batch_size) - self.runs.mean_size, self.peak)
+        return self.fit.quotient(*self.picks(1.0, float(slope))).power(self.runs.mean_lr + float(shift))
+
+
+def fit_parabolas(runs: Runs) -> Parabolas:
+    """The parabola of each batch size; they share one curvature unless an F test refutes that."""
+    x, groups, count = runs.lr, runs.groups, len(runs.batch_sizes)
+    linear, square = runs.member * x[:, None], runs.member * (x * x)[:, None]
+    shared, own = np.column_stack([linear, x * x]), np.column_stack([linear, square])
+    one_width = f_test(shared, own, groups, runs.loss) >= ONE_WIDTH
+    fit = runs.regression(shared if one_width else own)
+    picks = np.eye(len(fit.coefficients))
+    squares = [picks[count]] * count if one_width else picks[count:]
+    curvatures = np.stack(squares) @ fit.coefficients
+    lowest = [fit.quotient(*pair) for pair in zip(picks[:count], squares, strict=True)]
+    miss = x - np.array([each.value for each in lowest])[groups]
+    rest = runs.loss - curvatures[groups] * miss**2
+    losses = [math.exp(rest[groups == number].mean()) for number in range(count)]
+    return Parabolas(runs, fit, one_width, curvatures, lowest, losses)
+
+
+def fit_curve(runs: Runs, parabolas: Parabolas, peak: float | None = None) -> Curve:
+    """A curve through the optima, fitted to all runs at once: the line, or the surge curve with its ``peak``.
+
+    Where curvatures differ, their doubt enters as the derivative by each of them.
+    """
+    shift, slope = _shape(runs.size, peak)
+    z = runs.lr - shift
+    columns = np.stack([z * z, z, z * slope], axis=1) * parabolas.scale[:, None]
+    if not parabolas.one_width:
+        fitted = Regression(columns, runs.groups, runs.loss, 1, runs.seed).fitted
+        told = runs.member.T @ np.square(within(runs.groups, fitted[:, None])[:, 0])
+        others = np.delete(runs.member, told.argmax(), axis=1)  # relative to the curvature that is told best
+        columns = np.column_stack([columns, others * fitted[:, None]])
+    return Curve(runs, runs.regression(columns), peak)
+
+
+def _shape(u: np.ndarray | float, peak: float | None) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """A curve's fixed part at u, log2 of the batch size, and what its second parameter is multiplied by there."""
+    return (0.0, u) if peak is None else (surge(u, peak), surge_slope(u, peak))
+
+
+def fit_surge(runs: Runs, parabolas: Parabolas) -> tuple[Curve, float]:
+    """The surge curve, and the AIC of the line less its own; both have the same parameters."""
+    x, u, scale = runs.lr, runs.size, parabolas.scale
+    peak, squares = _best_peak(x, u, scale, runs.groups, runs.loss)
+    on_line = squares_left(np.stack([x * x, x, u * x], axis=1) * scale[:, None], runs.groups, runs.loss)
+    return fit_curve(runs, parabolas, peak), len(x) * math.log(on_line / squares)
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the runs of a sweep say of learning rate and batch size; made by :func:`fit_law`."""
+
+    cells: pd.DataFrame  # the rows of the sweep's table that are fitted
+    left_out: dict[str, int]  # how many others, by what became of them
+    parabolas: Parabolas
+    line: Curve
+    surge: Curve
+    surge_gain: float  # AIC of the line less that of the surge curve
+
+    @property
+    def batch_sizes(self) -> np.ndarray:
+        """Those that are fitted, in order."""
+        return self.parabolas.runs.batch_sizes
 
     @property
     def optima(self) -> list[Estimate]:
         """The best learning rate of each of ``batch_sizes``."""
-        return [each.power(self._lr) for each in self._optima]
+        return self.parabolas.optima
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one run's log of the loss around the parabolas."""
+        return self.parabolas.fit.noise
+
+    @cached_property
+    def slope(self) -> Estimate:
+        """Of the line: doublings of the best learning rate per doubling of the batch size."""
+        return self.line.fit.quotient(*self.line.picks(0.0, 1.0))
 
     @property
     def p_values(self) -> dict[str, float]:
         """Of each law: how often runs that follow it would look at least as unlike it."""
-        return {name: self._line.p_value(value, *self._picks(0.0, 1.0)) for name, value in LAWS.items()}
+        picks = self.line.picks(0.0, 1.0)
+        return {name: self.line.fit.p_value(value, *picks) for name, value in LAWS.items()}
 
     @property
     def bend_p_value(self) -> float:
         """F test of "the optima lie on the line"; 1 with two batch sizes, which always do."""
-        more = self._line.freedom - self._free.freedom
-        if not more:
-            return 1.0
-        return p_of_f(self._line.squares, self._free.squares, more, self._free.freedom)
+        line, free = self.line.fit, self.parabolas.fit
+        more = line.freedom - free.freedom
+        return p_of_f(line.squares, free.squares, more, free.freedom) if more else 1.0
 
     @property
     def fitting(self) -> list[str]:
@@ -169,20 +239,14 @@ class Law:
         """
         if len(self.fitting) < 2 and self.slope.half_width < 2 * HALF_WIDTH:
             return 0
-        linear, square = self._picks(0.0, 1.0)
-        error = self._line.error(linear + 2 * self.slope.value * square) / (2 * abs(self._line.coefficients[0]))
-        return max(1, math.ceil(self.runs * ((2 * error / HALF_WIDTH) ** 2 - 1)))
+        fit, (linear, square) = self.line.fit, self.line.picks(0.0, 1.0)
+        error = fit.error(linear + 2 * self.slope.value * square) / (2 * abs(fit.coefficients[0]))
+        return max(1, math.ceil(len(self.cells) * ((2 * error / HALF_WIDTH) ** 2 - 1)))
 
     @property
     def surges(self) -> bool:
         """Whether the runs speak clearly for the surge curve and against the line."""
         return self.surge_gain >= CLEAR
-
-    @property
-    def surge_top(self) -> tuple[Estimate, Estimate]:
-        """The surge curve's highest learning rate and the batch size that it belongs to."""
-        size = self._surge.quotient(*self._picks(0.0, 1.0)).power(self._peak + self._size)
-        return self._surge.quotient(*self._picks(1.0, 0.0)).power(self._lr), size
 
     @property
     def repeat_noise(self) -> float:
@@ -191,111 +255,53 @@ class Law:
         freedom = (logs.size() - 1).sum()
         return math.sqrt(((logs.size() - 1) * logs.var().fillna(0)).sum() / freedom) if freedom else 0.0
 
+    @property
+    def surge_top(self) -> tuple[Estimate, Estimate]:
+        """The surge curve's highest learning rate and the batch size that it belongs to."""
+        curve, runs = self.surge, self.parabolas.runs
+        size = curve.fit.quotient(*curve.picks(0.0, 1.0)).power(curve.peak + runs.mean_size)
+        return curve.fit.quotient(*curve.picks(1.0, 0.0)).power(runs.mean_lr), size
+
     def predict(self, batch_size: float) -> Estimate:
         """The best learning rate of any batch size, along the curve of the smaller AIC.
 
         Where neither curve is clearly the better one, the interval holds those of both.
         """
-        line, curve = self.along("line", batch_size), self.along("surge", batch_size)
+        line, curve = self.line.optimum(batch_size), self.surge.optimum(batch_size)
         better = curve if self.surge_gain > 0 else line
         if abs(self.surge_gain) >= CLEAR:
             return better
         return Estimate(better.value, min(line.low, curve.low), max(line.high, curve.high))
 
-    def along(self, curve: str, batch_size: float) -> Estimate:
-        """The best learning rate of any batch size along the "line" or the "surge"."""
-        u = math.log2(batch_size) - self._size
-        if curve == "line":
-            return self._line.quotient(*self._picks(1.0, u)).power(self._lr)
-        rise = self._surge.quotient(*self._picks(1.0, float(surge_slope(u, self._peak))))
-        return rise.power(self._lr + float(surge(u, self._peak)))
-
     def parabola(self, batch_size: int, lrs: np.ndarray) -> np.ndarray:
         """The fitted log loss (nats) of one of ``batch_sizes`` at other learning rates."""
-        number = self.batch_sizes.tolist().index(batch_size)
-        miss = np.log2(lrs) - self._lr - self._optima[number].value
-        return self.best_losses[number] * np.exp(self.curvatures[number] * miss**2)
+        own, number = self.parabolas, self.batch_sizes.tolist().index(batch_size)
+        miss = np.log2(lrs) - own.runs.mean_lr - own.lowest[number].value
+        return own.losses[number] * np.exp(own.curvatures[number] * miss**2)
 
-    def sentences(self) -> list[str]:
-        """What was found, in plain words, the slope first."""
-        ruled_out = [name for name in LAWS if name not in self.fitting]
-        if self.surges:
-            verdict = "only a mean, the optima follow a curve"
-        elif self.more_runs:
-            what = f"cannot tell {_listed(self.fitting)} apart" if len(self.fitting) > 1 else "too wide to tell"
-            number = f"about {self.more_runs}" if self.more_runs <= 10 * self.runs else f"over {10 * self.runs}"
-            verdict = f"{what}; {number} more runs would"
-        elif self.fitting:
-            verdict = f"{self.fitting[0]} fits, {_listed(ruled_out)} are ruled out"
-        else:
-            verdict = f"none of the laws fits: {_listed(ruled_out)} are ruled out"
-        lines = [f"slope {self.slope.value:.2f} [{self.slope.low:.2f}, {self.slope.high:.2f}]: {verdict}"]
 
-        lr, size = self.surge_top
-        aic = f"AIC {-self.surge_gain:+.1f}"
-        if not self.surges:
-            worse = "worse" if self.surge_gain <= -CLEAR else "no better"
-            lines.append(f"the surge curve (rise and fall) fits {worse} than the line ({aic})")
-        elif self.batch_sizes[0] < size.value < self.batch_sizes[-1]:
-            lines.append(
-                f"the best learning rate rises and falls: the surge curve beats the line ({aic}); its top is "
-                f"{lr.value:.2g} [{lr.low:.2g}, {lr.high:.2g}] at batch size {size.value:.0f} "
-                f"[{size.low:.0f}, {size.high:.0f}]"
-            )
-        else:
-            side = "above" if size.value > self.batch_sizes[-1] else "below"
-            lines.append(f"the line bends: the surge curve beats it ({aic}), its top lies {side} the batch sizes tried")
-        if self.bend_p_value < 0.05 and not self.surges:
-            lines.append(
-                f"the optima leave the line by more than noise (p = {self.bend_p_value:.2g}): the slope is a mean"
-            )
-        repeats = f" ({self.repeat_noise:.1%} between seeds)" if self.repeat_noise else ""
-        costs = [f"{math.expm1(curvature):.1%}" for curvature in self.curvatures]
-        ends = f"{costs[0]} at batch size {self.batch_sizes[0]} and {costs[-1]} at {self.batch_sizes[-1]}"
-        lines.append(
-            f"a learning rate x2 off costs {costs[0] if self.one_width else ends} of the loss; "
-            f"one run scatters by {self.noise:.1%}{repeats}"
-        )
-        left_out = ", ".join(f"{count} {fate}" for fate, count in self.left_out.items())
-        lines.append(f"{self.runs} runs are fitted" + (f", left out: {left_out}" if left_out else ""))
-        return lines
+def fit_law(cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Law:
+    """Fit parabolas, line and surge curve to a sweep's table.
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything above, for law.json."""
-        lr, size = self.surge_top
-        return {
-            "slope": self.slope.value,
-            "slope_ci": [self.slope.low, self.slope.high],
-            "p_values": self.p_values,
-            "fitting": self.fitting,
-            "more_runs": self.more_runs,
-            "optima": [
-                {
-                    "batch_size": size,
-                    "lr": best.value,
-                    "lr_ci": [best.low, best.high],
-                    "nll_calibrated": loss,
-                    "curvature": curve,
-                }
-                for size, best, loss, curve in zip(
-                    self.batch_sizes.tolist(), self.optima, self.best_losses, self.curvatures.tolist(), strict=True
-                )
-            ],
-            "bend_p_value": self.bend_p_value,
-            "surge": {
-                "aic_gain": self.surge_gain,
-                "lr": lr.value,
-                "lr_ci": [lr.low, lr.high],
-                "batch_size": size.value,
-                "batch_size_ci": [size.low, size.high],
-            },
-            "one_curvature": self.one_width,
-            "noise": self.noise,
-            "repeat_noise": self.repeat_noise,
-            "n_fitted": self.runs,
-            "left_out": self.left_out,
-            "verdict": self.sentences(),
-        }
+    ``cells`` has the columns batch_size, lr, steps, status, nll_calibrated (nats per row). Learning rates and losses
+    come out in their own units; their intervals rest on ``draws`` draws of the bootstrap.
+
+    Raises:
+        UserError: fewer than two batch sizes with three learning rates each to fit.
+    """
+    fate = fates(cells)
+    left_out = pd.Series(fate[fate != FITTED]).value_counts().to_dict()
+    cells = cells[fate == FITTED]
+    batch_sizes, groups = np.unique(cells.batch_size.to_numpy(), return_inverse=True)
+    if (count := len(batch_sizes)) < 2:
+        what = f"{count} of its batch sizes have the three learning rates that a fit needs; two must have them"
+        raise UserError("sweep", what, f"run more cells, or longer ones (a cell needs {MIN_STEPS} optimiser steps)")
+    lr, size = np.log2(cells.lr.to_numpy()), np.log2(batch_sizes)[groups]
+    mean_lr, mean_size = float(lr.mean()), float(size.mean())
+    loss = np.log(cells.nll_calibrated.to_numpy())
+    runs = Runs(lr - mean_lr, size - mean_size, loss, mean_lr, mean_size, batch_sizes, groups, draws, seed)
+    parabolas = fit_parabolas(runs)
+    return Law(cells, left_out, parabolas, fit_curve(runs, parabolas), *fit_surge(runs, parabolas))
 
 
 def _best_peak(
@@ -317,7 +323,3 @@ def _best_peak(
     squares = np.where(curvature > 0, y @ y - curvature * p - linear * q, y @ y)
     best = int(squares.argmin())
     return float(peaks[best]), float(squares[best])
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

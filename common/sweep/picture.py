@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from common.base.files import write_file
 from common.sweep.law import FITTED, MIN_STEPS, WORST, Law, fates
+from common.sweep.verdict import sentences
 
 INK, GREY, PALE = "#222222", "#777777", "#bbbbbb"
 LINE, SURGE, OTHERS = "#c2410c", "#1d4ed8", "#7e22ce"  # the fitted line, the surge curve, other methods
@@ -30,7 +31,7 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     figure = Figure(figsize=(15, 10.5), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06, wspace=0.03)
     panels = figure.subplot_mosaic([["tried", "tried", "ridge", "ridge"], ["parabolas", "parabolas", "loss", "time"]])
-    verdict, about_curve, *_ = law.sentences()
+    verdict, about_curve, *_ = sentences(law)
     below = [about_curve] * law.surges + [f"{title}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes"]
     figure.suptitle(f"{verdict[0].upper()}{verdict[1:]}" + "\n" * len(below), fontsize=15, color=INK)
     figure.text(0.5, 0.97, "\n".join(below), ha="center", va="top", fontsize=11, color=GREY)
@@ -96,11 +97,11 @@ def draw_ridge(axes: Axes, law: Law, found: Sequence[dict[str, Any]]) -> None:
     """The optimum of each batch size and the curves through them."""
     axes.set_title("Where the best learning rate lies (bars and band: 95 %)", loc="left")
     sizes = np.geomspace(law.batch_sizes[0] / 1.3, law.batch_sizes[-1] * 1.3, 60)
-    line, curve = ([law.along(name, size) for size in sizes] for name in ("line", "surge"))
+    line, curve = ([each.optimum(size) for size in sizes] for each in (law.line, law.surge))
     values = np.array([each.value for each in line])
     middle = float(np.exp(np.log(law.batch_sizes).mean()))
     for slope, dashes, name in ((0.5, "-.", "square root (0.5)"), (1.0, "--", "linear (1)")):
-        rule = law.along("line", middle).value * (sizes / middle) ** slope
+        rule = law.line.optimum(middle).value * (sizes / middle) ** slope
         axes.plot(sizes, rule, color=PALE, linewidth=2.5, linestyle=dashes, label=name)
     better, colour = (curve, SURGE) if law.surges else (line, LINE)
     band = [each.low for each in better], [each.high for each in better]
@@ -161,7 +162,7 @@ def draw_losses(axes: Axes, law: Law, colours: dict[int, Any]) -> None:
     axes.plot(tried.index, tried, "_", color=INK, label="best cell")
     axes.plot([], [], "o", color=GREY, label="of the parabola")
     axes.legend(fontsize=9, loc="upper left")
-    for batch_size, loss in zip(law.batch_sizes, law.best_losses, strict=True):
+    for batch_size, loss in zip(law.batch_sizes, law.parabolas.losses, strict=True):
         error = 2 * law.noise / np.sqrt(counts[batch_size])
         ends = [[loss * -np.expm1(-error)], [loss * np.expm1(error)]]
         axes.errorbar(batch_size, loss, ends, fmt="o", capsize=4, color=colours[batch_size])
