@@ -14,10 +14,11 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ import pandas as pd
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import read_json, write_json
+from common.base.result import Result
 from common.base.system import cpu_count
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
@@ -62,27 +64,32 @@ class Run(SideBySide, Config):
 
 
 @dataclass(frozen=True)
-class Fit:
+class Ended:
+    """A sweep that has been run."""
+
+    OLD_FLAGS: ClassVar = {"--runs": "--sweep"}
+    sweep: str = ""  # its folder, or its name below runs_dir (default: the only one there)
+    runs_dir: str = "runs"  # folder that holds every run
+
+
+@dataclass(frozen=True)
+class Fit(Ended):
     """Fit the law to a sweep and print it: python sweep.py fit"""
 
-    runs: str = ""  # the sweep's folder (default: the only one below runs)
     only: tuple[int, ...] = ()  # fit only these batch sizes, and leave law.json as it is
     predict: tuple[int, ...] = ()  # batch sizes to predict the best learning rate for
     verify: int = 0  # batch size outside the sweep: train a row of cells there and compare (0: off)
 
 
 @dataclass(frozen=True)
-class Plot:
+class Plot(Ended):
     """Draw a sweep and its law: python sweep.py plot"""
-
-    runs: str = ""  # the sweep's folder (default: the only one below runs)
 
 
 @dataclass(frozen=True)
-class Find:
+class Find(Ended):
     """The classic range test at one of the sweep's batch sizes: python sweep.py find"""
 
-    runs: str = ""  # the sweep's folder (default: the only one below runs)
     batch_size: int = 0  # images per step (0: the middle one of the sweep)
 
 
@@ -107,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     do(parse(options, arguments[1:]))
 
 
-def run(options: Run) -> None:
-    """Train what the sweep asks for until nothing is missing or the time is over."""
+def run(options: Run) -> Result:
+    """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
     sweep = sweep_of(options)
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
@@ -120,7 +127,9 @@ def run(options: Run) -> None:
         print(f"{sweep.folder}: complete, {ended}")
         for batch_size in on_edge(cells):
             warn(f"batch size {batch_size}: its best learning rate is the last one tried; better ones may lie beyond")
-    print(f"next: python sweep.py fit --runs {sweep.folder}")
+    print(f"next: python sweep.py fit --sweep {sweep.folder}")
+    done = cells[cells.status == "done"]
+    return Result(done.loc[done.nll_calibrated.idxmin()].to_dict() if len(done) else None, sweep.folder)
 
 
 def sweep_of(options: Run) -> Sweep:
@@ -158,22 +167,25 @@ def learning_rate(text: str) -> float:
     return number
 
 
-def find_sweep(runs: str) -> Sweep:
-    """The sweep in the folder ``runs``, or the only one below runs/."""
-    found = [path.parent for path in sorted(Path("runs").glob(f"*/{SWEEP_FILE}"))]
-    if not runs and len(found) != 1:
-        what = f"found {len(found)} sweeps below runs"
-        raise UserError("--runs", what, f"name one: {', '.join(map(str, found))}" if found else "start: sweep.py run")
-    if runs and not Path(runs).is_dir():
-        raise UserError(
-            "--runs", f"there is no folder {runs}", f"sweeps below runs: {', '.join(map(str, found)) or 'none'}"
-        )
-    return read_sweep(Path(runs) if runs else found[0])
+def find_sweep(options: Ended) -> Sweep:
+    """The sweep that the options name, or the only one there is.
+
+    Raises:
+        UserError: there is none, or it has to be named.
+    """
+    runs_dir, named = Path(options.runs_dir), options.sweep
+    there = [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}"))]
+    found = [path for path in (Path(named), runs_dir / named) if path.is_dir()][:1] if named else there
+    if len(found) == 1:
+        return read_sweep(found[0])
+    what = f"there is no folder {named}" if named else f"found {len(found)} sweeps below {runs_dir}"
+    names = ", ".join(path.name for path in there)
+    raise UserError("--sweep", what, f"name one: {names}" if there else "make one: python sweep.py run")
 
 
-def fit(options: Fit) -> None:
-    """Fit the law, check it where asked, say it and write law.json."""
-    sweep = find_sweep(options.runs)
+def fit(options: Fit) -> Result:
+    """Fit the law, check it where asked, say it and write law.json; what that holds."""
+    sweep = find_sweep(options)
     cells = read_cells(sweep.folder)
     if options.only:
         cells = cells[cells.batch_size.isin(options.only)]
@@ -192,7 +204,18 @@ def fit(options: Fit) -> None:
     if options.verify:
         found["verification"] = verify(sweep, law, cells, options.verify)
     if not options.only:
-        write_json(sweep.folder / LAW_FILE, found)
+        write_json(sweep.folder / LAW_FILE, earlier_verification(sweep, found) | found)
+    return Result(found, sweep.folder)
+
+
+def earlier_verification(sweep: Sweep, found: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier --verify wrote into law.json, if it was of the same runs."""
+    path = sweep.folder / LAW_FILE
+    with suppress(UserError):  # a damaged file is replaced
+        earlier = read_json(path) if path.is_file() else {}
+        if earlier.get("n_runs") == found["n_runs"] and "verification" in earlier:
+            return {"verification": earlier["verification"]}
+    return {}
 
 
 def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict[str, Any]:
@@ -228,21 +251,22 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict
     }
 
 
-def plot(options: Plot) -> None:
+def plot(options: Plot) -> Result:
     """Draw sweep.png."""
     from common.sweep.picture import draw_sweep
 
-    sweep = find_sweep(options.runs)
+    sweep = find_sweep(options)
     cells, cfg = read_cells(sweep.folder), sweep.config
     found = [read_json(path) for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
     title = f"{cfg.model}, {cfg.opt}, {sweep.says_budget}"
     draw_sweep(sweep.folder / FIGURE_FILE, cells, fit_law(cells), title, found)
     print(f"{sweep.folder / FIGURE_FILE} written")
+    return Result(None, sweep.folder)
 
 
-def find(options: Find) -> None:
+def find(options: Find) -> Result:
     """Make the range test and say how far it is from what whole runs say."""
-    sweep = settled(find_sweep(options.runs))
+    sweep = settled(find_sweep(options))
     batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
     table = read_train_table(sweep.config.data)
@@ -252,19 +276,21 @@ def find(options: Find) -> None:
 
     threads = sweep.config.threads or cpu_count()
     found = range_test(dataclasses.replace(sweep.config, batch_size=batch_size, threads=threads), table, folds)
-    write_json(sweep.folder / FIND_FILE.format(batch_size), dataclasses.asdict(found))
+    result = Result(dataclasses.asdict(found), sweep.folder)
+    write_json(sweep.folder / FIND_FILE.format(batch_size), result.score)
     ratio = found.lr / best.value
     print(f"batch size {batch_size}: the range test suggests lr {found.lr:.2e}, the sweep {lr_text(best)}")
     print(f"the range test is x{max(ratio, 1 / ratio):.1f} {'above' if ratio > 1 else 'below'} the sweep")
+    return result
 
 
-def search(options: Search) -> None:
-    """Search with Optuna."""
+def search(options: Search) -> Result:
+    """Search with Optuna; the best trial."""
     from common.sweep.search import search as search_with_optuna
 
     if not options.fold.isdecimal():
         raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")
-    search_with_optuna(config_of(options), options.vary, options.trials, TRAIN_SCRIPT)
+    return search_with_optuna(config_of(options), options.vary, options.trials, TRAIN_SCRIPT)
 
 
 def config_of(options: Config) -> Config:

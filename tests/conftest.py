@@ -121,7 +121,7 @@ COMMANDS = {
     "photo-folds": "folds.py --k 3 --data photos/train.csv --folds photos/folds.csv",
     "photo-train": f"train_fold.py --data photos/train.csv --folds photos/folds.csv --runs-dir photos/runs {MODEL}",
     "photo-infer": "infer.py --test photos/test.csv --runs-dir photos/runs --threads 1",
-    "fit": "sweep.py fit --runs sweep",
+    "fit": "sweep.py fit --sweep sweep",
 }
 
 

@@ -106,7 +106,7 @@ def test_all_cells_share_the_shape_of_the_schedule(tmp_path):
         ["run", "--batch-sizes", "0"],
         ["run", "--fold", "all"],
         ["run", "--restart"],
-        ["fit", "--runs", "nowhere"],
+        ["fit", "--sweep", "nowhere"],
         ["race"],
     ],
 )
@@ -152,6 +152,11 @@ def test_fit_says_the_law_and_writes_it(synthetic, capsys):
     assert law["optimiser"] == "adamw" and law["n_runs"] == len(read_cells(synthetic)) >= 35
     assert law["minutes"] == pytest.approx(law["n_runs"] / 3)
     assert law["verification"]["agrees"] and law["predictions"][0]["batch_size"] == 24
+    sweep.main(["fit"])  # of the same runs: what was checked stays so
+    assert json.loads((synthetic / "law.json").read_text())["verification"] == law["verification"]
+    next(synthetic.glob(f"b8_*/{CELL_FILE}")).unlink()
+    sweep.main(["fit", "--runs-dir", str(synthetic.parent)])
+    assert "verification" not in json.loads((synthetic / "law.json").read_text())
 
 
 def test_a_part_of_the_batch_sizes_can_be_fitted_alone(synthetic, capsys):
@@ -167,7 +172,7 @@ def test_a_part_of_the_batch_sizes_can_be_fitted_alone(synthetic, capsys):
 def test_a_published_sweep_gives_the_same_law(synthetic, tmp_path):
     """sweep.json and sweep.csv are enough to fit a sweep again, to the digit, in an earlier version's words as well."""
     table = read_cells(synthetic).to_csv(index=False)
-    sweep.main(["fit", "--runs", str(synthetic)])
+    sweep.main(["fit", "--sweep", synthetic.name])
     for name, text in (("published", table), ("earlier", table.replace("nll_calibrated", "nll", 1))):
         write_file(tmp_path / name / TABLE_FILE, text)
         write_file(tmp_path / name / SWEEP_FILE, (synthetic / SWEEP_FILE).read_bytes())

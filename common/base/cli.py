@@ -27,10 +27,14 @@ Options = TypeVar("Options")
 def parse(options: type[Options], argv: Sequence[str] | None = None) -> Options:
     """Build ``options`` (a dataclass) from ``argv`` (default: the process's own).
 
+    Its class attribute OLD_FLAGS, if it has one, maps flags that an earlier version had to today's; they still work.
+
     Raises:
         UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad recipe.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    old = getattr(options, "OLD_FLAGS", {})
+    parted = [argument.partition("=") for argument in (sys.argv[1:] if argv is None else argv)]
+    arguments = ["".join((old.get(flag, flag), *value)) for flag, *value in parted]
     recipe = _value_of("--config", arguments)
     if recipe and any(field.name == "config" for field in dataclasses.fields(options)):
         arguments = recipe_flags(Path(recipe)) + arguments

@@ -280,16 +280,14 @@ class CellRunner:
             status = "diverged" if exit_code == NUMBERS else "failed"
             return {"status": status, "exit_code": exit_code, "steps": self.rows // cell.batch_size * epochs}
         fold = fold_folder(self.sweep.folder / cell.name, self.sweep.config.fold)
-        metrics, oof = read_json(fold / METRICS_FILE), read_predictions(fold / OOF_FILE)
+        metrics = read_json(fold / METRICS_FILE)
         return {
             "status": "done",
             "steps": metrics["steps"],
-            "nll_calibrated": nll_calibrated(oof.logits, oof.targets),
-            "errors": errors(oof.logits, oof.targets),
-            "n": len(oof.ids),
             "seconds_per_epoch": metrics["steps"] / epochs * cell.batch_size / metrics["images_per_second"],
             "channels_last": "yes" if metrics["memory_format"] == "channels_last" else "no",
             "mixed_precision": read_json(fold / CONFIG_FILE)["mixed_precision"],
+            **out_of_fold(fold),
         }
 
     def _late(self, cell: Cell) -> bool:
@@ -317,6 +315,13 @@ class CellRunner:
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
             + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
         )
+
+
+def out_of_fold(fold_path: Path) -> dict[str, Any]:
+    """How good the predictions of a fold's held-out rows are."""
+    oof = read_predictions(fold_path / OOF_FILE)
+    loss = nll_calibrated(oof.logits, oof.targets)
+    return {"nll_calibrated": loss, "errors": errors(oof.logits, oof.targets), "n": len(oof.ids)}
 
 
 def flags(cfg: Config) -> list[str]:

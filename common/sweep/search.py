@@ -14,17 +14,16 @@ from typing import Any
 from common.base.cli import flag_of, parse
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.locks import locked
+from common.base.result import Result
 from common.jobs.process import Job
 from common.jobs.runner import INTERRUPTED, device_slots, run_jobs
 from common.runs.config import Config
-from common.runs.layout import OOF_FILE, fold_folder
-from common.runs.predictions import read_predictions
-from common.score.calibration import nll_calibrated
-from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags
+from common.runs.layout import fold_folder
+from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags, out_of_fold
 
 
-def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> None:
-    """Train trial after trial with ``script`` until ``trials`` have ended, and say which was best.
+def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Result:
+    """Train trial after trial with ``script`` until ``trials`` have ended, say which was best and return it.
 
     Start the same command several times to work side by side; started again, it goes on.
 
@@ -64,6 +63,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Non
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, nll_calibrated {best.value:.4f}: {chosen}")
     print(f"it was chosen on fold {cfg.fold}, whose score is now optimistic; judge it by the other folds: --fold all")
+    return Result({"nll_calibrated": best.value, **best.params}, folder / f"trial{best.number}")
 
 
 def dimension(entry: str) -> tuple[str, Any]:
@@ -101,7 +101,6 @@ def result(cfg: Config, folder: Path, number: int, params: dict[str, Any], scrip
     if exit_code:
         print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
         return {"state": TrialState.FAIL}
-    oof = read_predictions(fold_folder(run, cfg.fold) / OOF_FILE)
-    loss = nll_calibrated(oof.logits, oof.targets)
+    loss = out_of_fold(fold_folder(run, cfg.fold))["nll_calibrated"]
     print(f"{run.name}: nll_calibrated {loss:.4f}, {params}", flush=True)
     return {"values": loss}
