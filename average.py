@@ -25,6 +25,7 @@ from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import read_train_table
+from common.data.views import TTA
 from common.runs.folder import save_fold
 from common.runs.layout import (
     CONFIG_FILE,
@@ -41,6 +42,7 @@ from common.score.metrics import describe
 
 if TYPE_CHECKING:
     from common.runs.tensors import FoldModel
+    from common.train.fold_models import FoldModels
 
 # What must be the same in all of them for their weights to mean the same.
 SHARED_SETTINGS = ("model", "model_args", "img_size", "channels", "loss", "loss_args")
@@ -86,19 +88,17 @@ def run(options: Options) -> Result:
 
     keep_freed_memory()
     import torch
-    from accelerate import Accelerator
 
-    from common.data.images import read_images
+    from common.train.fold_models import FoldModels
 
     torch.set_num_threads(options.threads or cpu_count())
     averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    prepare, cache = averages[0].saved.preparation, Cache(DEFAULT_GB, str(runs_dir / DECODED_FOLDER))
-    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, torch.get_num_threads())
-    for model in averages:
+    cache = Cache(DEFAULT_GB, str(runs_dir / DECODED_FOLDER))
+    models = FoldModels(averages, table, TTA["none"], folds.row_shas, cache)
+    for k, model in enumerate(averages):
         folder = fold_folder(run_folder, model.saved.fold)
         with locked(folder):
-            metrics = save_average(folder, accelerator, images, model, folds, options.store)
+            metrics = save_average(folder, models, k, folds, options.store)
         print(f"fold {model.saved.fold}: {describe(metrics)}")
     for name in options.runs:
         print(f"local CV of {name}: {describe(oof_score(runs_dir / name, folds))}")
@@ -137,25 +137,22 @@ def shared_of(saved: SavedModel) -> dict[str, Any]:
     return settings | {name: getattr(saved, name) for name in SHARED}
 
 
-def save_average(folder: Path, accelerator, images, model: "FoldModel", folds: Folds, store: str) -> dict[str, Any]:
-    """Measure BatchNorm, predict the held-out rows, and write the fold's files; returns its metrics."""
+def save_average(folder: Path, models: "FoldModels", k: int, folds: Folds, store: str) -> dict[str, Any]:
+    """Measure BatchNorm, predict the held-out rows, and write the k-th fold's files; returns its metrics."""
     import torch
 
     from common.model.averages import measure_batchnorm
     from common.model.finetune import frozen_parts
-    from common.train.fold_models import create_saved, predictor_of
     from common.train.loop import check_logits
 
-    saved, device = model.saved, accelerator.device
-    network = create_saved(saved).to(device, memory_format=getattr(torch, saved.memory_format))
-    network.load_state_dict(model.tensors)
+    network, predict = models.ready(k)
+    saved = models.models[k].saved
     held_out = folds.fold == int(saved.fold)
-    predict = predictor_of(saved, accelerator, images)
     frozen = frozen_parts(saved.cfg, network)
     frozen.apply(network, saved.cfg.epochs - 1)  # what was held still to the end keeps its statistics
     if not frozen.batchnorm:
-        train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(device)
-        measure_batchnorm(network, images, train_rows, predict.normalise, saved.micro_batch, predict.side)
+        train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(predict.accelerator.device)
+        measure_batchnorm(network, predict.images, train_rows, predict.normalise, saved.micro_batch, predict.side)
     rows = np.flatnonzero(held_out)
     [logits] = predict(network, rows)
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")

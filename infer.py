@@ -22,7 +22,7 @@ from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, write_json
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
-from common.data.cache import DEFAULT_GB
+from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import Table, read_test_table, read_train_table
 from common.data.views import TTA, View
@@ -188,7 +188,7 @@ def predict_test(
     rows = len(table.ids)
     test = Predictions(
         ids=table.ids,
-        logits=FoldModels(models, table, views, cache_gb=options.cache_gb).mean(np.arange(rows)),
+        logits=FoldModels(models, table, views, cache=Cache(options.cache_gb)).mean(np.arange(rows)),
         classes=saved.classes,
         labels=labels,
         id_name=table.id_name,
@@ -257,7 +257,7 @@ def score_out_of_fold(
     if len(rows) * len(folds.classes) * len(views) > LARGEST:
         what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes in memory"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset with fewer views")
-    predict = FoldModels(models, table, views, folds.row_shas, options.cache_gb)
+    predict = FoldModels(models, table, views, folds.row_shas, Cache(options.cache_gb))
     logits = np.concatenate([predict.of_fold(k, rows_of_fold[k]) for k in range(folds.count)], axis=1)
     targets = folds.targets[rows]
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.

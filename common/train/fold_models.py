@@ -12,7 +12,7 @@ from torch import nn
 from common.base.errors import UserError
 from common.data.batches import Normalise
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.images import Images, image_shape, read_images
+from common.data.images import image_shape, read_images
 from common.data.tables import Table
 from common.data.views import View
 from common.model.averages import Members
@@ -27,6 +27,7 @@ from common.train.hardware import usable_precision
 from common.train.loop import Predictor, check_logits, evaluation_batch
 
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
+IN_MEMORY = Cache(DEFAULT_GB)
 
 
 def read_models(fold_folders: Sequence[Path]) -> list[FoldModel]:
@@ -52,23 +53,11 @@ def create_saved(saved: SavedModel) -> nn.Module:
     return model if saved.members == 1 else Members(model, saved.members)
 
 
-def predictor_of(saved: SavedModel, accelerator: Accelerator, images: Images) -> Predictor:
-    """What predicts ``images`` as the training of a weights file did, in its precision if this device can."""
-    return Predictor(
-        accelerator,
-        images,
-        normalise=Normalise(**saved.normalise),
-        precision=usable_precision(saved.cfg.mixed_precision),
-        batch_size=evaluation_batch(saved.micro_batch),
-        side=saved.preparation.side,
-    )
-
-
 class FoldModels:
     """The models of a run's folds, which predict the rows of one table under the same views.
 
     One network takes the weights of each in turn. ``row_shas`` (n) are what the table's photos must hash to (empty: not
-    known); ``cache_gb`` of memory are for them.
+    known); ``cache`` keeps their pixels.
 
     Raises:
         UserError: images of another shape, or views that these models cannot see.
@@ -80,20 +69,32 @@ class FoldModels:
         table: Table,
         views: Sequence[View],
         row_shas: Sequence[str] = (),
-        cache_gb: float = DEFAULT_GB,
+        cache: Cache = IN_MEMORY,
     ):
         saved = models[0].saved
         check_images(saved, table)
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-        prepare, cache = saved.preparation, Cache(cache_gb)
+        prepare = saved.preparation
         if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
             raise UserError("--tta", what, "leave out the five crops")
-        images = read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads())
         self.models, self.views, self.classes = models, views, saved.classes
-        self.predict = predictor_of(saved, accelerator, images)
+        self.predict = Predictor(
+            accelerator,
+            images=read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads()),
+            normalise=Normalise(**saved.normalise),
+            precision=usable_precision(saved.cfg.mixed_precision),
+            batch_size=evaluation_batch(saved.micro_batch),
+            side=prepare.side,
+        )
         self.network = create_saved(saved).to(accelerator.device, memory_format=getattr(torch, saved.memory_format))
-        self._check_sides(saved)
+        check_sides(self.network, saved, views)
+
+    def ready(self, k: int) -> tuple[nn.Module, Predictor]:
+        """The network with the k-th model's weights, and what predicts with them as its training did."""
+        model = self.models[k]
+        self.network.load_state_dict(model.tensors)
+        return self.network, replace(self.predict, normalise=Normalise(**model.saved.normalise))
 
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
         """Logits of ``rows``, int64 (m), by the k-th model: float32 (views, m, classes).
@@ -101,12 +102,9 @@ class FoldModels:
         Raises:
             UserError: they are not finite numbers (exit 4).
         """
-        model = self.models[k]
-        self.network.load_state_dict(model.tensors)
-        predict = replace(self.predict, normalise=Normalise(**model.saved.normalise))
-        logits = predict(self.network, rows, self.views)
-        where = f"{model.saved.run}, fold {model.saved.fold}"
-        check_logits(where, logits, "train this fold again with a lower --lr")
+        network, predict = self.ready(k)
+        logits, saved = predict(network, rows, self.views), self.models[k].saved
+        check_logits(f"{saved.run}, fold {saved.fold}", logits, "train this fold again with a lower --lr")
         return logits
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
@@ -121,13 +119,6 @@ class FoldModels:
             averaged[some] = log_mean_probability(outputs, weights)
         return averaged
 
-    def _check_sides(self, saved: SavedModel) -> None:
-        cfg, side = saved.cfg, saved.preparation.side
-        for seen in {view.look(torch.zeros(1, 1, side, side)).shape[-1] for view in self.views}:
-            if seen != cfg.img_size and not works_at(self.network, len(saved.classes), cfg.channels, seen):
-                what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {seen} px"
-                raise UserError("--tta", what, "leave out the views of other sizes")
-
 
 def check_images(saved: SavedModel, table: Table) -> None:
     """Raise UserError where the table's images have another shape than those that the models were trained on."""
@@ -137,3 +128,12 @@ def check_images(saved: SavedModel, table: Table) -> None:
             f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"
         )
         raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
+
+
+def check_sides(network: nn.Module, saved: SavedModel, views: Sequence[View]) -> None:
+    """Raise UserError where a view shows images of a size that the network does not take."""
+    cfg, side = saved.cfg, saved.preparation.side
+    for seen in {view.look(torch.zeros(1, 1, side, side)).shape[-1] for view in views}:
+        if seen != cfg.img_size and not works_at(network, len(saved.classes), cfg.channels, seen):
+            what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {seen} px"
+            raise UserError("--tta", what, "leave out the views of other sizes")
