@@ -53,8 +53,8 @@ from common.score.blend_study import (
     worth,
     worth_text,
 )
-from common.score.blending import BLENDS, OofLogits, TemperedMean, unusable
-from common.score.logits import losses
+from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
+from common.score.logits import Outputs
 from common.score.metrics import describe, score
 from common.score.nesting import noise_members, smallest_set
 
@@ -85,7 +85,7 @@ class Inputs:
     runs: list[str]
     seconds: list[float]  # of each run at inference, per 1,000 rows; 0 where not recorded
     folds_fingerprint: str
-    data: OofLogits
+    data: OofOutputs
     oof: Predictions  # the first run's, on the columns of ``data``
     tests: list[Predictions]  # in one row order; empty where a run has none
     tta: dict[str, str]  # test-time augmentation of the runs that have any: all of ``data`` is predicted under it
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if study.tried:
         facts |= worth_of_runs(cfg, inputs, study)
         how = f"chosen in the folds: {study.choice.summary}; " if cfg.method == "auto" else ""
-        nested = describe(score(study.logits, data.targets, data.tail_classes))
+        nested = describe(score(data.task, study.outputs, data.targets))
         print(f"\n{cfg.method} ({how}written: {study.method}), nested: {nested}")
 
     test = write_blend(cfg, inputs, study, facts)
@@ -120,7 +120,7 @@ def worth_of_runs(cfg: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
     runs, data = inputs.runs, inputs.data
     of_each = worth(study.method, runs, inputs.seconds, data)
     print(worth_text(of_each, study.method))
-    blend_losses = losses(study.tempered, data.targets, data.tail_classes)
+    blend_losses = data.task.loss(study.tempered, data.targets)
     smallest = [runs[position] for position in smallest_set(data, blend_losses)]
     if smallest:
         print(f"the smallest set whose mean comes within one standard error of it: {', '.join(smallest)}")
@@ -128,7 +128,7 @@ def worth_of_runs(cfg: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
         print("no smaller set of runs has a mean within one standard error of it")
     facts: dict[str, Any] = {"runs": of_each, "smallest_set": smallest}
     if cfg.noise:
-        noise = noise_members(data.logits, cfg.noise, inputs.oof.columns, len(inputs.oof.classes))
+        noise = noise_members(data.outputs.values, cfg.noise, inputs.oof.columns, len(inputs.oof.classes))
         facts["noise"] = noise_control(cfg.method, data, noise, study.tempered)
         print(noise_text(facts["noise"]))
     return facts
@@ -144,11 +144,12 @@ def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any
             path.unlink()
         if folder / SUBMISSION_FILE in earlier and not inputs.tests:
             warn(f"{folder / SUBMISSION_FILE}: removed, an earlier blend made it")
-        oof = replace(inputs.oof, logits=study.tempered, source={})
+        oof = replace(inputs.oof, logits=study.tempered.values, source={})
         write_predictions(folder / OOF_FILE, oof)
         if inputs.tests:
             columns, test = side_by_side(inputs.tests)
-            test = replace(test, logits=blend(np.stack(columns)) / study.temperature, source={})
+            blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
+            test = replace(test, logits=blended.values, source={})
             write_predictions(folder / TEST_FILE, test)
             write_submission(folder / SUBMISSION_FILE, test, cfg.sample, oof.predicted)
         summary = {
@@ -183,7 +184,8 @@ def read_inputs(cfg: Options) -> Inputs:
         check_method(cfg, groups, folds, oof.others)
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
-    data = OofLogits(np.stack(columns), oof.places, oof.fold, groups, np.array(cfg.weights), oof.others)
+    outputs = Outputs(np.stack(columns), oof.others)
+    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(cfg.weights), oof.task)
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
@@ -231,9 +233,9 @@ def groups_of(cfg: Options, runs: Sequence[str]) -> np.ndarray:
     return np.array([models.index(model) for model in models])
 
 
-def check_method(cfg: Options, groups: np.ndarray, folds: Folds, tail_classes: int = 1) -> None:
+def check_method(cfg: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
-    reasons = unusable(groups, cfg.weights, int((folds.fold >= 0).sum()), len(folds.classes), tail_classes)
+    reasons = unusable(groups, cfg.weights, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
     if cfg.method not in ("auto", *BLENDS):
         raise UserError("--method", f"{cfg.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
     if cfg.method in reasons:
@@ -292,7 +294,7 @@ def tests_in_one_order(cfg: Options, tests: dict[str, Predictions | None]) -> li
     ids = next(iter(tests.values())).ids
     ordered = [rows_in_order(test, ids, str(Path(cfg.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
     if cfg.sample:  # a wrong one is said before anything is fitted
-        read_form(cfg.sample, ids, ordered[0].classes)
+        read_form(cfg.sample, ids, ordered[0].classes, ordered[0].task)
     return ordered
 
 

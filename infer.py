@@ -41,8 +41,9 @@ from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import read_form, write_submission
 from common.score.calibration import PARTS
-from common.score.logits import log_mean_probability
+from common.score.logits import Outputs
 from common.score.metrics import describe
+from common.score.task import TASKS
 from common.score.view_choice import choose_views, gain_text, score_views, view_table
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def run(options: Options) -> Result:
     for name in runs:
         models = read_models(finished_folds(runs_dir / name, options.fold))
         if options.sample:
-            read_form(options.sample, test.ids, models[0].saved.classes)  # a wrong sample is said before the work
+            saved = models[0].saved
+            read_form(options.sample, test.ids, saved.classes, TASKS[saved.task])  # said before the work
         views, said_of_views = TTA.get(options.tta, []), []
         if train:
             fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
@@ -194,6 +196,7 @@ def predict_test(
         id_name=table.id_name,
         label_name=table.label_name,
         source=source_of(models, views, options),
+        task=TASKS[saved.task],
     )
     seconds = time.perf_counter() - started
     out_folder = Path(options.out_dir or options.runs_dir) / name
@@ -258,27 +261,28 @@ def score_out_of_fold(
         what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes in memory"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset with fewer views")
     predict = FoldModels(models, table, views, folds.row_shas, Cache(options.cache_gb))
-    logits = np.concatenate([predict.of_fold(k, rows_of_fold[k]) for k in range(folds.count)], axis=1)
-    targets = folds.targets[rows]
+    values = np.concatenate([predict.of_fold(k, rows_of_fold[k]) for k in range(folds.count)], axis=1)
+    outputs, targets, task = Outputs(values), folds.targets[rows], folds.task
     # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
     part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS
 
-    scores = score_views(logits, targets, part)
+    scores = score_views(outputs, targets, part, task)
     if chosen:
-        weights, averaged = choose_views(logits, targets, part)
+        weights, averaged = choose_views(outputs, targets, part, task)
     else:
         weights = np.array([view.weight for view in views])
-        averaged = log_mean_probability(logits, weights)
+        averaged = task.average(outputs, weights)
     print(f"{run}: {len(rows):,} rows out of fold, each predicted by the model that has not seen it")
     print(view_table([view.name for view in views], scores, weights))
-    print(gain_text(logits[0], averaged, targets, part, "views and weights by the other folds" if chosen else "fixed"))
+    how = "views and weights by the other folds" if chosen else "fixed"
+    print(gain_text(outputs[0], averaged, targets, part, how, task))
 
     known = [
         {"name": view.name, "weight": weight, "helps": found.helps, **asdict(found)}
         for view, weight, found in zip(views, weights.tolist(), scores, strict=True)
     ]
     used = [replace(view, weight=weight) for view, weight in zip(views, weights.tolist(), strict=True) if weight > 0]
-    return used, known, oof_predictions(folds, rows, averaged, source_of(models, used, options))
+    return used, known, oof_predictions(folds, rows, averaged.values, source_of(models, used, options))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config
+from common.score.task import TASKS
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -270,7 +271,7 @@ def find(options: Find) -> Result:
     batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
     table = read_train_table(sweep.config.data)
-    folds = match_folds(read_folds(Path(sweep.config.folds)), table)
+    folds = match_folds(read_folds(Path(sweep.config.folds), TASKS[sweep.config.task]), table)
 
     from common.sweep.range_test import range_test
 

@@ -64,8 +64,9 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
-from common.score.logits import accuracy
+from common.score.logits import Outputs
 from common.score.metrics import score, show
+from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
 
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_config(cfg, processes())
     check_store(cfg.store)
     table = read_train_table(cfg.data)
-    folds = match_folds(read_folds(Path(cfg.folds)), table)
+    folds = match_folds(read_folds(Path(cfg.folds), TASKS[cfg.task]), table)
     wanted = wanted_folds(cfg.fold, folds)
     for finding in leaks(folds) if not is_job() else ():
         warn(f"{cfg.folds}: {finding}")
@@ -355,12 +356,12 @@ def train_and_score(
     row = {"epoch": epoch + 1, "lr": training.learning_rate((epoch + 1) * steps - 1), "train_loss": train_loss}
     logits = predict_held_out(call, accelerator, training, valid_rows, f"fold {fold}, epoch {epoch + 1}")
     if logits is not None:
-        targets = call.folds.targets[valid_rows]
-        valid = share_scores(accelerator, score(logits, targets))
+        task, outputs, targets = call.folds.task, Outputs(logits), call.folds.targets[valid_rows]
+        valid = share_scores(accelerator, score(task, outputs, targets, call.folds.classes))
         row |= {"nll": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
         if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
-            row["even_accuracy"] = accuracy(logits[::2], targets[::2])
-            row["odd_accuracy"] = accuracy(logits[1::2], targets[1::2])
+            row["even_accuracy"] = 1 - float(task.cost(outputs[::2], targets[::2]).mean())
+            row["odd_accuracy"] = 1 - float(task.cost(outputs[1::2], targets[1::2]).mean())
     return row | {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}, logits
 
 

@@ -28,7 +28,7 @@ from common.jobs.runner import LocalSlot, run_jobs
 from common.runs.layout import OOF_FILE, fold_folder, is_finished, read_metrics
 from common.runs.predictions import Predictions, read_predictions
 from common.score.calibration import PARTS, cross_fitted
-from common.score.logits import errors, log_mean_probability, losses, paired_difference
+from common.score.logits import count_errors, log_mean_probability, paired_difference
 from common.score.significance import compare
 
 REPORT = Path(__file__).with_suffix(".csv")
@@ -112,7 +112,7 @@ def study_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.Da
     for name, runs in found.items():
         if not runs:
             continue
-        wrong = [errors(oof.logits, oof.targets) for oof, _ in runs.values()]
+        wrong = [count_errors(oof.logits, oof.targets) for oof, _ in runs.values()]
         row = {"setting": name, "seeds": len(runs), "n": sum(len(oof.ids) for oof, _ in runs.values())}
         row |= {"accuracy": 1 - sum(wrong) / row["n"], "errors": np.mean(wrong)}
         row |= {"sd": np.std(wrong, ddof=1) if len(wrong) > 1 else np.nan}
@@ -120,8 +120,8 @@ def study_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.Da
         shared = sorted(runs.keys() & found["base"].keys())
         if name != "base" and shared:
             ours, base = ([each[seed][0] for seed in shared] for each in (runs, found["base"]))
-            right = [np.concatenate([oof.predicted == oof.labels for oof in each]) for each in (base, ours)]
-            against = compare(*right, np.tile(np.arange(len(ours[0].ids)), len(shared)))
+            wrong_rows = [np.concatenate([oof.predicted != oof.labels for oof in each]) for each in (base, ours)]
+            against = compare(*wrong_rows, np.tile(np.arange(len(ours[0].ids)), len(shared)))
             row |= {"fewer errors": against.better / len(shared), "p": against.p}
             difference, error = paired_difference(tempered_losses(ours), tempered_losses(base))
             row |= {"log loss against the base": difference, "standard error": error}
@@ -132,7 +132,8 @@ def study_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.Da
 def tempered_losses(runs: list[Predictions]) -> np.ndarray:
     """Each row's log loss, the mean over runs, after a temperature that other rows chose."""
     part = np.arange(len(runs[0].ids)) % PARTS
-    return np.mean([losses(cross_fitted(oof.logits, oof.targets, part), oof.targets) for oof in runs], axis=0)
+    tempered = [cross_fitted(oof.outputs, oof.targets, part, oof.task) for oof in runs]
+    return np.mean([oof.task.loss(each, oof.targets) for oof, each in zip(runs, tempered, strict=True)], axis=0)
 
 
 def members_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.DataFrame:
@@ -143,7 +144,7 @@ def members_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.
         nets = [oof for name in names for oof, _ in found[name].values()]
         for count in range(1, len(nets) + 1):
             means = [
-                errors(log_mean_probability([oof.logits for oof in some]), some[0].targets)
+                count_errors(log_mean_probability([oof.logits for oof in some]), some[0].targets)
                 for some in combinations(nets, count)
             ]
             row = {"nets of": what, "in the mean": count, "sets": len(means), "errors": np.mean(means)}

@@ -34,6 +34,7 @@ from common.jobs.runner import LocalSlot, run_jobs
 from common.model.networks import create_model, photo_preparation
 from common.model.weights import load_weights
 from common.runs.layout import DECODED_FOLDER, is_finished, read_metrics
+from common.score.logits import Outputs
 from common.score.metrics import score
 
 MODEL, SIDE, EPOCHS = "tf_efficientnet_lite0", 96, 3
@@ -130,7 +131,7 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
         held_out = folds.fold == number
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         shares[held_out] = regression.fit(features[~held_out], targets[~held_out]).predict_proba(features[held_out])
-    found = score(np.log(shares[rows] + 1e-12), targets[rows])
+    found = score(folds.task, Outputs(np.log(shares[rows] + 1e-12)), targets[rows], folds.classes)
     return {**found, "rows": int(rows.sum()), "seconds": time.perf_counter() - started}
 
 

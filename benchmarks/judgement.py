@@ -24,8 +24,7 @@ from common.data.folds import Folds, read_folds
 from common.report.audit import label_audit, likely_errors
 from common.report.evaluation import Evaluation, fold_scores, read_run, seed_twins
 from common.runs.layout import finished_runs
-from common.score.logits import log_softmax
-from common.score.metrics import describe, score
+from common.score.metrics import describe
 from common.score.significance import LEVEL, compare, least_shown, p_value
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -68,12 +67,12 @@ def verdicts(a: Evaluation, b: Evaluation, times: int) -> dict[str, object]:
     false, found, covered = 0, 0, 0
     for _ in range(times):
         first, second = swapped(a.right, b.right, random)
-        none = compare(first, second, rows)
+        none = compare(~first, ~second, rows)
         false += none.p < LEVEL
         covered += none.low <= 0 <= none.high
-        planted = compare(first, with_gain(second, gain, random), rows)
+        planted = compare(~first, ~with_gain(second, gain, random), rows)
         found += planted.p < LEVEL and planted.better > 0
-    changed = compare(a.right, b.right, rows).changed
+    changed = compare(a.costs, b.costs, rows).changed
     return {
         "models": f"{a.name}, {b.name}",
         "errors": f"{a.errors:,}, {b.errors:,}",
@@ -128,7 +127,7 @@ def audit_figures(flipped: np.ndarray, run: Evaluation) -> pd.DataFrame:
     """How many of the flipped labels stand in the first 1 % of three rankings, and what "likely wrong" is worth."""
     rows, first = np.arange(len(run.targets)), len(flipped)
     audit = label_audit(run.oof, [run.calibrated])
-    of_label = log_softmax(run.calibrated)[rows, run.targets]
+    of_label = run.calibrated.log_softmax()[rows, run.targets]
     rankings = {
         "margin against the label (the report's)": audit.id.head(first),
         "probability of the label": run.oof.ids[np.argsort(of_label, kind="stable")[:first]],
@@ -198,7 +197,7 @@ def main() -> None:
         "",
         f"{FLIPPED:.0%} of the labels ({len(flipped)}) were replaced by another class at random before folds were "
         f"dealt and a small net was trained on them ({' '.join(TRAINING)}). Against the flipped labels it has "
-        f"{describe(score(run.oof.logits, run.targets))}. The data's own label errors compete for the first places.",
+        f"{describe(run.oof.score())}. The data's own label errors compete for the first places.",
         "",
         *markdown(audit),
         "## What does choosing the best epoch add?",

@@ -35,7 +35,7 @@ from common.data.dealing import make_folds
 from common.data.folds import write_folds
 from common.data.tables import read_train_table
 from common.runs.layout import LOG_FILE, fold_folder
-from common.score.metrics import targets_of
+from common.score.task import targets_of
 
 REPORT = Path(__file__).with_suffix(".md")
 WARM_UP, SECONDS = 5, 15.0  # steps that are not counted; seconds that a contestant other than fivefold then takes

@@ -24,8 +24,9 @@ from common.runs.layout import finished_folds, finished_runs
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
-from common.score.logits import log_mean_probability
-from common.score.metrics import score, targets_of
+from common.score.logits import Outputs, log_mean_probability
+from common.score.metrics import score
+from common.score.task import MULTICLASS, targets_of
 from common.train.fold_models import FoldModels, read_models
 
 FOLD_FILES = {".lock", "config.json", "log.csv", "metrics.json", "model.safetensors", "oof.npz"}
@@ -55,7 +56,7 @@ def test_metrics_are_those_of_the_saved_oof(chain):
         folder = chain / run / "fold1"
         metrics = json.loads((folder / "metrics.json").read_text())
         oof = read_predictions(folder / "oof.npz")
-        recomputed = score(oof.logits, targets_of(oof.labels, oof.classes))
+        recomputed = score(MULTICLASS, Outputs(oof.logits), targets_of(oof.labels, oof.classes), oof.classes)
         assert {name: metrics[name] for name in recomputed} == pytest.approx(recomputed)
         log = pd.read_csv(folder / "log.csv")
         assert metrics["last"] == pytest.approx(log.accuracy.iloc[-1])

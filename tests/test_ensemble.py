@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from common.base.errors import UserError
 from common.base.files import write_json
@@ -26,9 +27,9 @@ from common.runs.layout import (
 )
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.runs.tensors import save_tensors
-from common.score.blending import BLENDS, OofLogits, by_hand, convex_weights, target_probabilities, unusable, usable
+from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.calibration import temperature
-from common.score.logits import errors, log_mean_probability, log_softmax, losses, nll, softmax
+from common.score.logits import Outputs, count_errors, log_mean_probability, log_softmax, nll, row_losses, softmax
 from common.score.nesting import (
     choose,
     choose_nested,
@@ -39,6 +40,7 @@ from common.score.nesting import (
     smallest_set,
     try_method,
 )
+from common.score.task import MULTICLASS
 from ensemble import main
 
 CLASSES = ["a", "b", "c"]
@@ -56,14 +58,39 @@ def some_models(n: int, strengths: list[float], seed: int = 0) -> tuple[np.ndarr
     return np.stack(models), targets
 
 
-def oof_of(logits: np.ndarray, targets: np.ndarray, fold=None, groups=(), hand_weights=()) -> OofLogits:
+def oof_of(logits: np.ndarray, targets: np.ndarray, fold=None, groups=(), hand_weights=()) -> OofOutputs:
     """Predictions of different models, in five folds, unless said otherwise."""
     fold = np.arange(len(targets)) % 5 if fold is None else fold
-    return OofLogits(logits, targets, fold, np.array(groups or range(len(logits))), np.array(hand_weights))
+    return OofOutputs(Outputs(logits), targets, fold, np.array(groups or range(len(logits))), np.array(hand_weights))
 
 
 def fitted(name: str, logits: np.ndarray, targets: np.ndarray, **known):
     return BLENDS[name](oof_of(logits, targets, **known))
+
+
+def blended(blend, logits: np.ndarray) -> np.ndarray:
+    return blend(Outputs(logits)).values
+
+
+def convex_weights(probabilities: np.ndarray) -> np.ndarray:
+    """The weights (m) of lowest log loss by a solver for convex problems, scipy's SLSQP; ``probabilities`` (n, m)."""
+    count = probabilities.shape[1]
+
+    def loss_and_slope(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        mixture = probabilities @ weights
+        return -np.log(mixture).mean(), -(probabilities / mixture[:, None]).mean(axis=0)
+
+    found = minimize(
+        loss_and_slope,
+        np.full(count, 1 / count),
+        jac=True,
+        bounds=[(0, 1)] * count,
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1, "jac": np.ones_like},
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    weights = np.clip(found.x, 0, 1)
+    return weights / weights.sum()
 
 
 # ---- the methods
@@ -98,7 +125,7 @@ def test_softmax_weights_are_the_optimum(strengths):
     """Trained weights and those of a solver for convex problems agree to 1e-4, at the simplex's border too."""
     logits, targets = some_models(600, strengths)
     found = fitted("softmax", logits, targets).weights
-    np.testing.assert_allclose(found, convex_weights(target_probabilities(logits, targets)), atol=1e-4)
+    np.testing.assert_allclose(found, convex_weights(MULTICLASS.likelihoods(Outputs(logits), targets)), atol=1e-4)
 
 
 def test_softmax_weights_are_those_of_the_courses_module():
@@ -126,9 +153,9 @@ def test_the_mixture_is_the_weighted_sum_of_probabilities():
     logits, targets = some_models(20, [2, 1, 3])
     expected = np.tensordot(np.array([1, 2, 5]) / 8, softmax(logits), 1)
     by_hand = fitted("hand", logits, targets, hand_weights=[1, 2, 5])
-    np.testing.assert_allclose(np.exp(by_hand(logits)), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(blended(by_hand, logits)), expected, rtol=1e-5)
     product = np.prod(softmax(logits), axis=0) ** (1 / 3)
-    found = np.exp(fitted("geometric", logits, targets)(logits))
+    found = np.exp(blended(fitted("geometric", logits, targets), logits))
     np.testing.assert_allclose(found, product / product.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
@@ -143,7 +170,8 @@ def test_a_run_that_doubts_itself_keeps_its_weight_when_tempered():
     found = fitted("tempered", unsure, targets)
     np.testing.assert_allclose(found.weights, 0.5, atol=0.1)
     np.testing.assert_allclose(found.temperatures / found.temperatures[0], [1, 0.6], rtol=0.1)
-    np.testing.assert_allclose(found(unsure), fitted("tempered", logits, targets)(logits), atol=1e-3)
+    as_they_were = blended(fitted("tempered", logits, targets), logits)
+    np.testing.assert_allclose(blended(found, unsure), as_they_were, atol=1e-3)
 
 
 def test_identical_runs_get_equal_weights():
@@ -157,7 +185,8 @@ def test_greedy_selection_comes_near_the_optimum():
     """Picking runs again and again reaches the convex optimum's log loss to a thousandth, in steps of 1/50."""
     logits, targets = some_models(600, [3, 0, 2.5, 2])
     picked, best = fitted("greedy", logits, targets), fitted("softmax", logits, targets)
-    assert nll(best(logits), targets) <= nll(picked(logits), targets) < nll(best(logits), targets) + 1e-3
+    least, found = (nll(blended(blend, logits), targets) for blend in (best, picked))
+    assert least <= found < least + 1e-3
     assert picked.weights[1] == 0
 
 
@@ -166,11 +195,11 @@ def test_votes_count_heads_and_the_mean_breaks_ties():
     sure, hesitant = [9.0, 0.0, 0.0], [0.0, 0.5, 0.0]
     logits = np.array([[sure], [hesitant], [hesitant]], dtype=np.float32)
     targets = np.array([0])
-    assert fitted("mean", logits, targets)(logits).argmax() == 0
-    assert fitted("vote", logits, targets)(logits).argmax() == 1
-    assert fitted("vote", logits[:2], targets)(logits[:2]).argmax() == 0
+    assert blended(fitted("mean", logits, targets), logits).argmax() == 0
+    assert blended(fitted("vote", logits, targets), logits).argmax() == 1
+    assert blended(fitted("vote", logits[:2], targets), logits[:2]).argmax() == 0
     of_two = fitted("group-vote", logits, targets, groups=[0, 1, 1])
-    assert of_two(logits).argmax() == 0
+    assert blended(of_two, logits).argmax() == 0
     np.testing.assert_allclose(of_two.weights, [0.5, 0.25, 0.25])
 
 
@@ -181,15 +210,16 @@ def test_a_stack_learns_which_run_knows_which_class():
     for member in (0, 1):
         logits[member, :, member] += 6 * (targets == member) - 3
         logits[member, :, 1 - member] = 2 * logits[member, :, 1 - member]  # and is loud about what it does not know
-    stacked, averaged = (nested(BLENDS[name], oof_of(logits, targets)) for name in ("stack", "mean"))
-    assert errors(stacked, targets) < 0.9 * errors(averaged, targets)
+    stacked, averaged = (nested(BLENDS[name], oof_of(logits, targets)).values for name in ("stack", "mean"))
+    assert count_errors(stacked, targets) < 0.9 * count_errors(averaged, targets)
 
 
 def test_a_class_that_no_fitted_row_has_is_possible_still():
     """A rare class that only the scored fold holds gets a small probability, not an error."""
     logits, targets = some_models(200, [2, 2])
     blend = fitted("stack", logits[:, targets < 2], targets[targets < 2])
-    assert np.isfinite(blend(logits)).all() and (blend(logits).argmax(axis=1) < 2).all()
+    said = blended(blend, logits)
+    assert np.isfinite(said).all() and (said.argmax(axis=1) < 2).all()
 
 
 def test_extreme_models_are_blended():
@@ -199,7 +229,7 @@ def test_extreme_models_are_blended():
     blend = fitted("softmax", certain, targets)
     assert blend.weights[0] > 0.999
     for name in set(BLENDS) - {"hand", "group-vote"}:
-        assert np.isfinite(fitted(name, certain, targets)(certain)).all(), name
+        assert np.isfinite(blended(fitted(name, certain, targets), certain)).all(), name
 
 
 @pytest.mark.parametrize("name", BLENDS)
@@ -207,9 +237,9 @@ def test_every_method_blends_probabilities(name):
     """Each method's blend is a distribution over the classes on rows it was not fitted on."""
     logits, targets = some_models(200, [2, 1, 3])
     blend = fitted(name, logits[:, :150], targets[:150], groups=[0, 0, 1], hand_weights=[1, 1, 2])
-    blended = blend(logits[:, 150:])
-    assert blended.shape == (50, 3)
-    np.testing.assert_allclose(np.exp(blended).sum(axis=1), 1, atol=1e-5)
+    said = blended(blend, logits[:, 150:])
+    assert said.shape == (50, 3)
+    np.testing.assert_allclose(np.exp(said).sum(axis=1), 1, atol=1e-5)
 
 
 def test_best_is_the_run_with_the_fewest_errors():
@@ -233,9 +263,9 @@ def test_in_sample_flatters_and_nested_does_not():
     for seed in range(3):
         logits, targets = some_models(150, [0.0] * 10, seed)
         data = oof_of(logits, targets, np.random.default_rng(seed).integers(0, 5, 150))
-        in_sample.append(nll(fitted("softmax", logits, targets)(logits), targets))
-        held_out.append(nll(nested(BLENDS["softmax"], data), targets))
-        mean_loss.append(nll(nested(BLENDS["mean"], data), targets))
+        in_sample.append(nll(blended(fitted("softmax", logits, targets), logits), targets))
+        held_out.append(nll(nested(BLENDS["softmax"], data).values, targets))
+        mean_loss.append(nll(nested(BLENDS["mean"], data).values, targets))
     assert (np.array(in_sample) <= np.array(mean_loss) + 1e-6).all()
     assert (np.array(in_sample) < np.array(held_out)).all()
     assert np.mean(in_sample) < np.mean(mean_loss) < np.mean(held_out)
@@ -247,10 +277,11 @@ def test_nested_never_fits_on_the_rows_it_scores():
     fold = np.arange(200) % 4
     other = np.where(fold == 2, (targets + 1) % 3, targets)
     before, after = (try_method(BLENDS["softmax"], oof_of(logits, labels, fold)) for labels in (targets, other))
-    for first, second in [(before.logits, after.logits), (before.tempered, after.tempered)]:
+    for earlier, later in [(before.outputs, after.outputs), (before.tempered, after.tempered)]:
+        first, second = earlier.values, later.values
         assert (first[fold == 2] == second[fold == 2]).all()
         assert (first[fold != 2] != second[fold != 2]).any(axis=1).all()
-    assert (before.logits == nested(BLENDS["softmax"], oof_of(logits, targets, fold))).all()
+    assert (before.outputs.values == nested(BLENDS["softmax"], oof_of(logits, targets, fold)).values).all()
 
 
 def test_the_choice_for_a_fold_never_looks_at_it():
@@ -263,7 +294,7 @@ def test_the_choice_for_a_fold_never_looks_at_it():
     before = try_method(BLENDS["greedy"], oof_of(logits, targets, fold))
     after = try_method(BLENDS["greedy"], oof_of(spoiled, other, fold))
     assert (before.losses_without[2] == after.losses_without[2]).all()
-    assert before.errors_without[2] == after.errors_without[2]
+    assert before.costs_without[2] == after.costs_without[2]
     assert before.losses_without[1].mean() != after.losses_without[1].mean()
 
 
@@ -272,7 +303,7 @@ def test_two_folds_can_be_nested():
     logits, targets = some_models(200, [2, 1])
     data = oof_of(logits, targets, np.arange(200) % 2)
     tried = {name: try_method(BLENDS[name], data) for name in ("mean", "softmax")}
-    assert np.isfinite(choose_nested(tried, data).tempered).all()
+    assert np.isfinite(choose_nested(tried, data).tempered.values).all()
 
 
 def test_the_mean_wins_unless_it_is_beaten():
@@ -294,7 +325,7 @@ def confident_models(n: int, strengths: list[float]) -> tuple[np.ndarray, np.nda
     return np.stack([noisy_logits(targets, strength, k) + hard for k, strength in enumerate(strengths)]), targets
 
 
-def auto(data: OofLogits):
+def auto(data: OofOutputs):
     return choose_nested({name: try_method(BLENDS[name], data) for name in usable(data)}, data)
 
 
@@ -303,18 +334,20 @@ def test_ten_noise_models_change_nothing():
     logits, targets = confident_models(1500, [6, 5])
     data = oof_of(logits, targets, np.random.default_rng(0).integers(0, 5, 1500))
     noisy = data.with_noise(noise_members(logits, 10, np.empty((0, 0), int), 3))
-    assert errors(log_mean_probability(noisy.logits), targets) > 3 * errors(log_mean_probability(logits), targets)
+    assert count_errors(log_mean_probability(noisy.outputs.values), targets) > 3 * count_errors(
+        log_mean_probability(logits), targets
+    )
     without, crowded = auto(data), auto(noisy)
-    difference = losses(crowded.tempered, targets) - losses(without.tempered, targets)
+    difference = row_losses(crowded.tempered.values, targets) - row_losses(without.tempered.values, targets)
     standard_error = difference.std() / len(difference) ** 0.5
     assert -2 * standard_error < difference.mean() < 0.01
-    assert abs(errors(crowded.logits, targets) - errors(without.logits, targets)) <= 8
+    assert abs(count_errors(crowded.outputs.values, targets) - count_errors(without.outputs.values, targets)) <= 8
 
 
 def test_without_the_only_run_with_a_weight_the_rest_count_alike():
     """Weights by hand of 1 and 0: what the blend loses without the first is a number."""
     logits = np.stack([noisy_logits(TARGETS, 2.0, seed) for seed in range(2)])
-    data = OofLogits(logits, TARGETS, np.arange(60) % 3, np.arange(2), np.array([1.0, 0.0]))
+    data = OofOutputs(Outputs(logits), TARGETS, np.arange(60) % 3, np.arange(2), np.array([1.0, 0.0]))
     assert all(np.isfinite(list(found.values())).all() for found in leave_one_out(by_hand, data))
 
 
@@ -328,7 +361,7 @@ def test_what_a_member_is_worth():
     assert abs(found[3]["difference"]) < found[0]["difference"] / 20
     smallest = smallest_set(data, try_method(BLENDS["softmax"], data).losses)
     assert 0 in smallest and 3 not in smallest
-    shared = overlap(logits, targets)
+    shared = overlap(logits.argmax(axis=-1) != targets)
     assert (np.diag(shared) == 1).all() and shared[0, 1] > shared[0, 3] and (shared == shared.T).all()
 
 
@@ -338,8 +371,8 @@ def test_a_temperature_is_fitted_after_averaging():
     logits = logits * 3
     tried = try_method(BLENDS["mean"], oof_of(logits, targets))
     assert tried.temperature < min(temperature(member, targets) for member in logits)
-    assert nll(tried.tempered, targets) < nll(tried.logits, targets)
-    assert (tried.tempered.argmax(axis=1) == tried.logits.argmax(axis=1)).all()
+    assert nll(tried.tempered.values, targets) < nll(tried.outputs.values, targets)
+    assert (tried.tempered.values.argmax(axis=1) == tried.outputs.values.argmax(axis=1)).all()
 
 
 # ---- the script on runs
@@ -526,7 +559,7 @@ def test_a_blend_sees_what_the_test_sees(place):
         next(row for row in found["table"] if row["name"] == "run fair")["nested"]["errors"]
         for found in (plain, viewed)
     )
-    assert after == errors(oof.logits, oof.targets) != before
+    assert after == count_errors(oof.logits, oof.targets) != before
     assert (plain["tta"], viewed["tta"]) == ({}, {"fair": "auto"})
 
 

@@ -138,7 +138,7 @@ def test_a_class_in_a_single_group_is_refused():
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (table_of(["a"] * 9), {}, "single class"),
+        (table_of(["a"] * 9), {}, "every label is a"),
         (
             table_of(["a", "b"] * 9, writer=["x", "y", "z"] * 6),
             {"split": "group", "group": "writer"},
@@ -185,7 +185,7 @@ SHA = "0123456789abcdef"
         (f"id,label,fold,row_sha\n1,a,-1,{SHA}\n", "no row in fold 0"),
         (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,a,1.0,{SHA}\n", "row 2: fold '1.0'"),
         (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,a,-2,{SHA}\n", "row 2: fold '-2'"),
-        (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,,1,{SHA}\n", "row 2: the id or the label is empty"),
+        (f"id,label,fold,row_sha\n1,a,0,{SHA}\n2,,1,{SHA}\n", "row 2: the label is empty"),
         ("id,label,fold,row_sha\n1,a,0,1.23e+15\n", "row 1, column row_sha"),
         (f"id,label,fold,row_sha\n1,a,0,{SHA},x\n", "row 1: has 5 fields, but the header has 4"),
     ],

@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced, by_hand, first_stage, measure
 from common.base.errors import UserError
-from common.score.calibration import nll_calibrated, temperature
-from common.score.logits import nll
+from common.score.calibration import calibrated_loss, temperature
+from common.score.logits import Outputs, nll
+from common.score.task import MULTICLASS
 from common.sweep.grid import Grid
 from common.sweep.law import LAWS, fates, fit_law
 from common.sweep.regression import BOUND
@@ -131,6 +132,6 @@ def test_confidence_alone_does_not_change_the_loss():
     random = np.random.default_rng(0)
     logits, targets = random.normal(size=(400, 5)), random.integers(0, 5, 400)
     logits[np.arange(400), targets] += 2
-    calm, sure = (nll_calibrated(logits * scale, targets) for scale in (1, 3))
+    calm, sure = (calibrated_loss(Outputs(logits * scale), targets, MULTICLASS) for scale in (1, 3))
     assert calm == pytest.approx(sure, rel=1e-3)
     assert calm > nll(logits / temperature(logits, targets), targets) + 1e-5  # no row helps to fit its own temperature

@@ -6,28 +6,24 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
-from common.score.logits import errors, log_mean_probability, nll, softmax
-from common.score.metrics import (
-    LOWER_IS_BETTER,
-    METRICS,
-    answers_of,
-    check_metric,
-    describe,
-    goodness,
-    interval,
-    score,
-    targets_of,
-)
+from common.score.logits import Outputs, count_errors, log_mean_probability, nll, softmax
+from common.score.metrics import METRICS, Answers, check_metric, describe, goodness, score, wilson
+from common.score.task import MULTICLASS, targets_of
 
 RANDOM = np.random.default_rng(0)
+GRADED = [f"{number}" for number in range(6)]
 LOGITS = RANDOM.normal(size=(200, 4), scale=3).astype(np.float32)
 TARGETS = RANDOM.integers(0, 4, 200)
+
+
+def answers_of(logits: np.ndarray, targets: np.ndarray, names: list[str] = GRADED) -> Answers:
+    return MULTICLASS.answers(Outputs(logits), targets, names[: logits.shape[1]])
 
 
 def test_log_loss_and_accuracy_equal_scikit_learns():
     """Our numbers are the ones everybody else computes."""
     assert nll(LOGITS, TARGETS) == pytest.approx(sklearn_metrics.log_loss(TARGETS, softmax(LOGITS)), rel=1e-12)
-    found = score(LOGITS, TARGETS)
+    found = score(MULTICLASS, Outputs(LOGITS), TARGETS)
     assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(TARGETS, LOGITS.argmax(1)))
     assert found["errors"] == (LOGITS.argmax(1) != TARGETS).sum() and found["n"] == 200
 
@@ -52,9 +48,9 @@ GRADES = RANDOM.choice([0, 1, 3, 4, 5], 300)  # class 2 is predicted, and never 
 )
 def test_metrics_equal_scikit_learns(name, theirs):
     """With a class that never occurs, and one that is never predicted."""
-    assert METRICS[name](answers_of(SIX, GRADES)) == pytest.approx(theirs(SIX), rel=1e-12)
+    assert METRICS[name].of(answers_of(SIX, GRADES)) == pytest.approx(theirs(SIX), rel=1e-12)
     never_five = np.where(np.arange(6) == 5, -9.0, SIX)
-    assert METRICS[name](answers_of(never_five, GRADES)) == pytest.approx(theirs(never_five), rel=1e-12)
+    assert METRICS[name].of(answers_of(never_five, GRADES)) == pytest.approx(theirs(never_five), rel=1e-12)
 
 
 def recall_of_those_that_occur(predicted: np.ndarray) -> float:
@@ -65,20 +61,20 @@ def recall_of_those_that_occur(predicted: np.ndarray) -> float:
 def test_a_right_answer_is_better_than_a_wrong_one(name):
     """Whatever the metric's direction: what is better is larger once its sign is turned."""
     sure = 9.0 * np.eye(6)[GRADES]
-    right, wrong = (goodness(name, METRICS[name](answers_of(logits, GRADES))) for logits in (sure, -sure))
-    assert right > wrong and set(LOWER_IS_BETTER) < set(METRICS)
-    assert METRICS[name](answers_of(sure, GRADES)) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
+    right, wrong = (goodness(name, METRICS[name].of(answers_of(logits, GRADES))) for logits in (sure, -sure))
+    assert right > wrong
+    assert METRICS[name].of(answers_of(sure, GRADES)) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
 
 
 def test_a_metric_that_says_nothing_is_refused():
-    """Top 5 of five classes, kappa of grades in the order of text, a name that is none."""
+    """Top 5 of five classes, kappa of labels that are no numbers, a name that is none."""
     with pytest.raises(UserError, match="top5 is always 1 with 5 classes"):
         check_metric("top5", list("abcde"))
-    with pytest.raises(UserError, match="needs grades in order.*leading zeros"):
-        check_metric("quadratic_kappa", ["1", "10", "2"])
+    with pytest.raises(UserError, match="needs grades, labels that are numbers, but the labels are a, b"):
+        check_metric("quadratic_kappa", ["a", "b"])
     with pytest.raises(UserError, match="--metric: there is no metric acuracy; did you mean accuracy"):
         check_metric("acuracy", ["a", "b"])
-    check_metric("quadratic_kappa", ["01", "02", "10"])
+    check_metric("quadratic_kappa", ["1", "10", "2"])
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -86,8 +82,27 @@ def test_metrics_do_not_depend_on_row_order_or_logit_offset(name):
     """Shuffled rows and a constant added to a row's logits change no score."""
     order = RANDOM.permutation(200)
     moved = LOGITS[order] + RANDOM.normal(size=(200, 1))
-    before, after = METRICS[name](answers_of(LOGITS, TARGETS)), METRICS[name](answers_of(moved, TARGETS[order]))
+    before, after = METRICS[name].of(answers_of(LOGITS, TARGETS)), METRICS[name].of(answers_of(moved, TARGETS[order]))
     assert after == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.parametrize("names", [["0.0", "1.0", "10.0", "2.0"], ["-1", "-10", "0", "7.5"]])
+def test_kappa_goes_by_the_grades_values(names):
+    """Not by the order of their texts: scikit-learn's on a scale of half grades is the same."""
+    halves = np.array([round(2 * float(name)) for name in names])
+    labels = range(halves.min(), halves.max() + 1)
+    theirs = sklearn_metrics.cohen_kappa_score(
+        halves[TARGETS], halves[LOGITS.argmax(1)], weights="quadratic", labels=labels
+    )
+    found = score(MULTICLASS, Outputs(LOGITS), TARGETS, names)
+    assert found["quadratic_kappa"] == pytest.approx(theirs, rel=1e-12)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["1", "2", "3", "nan"], ["1_0", "2_0", "3_0", "4_0"]])
+def test_no_kappa_of_labels_that_are_no_numbers(names):
+    """It is left out, while every other metric is there."""
+    found = score(MULTICLASS, Outputs(LOGITS), TARGETS, names)
+    assert found.keys() == {"n", *MULTICLASS.metrics} - {"quadratic_kappa"}
 
 
 def test_mean_of_probabilities_not_of_logits():
@@ -111,7 +126,7 @@ def test_interval_is_wilsons():
     """The interval is scipy's Wilson interval, of the accuracy."""
     for wrong, n in [(105, 42_000), (0, 360), (3, 9), (360, 360)]:
         theirs = stats.binomtest(n - wrong, n).proportion_ci(method="wilson")
-        assert interval(wrong, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+        assert wilson(wrong, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     words = describe({"accuracy": 0.9975, "errors": 105, "n": 42_000})
     assert words == "99.750 %, 105 errors of 42,000, 95 % interval 99.697 - 99.793 %"
 
@@ -121,4 +136,4 @@ def test_labels_outside_the_classes_are_refused():
     assert targets_of(["b", "a"], ["a", "b"]).tolist() == [1, 0]
     with pytest.raises(UserError, match="'c' is not one of a, b"):
         targets_of(["a", "c"], ["a", "b"])
-    assert errors(np.array([[0.0, 1.0]]), np.array([0])) == 1
+    assert count_errors(np.array([[0.0, 1.0]]), np.array([0])) == 1

@@ -8,18 +8,19 @@ import pytest
 from common.report.audit import label_audit, likely_errors
 from common.runs.predictions import Predictions
 from common.score.calibration import calibration_error, cross_fitted, reliability
-from common.score.logits import nll, softmax
+from common.score.logits import Outputs, nll, softmax
 from common.score.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
+from common.score.task import MULTICLASS
 
 N = 2_000
 
 
 def two_models(better: int, changed: int, n: int = N) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows A and B have right: of ``changed`` rows that one alone has right, B has ``better`` more."""
-    right_a, right_b = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
-    right_a[: (changed + better) // 2] = False
-    right_b[(changed + better) // 2 : changed] = False
-    return right_a, right_b
+    """Which rows A and B have wrong: of ``changed`` rows that one alone has right, B has ``better`` more."""
+    wrong_a, wrong_b = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    wrong_a[: (changed + better) // 2] = True
+    wrong_b[(changed + better) // 2 : changed] = True
+    return wrong_a, wrong_b
 
 
 def test_p_is_the_share_of_coin_tosses_at_least_as_uneven():
@@ -48,16 +49,30 @@ def test_the_interval_covers_the_true_difference():
     random, covered = np.random.default_rng(0), 0
     for _ in range(300):
         kind = random.choice(3, size=N, p=[0.94, 0.04, 0.02])  # alike, only B right, only A right: 40 errors apart
-        found = compare(kind != 1, kind != 2, np.arange(N))
+        found = compare(kind == 1, kind == 2, np.arange(N))
         covered += found.low <= 0.02 * N <= found.high
     assert 0.91 <= covered / 300 <= 0.985
 
 
+def test_costs_of_any_size_are_compared():
+    """Costs that are no zeros and ones: a bootstrap finds a real difference, its interval holds it, and chance is not
+    called shown more often than said."""
+    random, shown, covered = np.random.default_rng(1), 0, 0
+    for _ in range(30):
+        hard = random.exponential(size=300)
+        found = compare(hard + random.normal(0, 0.3, 300), hard + random.normal(0, 0.3, 300), np.arange(300))
+        shown += found.p < LEVEL
+        covered += found.low <= 0 <= found.high
+    assert shown <= 5 and covered >= 25
+    found = compare(hard + 0.2 + random.normal(0, 0.3, 300), hard, np.arange(300))
+    assert found.p < 0.001 and found.low < 60 < found.high and found.better > found.least_shown
+
+
 def test_copies_of_rows_are_no_further_evidence():
     """Every row three times, as copies of one image: the same p, and an interval that is as wide per image."""
-    right_a, right_b = two_models(10, 40)
-    once = compare(right_a, right_b, np.arange(N))
-    copies = compare(np.tile(right_a, 3), np.tile(right_b, 3), np.tile(np.arange(N), 3))
+    wrong_a, wrong_b = two_models(10, 40)
+    once = compare(wrong_a, wrong_b, np.arange(N))
+    copies = compare(np.tile(wrong_a, 3), np.tile(wrong_b, 3), np.tile(np.arange(N), 3))
     assert copies.p == once.p and copies.better == 3 * once.better
     assert (copies.low / 3, copies.high / 3) == pytest.approx((once.low, once.high), abs=1)
 
@@ -149,7 +164,7 @@ def test_reliability_finds_over_confidence_and_temperature_mends_it():
     random = np.random.default_rng(0)
     honest = random.normal(0, 2, size=(N, 10))
     targets = np.array([random.choice(10, p=row) for row in softmax(honest)])
-    tempered = cross_fitted(3 * honest, targets, np.arange(N) % 5)
+    tempered = cross_fitted(Outputs(3 * honest), targets, np.arange(N) % 5, MULTICLASS).values
     gaps = {}
     for name, logits in (("loud", 3 * honest), ("tempered", tempered)):
         confidence, right = softmax(logits).max(axis=1), logits.argmax(axis=1) == targets

@@ -9,7 +9,7 @@ import pytest
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.runs.predictions import Predictions
-from common.runs.submission import Form, check_submission, read_form, share_differences, write_submission
+from common.runs.submission import Sheet, check_submission, read_form, share_differences, write_submission
 from common.score.logits import softmax
 
 REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
@@ -97,18 +97,18 @@ def test_predictions_that_are_not_finite_are_refused(tmp_path):
 )
 def test_the_finished_file_is_checked(content, what):
     """The last look at what would be sent finds a foreign label, another order, count or header."""
-    form = Form(["id", "label"], 0, ["a", "b"], probabilities=False)
+    sheet = Sheet(["id", "label"], 0, ["a", "b"], "label")
     with pytest.raises(UserError, match=what):
-        check_submission("submission.csv", content, form, ["cat", "dog"])
+        check_submission("submission.csv", content, sheet, ["cat", "dog"])
 
 
 @pytest.mark.parametrize("cells", ["0.5,0.6", "nan,1", "-0.5,1.5", ",1"])
 def test_probabilities_are_checked(cells):
     """Probabilities lie between 0 and 1 and sum to 1."""
-    form = Form(["id", "cat", "dog"], 0, ["a"], probabilities=True)
-    check_submission("submission.csv", "id,cat,dog\na,0.25,0.75\n", form, ["cat", "dog"])
+    sheet = Sheet(["id", "cat", "dog"], 0, ["a"], "probabilities")
+    check_submission("submission.csv", "id,cat,dog\na,0.25,0.75\n", sheet, ["cat", "dog"])
     with pytest.raises(UserError, match=r"row 1: .* are not probabilities"):
-        check_submission("submission.csv", f"id,cat,dog\na,{cells}\n", form, ["cat", "dog"])
+        check_submission("submission.csv", f"id,cat,dog\na,{cells}\n", sheet, ["cat", "dog"])
 
 
 def test_wild_class_shares_warn(tmp_path, capsys):

@@ -20,7 +20,8 @@ from common.data.views import TTA
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
-from common.score.logits import errors, log_mean_probability
+from common.score.logits import Outputs, count_errors, log_mean_probability
+from common.score.task import MULTICLASS
 from common.score.view_choice import choose_views, choose_weights, score_views
 from common.train import fold_models
 from common.train.fold_models import FoldModels, read_models
@@ -95,25 +96,25 @@ def some_views(n: int, strengths: list[float]) -> tuple[np.ndarray, np.ndarray, 
 def test_a_helping_view_stays_and_a_harmful_one_goes():
     """A second look with noise of its own is used, one that knows nothing or the wrong thing is not."""
     logits, targets, part = some_views(1500, [3, 3, 0, -3])
-    scores = score_views(logits, targets, part)
+    scores = score_views(Outputs(logits), targets, part, MULTICLASS)
     assert [score.helps for score in scores] == [False, True, False, False]
-    weights, averaged = choose_views(logits, targets, part)
+    weights, averaged = choose_views(Outputs(logits), targets, part, MULTICLASS)
     assert weights[0] > 0.3 and weights[1] > 0.3 and weights[2:].tolist() == [0, 0]
-    assert errors(averaged, targets) < errors(logits[0], targets)
+    assert count_errors(averaged.values, targets) < count_errors(logits[0], targets)
 
 
 def test_without_a_helping_view_nothing_changes():
     """Where no view helps the image itself is all there is, to the bit."""
     logits, targets, part = some_views(600, [3, 0, 0])
-    weights, averaged = choose_views(logits, targets, part)
-    assert weights.tolist() == [1, 0, 0] and averaged is not None and (averaged == logits[0]).all()
+    weights, averaged = choose_views(Outputs(logits), targets, part, MULTICLASS)
+    assert weights.tolist() == [1, 0, 0] and (averaged.values == logits[0]).all()
 
 
 def test_views_and_weights_of_a_part_never_see_it():
     """Other labels in one part change how the other parts' rows are averaged, never how its own are."""
     logits, targets, part = some_views(600, [3, 3, 2])
     other = np.where(part == 2, (targets + 1) % 3, targets)
-    before, after = (choose_views(logits, labels, part)[1] for labels in (targets, other))
+    before, after = (choose_views(Outputs(logits), labels, part, MULTICLASS)[1].values for labels in (targets, other))
     assert (before[part == 2] == after[part == 2]).all()
     assert (before[part != 2] != after[part != 2]).any()
 
@@ -121,9 +122,9 @@ def test_views_and_weights_of_a_part_never_see_it():
 def test_views_that_help_share_alike():
     """The image itself keeps half unless another share clearly wins; the helping views share the rest equally."""
     logits, targets, part = some_views(1500, [3, 1.5, 1.5])
-    assert choose_weights(logits, targets, part).tolist() == [0.5, 0.25, 0.25]
+    assert choose_weights(Outputs(logits), targets, part, MULTICLASS).tolist() == [0.5, 0.25, 0.25]
     logits, targets, part = some_views(1500, [0.5, 4, 4])
-    weights = choose_weights(logits, targets, part)
+    weights = choose_weights(Outputs(logits), targets, part, MULTICLASS)
     assert weights[0] < 0.2 and weights[1] == weights[2] and weights.sum() == pytest.approx(1)
 
 
@@ -171,7 +172,7 @@ def test_flips_stay_where_left_and_right_mean_nothing(tmp_path):
         assert views[name]["helps"] and views[name]["weight"] > 0.1
     viewed = read_predictions(tmp_path / "runs" / "digit_cnn" / TTA_OOF_FILE)
     plain = join_oof(tmp_path / "runs" / "digit_cnn", read_folds(tmp_path / "folds.csv"))
-    assert errors(viewed.logits, viewed.targets) < errors(plain.logits, plain.targets)
+    assert count_errors(viewed.logits, viewed.targets) < count_errors(plain.logits, plain.targets)
 
 
 def test_oof_is_stored_under_the_views_of_the_test(chain, tiny):

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
 from common.data.images import Images, pixels_of
+from common.score.task import MULTICLASS, Task
 
 
 def seed_of(purpose: str, *parts: int) -> int:
@@ -90,6 +91,7 @@ class TrainBatches:
     epochs: int = 1  # of the training of one net
     sampling: str = "uniform"  # or "balanced"
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
+    task: Task = MULTICLASS
 
     @property
     def steps(self) -> int:
@@ -170,9 +172,9 @@ class TrainBatches:
         return self.normalise(self.augment(pixels.float().div_(255), uniform, self.side))
 
     def targets_of(self, rows: Tensor) -> Tensor:
-        """Smoothed one-hot targets (m, classes): 1 - s + s / classes for a row's class, s / classes elsewhere."""
-        one_hot = F.one_hot(self.targets[rows], self.num_classes).float()
-        return one_hot * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        """What the loss compares, smoothed: the task's soft targets, float (m, outputs)."""
+        numbers = torch.arange(self.num_classes, device=self.targets.device)
+        return self.task.soft(self.targets[rows], numbers, self.label_smoothing)
 
     def _uniform(self, seed: int, share: slice, from_end: bool = False) -> Uniform:
         device = self.rows.device

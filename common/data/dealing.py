@@ -9,6 +9,7 @@ from common.base.errors import UserError
 from common.base.strict_csv import row_of, text_array
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
 from common.data.tables import Table
+from common.score.task import MULTICLASS, Task
 
 Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
 
@@ -24,6 +25,7 @@ def make_folds(
     fold_column: str = "",
     seed: int = 0,
     rare: Literal["error", "train"] = "error",
+    task: Task = MULTICLASS,
 ) -> Folds:
     """Deal the table's rows to folds with scikit-learn's splitters.
 
@@ -37,31 +39,32 @@ def make_folds(
     """
     labels, row_shas = table.labels, table.row_shas()
     if len(set(labels)) < 2:
-        raise UserError(table.source, "has a single class", "a classifier needs at least two")
+        raise UserError(table.source, f"every label is {labels[0]}", "a model needs at least two to learn from")
+    strata = task.stratum(labels)
     groups = _column(table, group, "--group") if group else text_array([])
     if split == "column":
         fold = fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
-        return Folds(table.ids, labels, fold, row_shas, groups)
+        return Folds(table.ids, labels, fold, row_shas, groups, task)
     images = _numbered(row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images
     fold = np.full(len(labels), ALWAYS_TRAINING)
-    dealt = _rows_to_deal(table.source, labels, images, units, k, rare)
+    dealt = _rows_to_deal(table.source, strata, images, units, k, rare)
     _, first = np.unique(images[dealt], return_index=True)  # one row for each distinct image
     rows = dealt[first]
     if (found := len(set(units[rows]))) < k:
         what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
         raise UserError(table.source, what, "lower --k")
     fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
-    if split == "stratified-group" and (units.max() + 1) * len(set(labels)) > WIDE:
-        fold_of_unit[units[rows]] = _stratified_groups(_numbered(labels[rows]), units[rows], k, seed)
+    if split == "stratified-group" and (units.max() + 1) * len(set(strata)) > WIDE:
+        fold_of_unit[units[rows]] = _stratified_groups(_numbered(strata[rows]), units[rows], k, seed)
     else:
-        parts = _splitter(split, k, seed).split(rows, labels[rows], units[rows] if "group" in split else None)
+        parts = _splitter(split, k, seed).split(rows, strata[rows], units[rows] if "group" in split else None)
         for number, (_, part) in enumerate(parts):
             if split != "holdout" or number == 0:
                 fold_of_unit[units[rows[part]]] = number
     fold[dealt] = fold_of_unit[units[dealt]]
-    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups))) and rare == "train":
-        in_one_fold = np.isin(labels, [name for name, _ in missing])
+    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task))) and rare == "train":
+        in_one_fold = np.isin(strata, [name for name, _ in missing])
         fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
     elif missing:
         name, number = missing[0]
@@ -70,7 +73,7 @@ def make_folds(
             table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
         )
     refuse_holes(fold, table.source, "lower --k or try another --seed")
-    return Folds(table.ids, labels, fold, row_shas, groups)
+    return Folds(table.ids, labels, fold, row_shas, groups, task)
 
 
 def _splitter(split: Split, k: int, seed: int):
@@ -120,15 +123,15 @@ def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int
 
 
 def _rows_to_deal(
-    source: str, labels: np.ndarray, images: np.ndarray, units: np.ndarray, k: int, rare: Literal["error", "train"]
+    source: str, strata: np.ndarray, images: np.ndarray, units: np.ndarray, k: int, rare: Literal["error", "train"]
 ) -> np.ndarray:
     """Positions of the rows that go into folds: all but the units with a rare class.
 
     A unit is left out as a whole, which may make another class rare in turn.
     """
-    rows = np.arange(len(labels))
+    rows = np.arange(len(strata))
     while True:
-        counts = Counter(name for name, _ in set(zip(labels[rows], images[rows].tolist(), strict=True)))
+        counts = Counter(name for name, _ in set(zip(strata[rows], images[rows].tolist(), strict=True)))
         small = {name: count for name, count in counts.items() if count < k}
         if not small:
             return rows
@@ -136,7 +139,7 @@ def _rows_to_deal(
             named = ", ".join(f"{name} ({count})" for name, count in sorted(small.items())[:5])
             what = f"{len(small)} classes have fewer than {k} distinct images: {named}"
             raise UserError(source, what, "lower --k, or --rare train to keep their rows out of validation")
-        out = units[rows][np.isin(labels[rows], list(small))]
+        out = units[rows][np.isin(strata[rows], list(small))]
         rows = rows[~np.isin(units[rows], out)]
 
 

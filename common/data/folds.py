@@ -17,7 +17,7 @@ from common.base.files import sha256, write_file
 from common.base.strict_csv import read_cells, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.tables import Table
-from common.score.metrics import targets_of
+from common.score.task import MULTICLASS, Task
 
 ALWAYS_TRAINING = -1
 
@@ -31,6 +31,7 @@ class Folds:
     fold: np.ndarray  # int64, n
     row_shas: np.ndarray  # text, n
     groups: np.ndarray  # text, n; empty where the split knows no groups
+    task: Task = MULTICLASS
 
     @property
     def count(self) -> int:
@@ -38,13 +39,18 @@ class Folds:
 
     @cached_property
     def classes(self) -> list[str]:
-        """The distinct labels, sorted as text: this order is the order of a model's outputs."""
-        return sorted(set(self.labels))
+        """The names of a model's outputs, in their order."""
+        return self.task.outputs(self.labels)
 
     @cached_property
     def targets(self) -> np.ndarray:
-        """The class number of each row, int64 (n)."""
-        return targets_of(self.labels, self.classes)
+        """The task's target of each row: the class number, int64 (n)."""
+        return self.task.encode(self.labels, self.classes)
+
+    @cached_property
+    def strata(self) -> np.ndarray:
+        """What every part of the rows should have its share of, such as each class: equal keys, (n)."""
+        return self.task.stratum(self.labels)
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +62,7 @@ class Folds:
 def missing_classes(folds: Folds) -> list[tuple[str, int]]:
     """Each class all of whose rows lie in one validation fold, with that fold: nothing is left to train on."""
     seen = {}
-    for name, number in zip(folds.labels, folds.fold.tolist(), strict=True):
+    for name, number in zip(folds.strata, folds.fold.tolist(), strict=True):
         seen.setdefault(name, set()).add(number)
     return sorted((name, min(found)) for name, found in seen.items() if len(found) == 1 and min(found) >= 0)
 
@@ -81,8 +87,8 @@ def write_folds(path: Path, folds: Folds) -> None:
     write_file(path, folds_text(folds))
 
 
-def read_folds(path: Path) -> Folds:
-    """Read a folds file.
+def read_folds(path: Path, task: Task = MULTICLASS) -> Folds:
+    """Read a folds file of a task.
 
     Raises:
         UserError: a missing column or fold, an empty or doubled id, a cell that is not what it should be.
@@ -95,15 +101,16 @@ def read_folds(path: Path) -> Folds:
     ids, labels, row_shas = cells["id"], cells["label"], cells["row_sha"]
     first_row = {}
     for index, (name, label, row_sha) in enumerate(zip(ids, labels, row_shas, strict=True)):
-        if not name or not label:
-            raise UserError(row_of(path, index), "the id or the label is empty", "restore the file")
+        if flaw := task.flaw(label) if name else "is empty":
+            raise UserError(row_of(path, index), f"the {'label' if name else 'id'} {flaw}", "restore the file")
         if not re.fullmatch("[0-9a-f]{16}", row_sha):
             raise UserError(
                 f"{row_of(path, index)}, column row_sha", f"{row_sha!r} is not a valid hash", "restore the file"
             )
         if (earlier := first_row.setdefault(name, index)) != index:
             raise UserError(row_of(path, index), f"id {name} is also in row {earlier + 1}", "restore the file")
-    return Folds(ids, labels, fold_numbers(cells["fold"], str(path)), row_shas, cells.get("group", text_array([])))
+    fold = fold_numbers(cells["fold"], str(path))
+    return Folds(ids, labels, fold, row_shas, cells.get("group", text_array([])), task)
 
 
 def fold_numbers(cells: Sequence[str], where: str) -> np.ndarray:
@@ -138,8 +145,8 @@ def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tu
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
     if train_fraction < 1:
-        targets = folds.targets[train]
-        of_each_class = np.split(train[np.argsort(targets, kind="stable")], np.cumsum(np.bincount(targets))[:-1])
+        numbers = np.unique(folds.strata.astype(str), return_inverse=True)[1][train]
+        of_each_class = np.split(train[np.argsort(numbers, kind="stable")], np.cumsum(np.bincount(numbers))[:-1])
         kept = [rows[: max(1, round(train_fraction * len(rows)))] for rows in map(random.permutation, of_each_class)]
         train = np.sort(np.concatenate(kept))
     if limit:
@@ -159,7 +166,7 @@ def match_folds(folds: Folds, table: Table) -> Folds:
     position = {name: at for at, name in enumerate(folds.ids)}
     order = np.array([position[name] for name in table.ids])
     groups = folds.groups[order] if folds.groups.size else folds.groups
-    return Folds(table.ids, folds.labels[order], folds.fold[order], folds.row_shas[order], groups)
+    return Folds(table.ids, folds.labels[order], folds.fold[order], folds.row_shas[order], groups, folds.task)
 
 
 def changed_rows(folds: Folds, table: Table, hash_images: bool = True) -> list[str]:
@@ -190,7 +197,7 @@ def leaks(folds: Folds, test: Table | None = None) -> list[str]:
         "are exact copies with different labels": _divided(folds.row_shas, folds.labels),
         "belong to groups that lie in different folds": _divided(folds.groups, folds.fold),
         f"are all there is of class {names_in_short(list(by_class))}, in one fold: none left to train on": [
-            at for at, name in enumerate(folds.labels) if name in by_class
+            at for at, name in enumerate(folds.strata) if name in by_class
         ],
         "are also in the test set": [at for at, row_sha in enumerate(folds.row_shas) if row_sha in in_test],
     }

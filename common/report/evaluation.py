@@ -19,9 +19,9 @@ from common.runs.config import Config, training_settings
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.runs.oof import join_oof
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
-from common.score.calibration import PARTS, calibration_error, cross_fitted, temperature
-from common.score.logits import nll, softmax
-from common.score.metrics import METRICS, goodness, interval
+from common.score.calibration import PARTS, calibration_error, cross_fitted
+from common.score.logits import Outputs
+from common.score.metrics import METRICS, goodness, wilson
 from common.score.significance import Comparison, compare, holm, noise_floor
 
 COPIES = 4  # of a run's logits that its tables and figures hold at a time, about
@@ -48,7 +48,7 @@ class Evaluation:
     @cached_property
     def predicted(self) -> np.ndarray:
         """Class number of each prediction, (n)."""
-        return self.oof.predicted_numbers
+        return self.oof.predicted_targets
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -60,26 +60,32 @@ class Evaluation:
         """Whether each row is predicted right, bool (n)."""
         return self.predicted == self.targets
 
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """What each row costs: whether it is predicted wrong, bool (n)."""
+        return self.oof.task.cost(self.oof.outputs, self.places)
+
     @property
     def errors(self) -> int:
         """Rows predicted wrong."""
-        return int((~self.right).sum())
+        return self.costs.sum().item()
 
     @cached_property
-    def calibrated(self) -> np.ndarray:
-        """Logits (n, columns), each fold's divided by the temperature that fits the other folds best."""
+    def calibrated(self) -> Outputs:
+        """Outputs (n, columns), each fold's divided by the temperature that fits the other folds best."""
         part = self.oof.fold
         if len(set(part.tolist())) < 2:  # a holdout
             part = np.random.default_rng(0).permutation(len(self.targets)) % PARTS
-        return cross_fitted(self.oof.logits, self.places, part, self.oof.others)
+        return cross_fitted(self.oof.outputs, self.places, part, self.oof.task)
 
     def confidence(self, calibrated: bool = True) -> np.ndarray:
         """Probability of each prediction, (n)."""
-        return softmax(self.calibrated if calibrated else self.oof.logits, self.oof.others).max(axis=1)
+        return (self.calibrated if calibrated else self.oof.outputs).softmax().max(axis=1)
 
     def nll(self, calibrated: bool = False) -> float:
         """Mean negative log likelihood, nats per row."""
-        return nll(self.calibrated if calibrated else self.oof.logits, self.places, self.oof.others)
+        outputs = self.calibrated if calibrated else self.oof.outputs
+        return float(self.oof.task.loss(outputs, self.places).mean())
 
 
 def read_run(run_folder: Path, folds: Folds) -> Evaluation:
@@ -130,10 +136,10 @@ def scores(runs: list[Evaluation], metric: str = "accuracy") -> pd.DataFrame:
     rows = []
     for run in runs:
         n = len(run.targets)
-        low, high = interval(run.errors, n)
+        low, high = wilson(run.errors, n)
         row = {"run": run.name, "errors": run.errors, "accuracy": 1 - run.errors / n, "low": low, "high": high}
         if metric not in (*row, "nll"):
-            row[metric] = METRICS[metric](run.oof.answers())
+            row[metric] = METRICS[metric].of(run.oof.answers())
         row |= {"nll": run.nll(), "nll_calibrated": run.nll(calibrated=True)}
         row["minutes"] = sum(each["seconds"] for each in run.metrics) / 60 if run.metrics else np.nan
         rows.append(row)
@@ -183,7 +189,7 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
         own = run.oof.fold == number
         wrong, n = int((~run.right[own]).sum()), int(own.sum())
         last, best = log.accuracy.iloc[-1], log.accuracy.max()
-        row = [number, n, wrong, 1 - wrong / n, nll(run.oof.logits[own], run.places[own], run.oof.others)]
+        row = [number, n, wrong, 1 - wrong / n, run.oof.task.loss(run.oof.outputs[own], run.places[own]).mean()]
         row += [last, best, int(log.accuracy.argmax()) + 1, best - last]
         halves = [log[name].to_numpy() for name in HALVES if name in log]  # absent with a single row
         row += [np.mean([scored[chosen.argmax()] for chosen, scored in (halves, halves[::-1])]) if halves else np.nan]
@@ -234,7 +240,7 @@ def confusions(run: Evaluation) -> pd.DataFrame:
 def calibration(run: Evaluation) -> pd.DataFrame:
     """Log loss and expected calibration error before and after a cross-fitted temperature."""
     rows = []
-    fitted = temperature(run.oof.logits, run.places, run.oof.others)
+    fitted = run.oof.task.calibrate(run.oof.outputs, run.places)
     for name, scale, calibrated in (("as trained", 1.0, False), ("after temperature", fitted, True)):
         confidence = run.confidence(calibrated)
         gap = calibration_error(confidence, run.right)
@@ -314,7 +320,7 @@ class Evidence:
 
     def compare(self, a: Evaluation, b: Evaluation) -> Comparison:
         """B against A."""
-        return compare(a.right, b.right, self.units)
+        return compare(a.costs, b.costs, self.units)
 
     def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path]:
         """The images of some ids."""

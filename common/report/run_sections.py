@@ -246,7 +246,7 @@ def label_sections(evidence: Evidence) -> list[Section]:
     if not evidence.runs:
         return []
     count, first = len(evidence.runs), evidence.runs[0].oof
-    logits, shared = side_by_side([replace(run.oof, logits=run.calibrated) for run in evidence.runs])
+    logits, shared = side_by_side([replace(run.oof, logits=run.calibrated.values) for run in evidence.runs])
     audit = label_audit(shared, logits)
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"

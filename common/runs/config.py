@@ -23,6 +23,7 @@ class Config:
     fold: str = "all"  # a fold's number, all, or full (every row, no validation)
     config: str = ""  # recipe (yaml); flags on the command line override it
     restart: bool = False  # list what this run's folder holds, then delete it
+    task: Literal["multiclass"] = "multiclass"  # what an answer is: one class a row
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub

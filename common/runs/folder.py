@@ -32,7 +32,7 @@ from common.runs.layout import (
 from common.runs.oof import oof_score
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
-from common.score.metrics import describe, score
+from common.score.metrics import describe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,7 @@ def save_fold(
     metrics = saved.in_metrics | figures
     if oof is not None:
         sha256_of[OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
-        metrics |= score(oof.logits, oof.targets)
+        metrics |= oof.score()
     metrics["sha256_of"] = sha256_of
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

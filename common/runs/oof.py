@@ -20,7 +20,7 @@ def oof_predictions(
 ) -> Predictions:
     """``logits``, float32 (m, classes), as predictions of the ``rows``, int64 (m), that folds held out."""
     labels, fold = folds.labels[rows], folds.fold[rows]
-    return Predictions(folds.ids[rows], logits, folds.classes, labels, fold, source=source or {})
+    return Predictions(folds.ids[rows], logits, folds.classes, labels, fold, source=source or {}, task=folds.task)
 
 
 def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions:
@@ -54,7 +54,7 @@ def oof_score(run_folder: Path, folds: Folds) -> dict[str, float | int]:
     Raises:
         UserError: as :func:`join_oof` does.
     """
-    return score_of(joined_answers([part.answers() for part in _oof_parts(run_folder, folds)]))
+    return score_of(joined_answers([part.answers() for part in _oof_parts(run_folder, folds)]), folds.task.metrics)
 
 
 def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:

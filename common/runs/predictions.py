@@ -16,12 +16,11 @@ import numpy as np
 from common.base.errors import UserError, warn_of_unhashed
 from common.base.files import write_file
 from common.base.words import rows_named
-from common.runs.layout import (
-    check_stated,
-)
-from common.score.logits import blocks
-from common.score.metrics import Answers, answers_of, score_of, targets_of
+from common.runs.layout import check_stated
+from common.score.logits import Outputs, blocks
+from common.score.metrics import Answers, score_of
 from common.score.shortlist import lengthen, on_columns, shared_columns, shorten
+from common.score.task import MULTICLASS, TASKS, Task
 
 # Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes are always there.
 _ARRAYS = {
@@ -34,14 +33,18 @@ _ARRAYS = {
     "id_name": ("U", 0),
     "label_name": ("U", 0),
     "source": ("U", 0),
+    "task": ("U", 0),
 }
 LARGE = 200_000_000  # numbers (0.8 GB): where predictions side by side would hold more, they are taken in short form
 KEPT = (8, 64)  # likeliest classes of each row that the short form then keeps, at least and at most
 
 
+AGAIN = "run the step that writes it again"
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """What a run says about n rows; ids, labels and classes are text."""
+    """What a run says about n rows; ids, labels and classes (the names of the task's outputs) are text."""
 
     ids: np.ndarray  # (n), no id twice
     logits: np.ndarray  # float32 (n, classes), in short form (n, k + 1); of an average: the log of the mean probability
@@ -53,6 +56,12 @@ class Predictions:
     source: dict[str, Any] = field(default_factory=dict)  # by infer.py: fold, tta, views (weights), models (sha256)
     # Short form: the class number of every column of logits but the last, int32 (n, k); empty: the long form.
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
+    task: Task = MULTICLASS
+
+    @property
+    def outputs(self) -> Outputs:
+        """The logits, with what their last column stands for."""
+        return Outputs(self.logits, self.others)
 
     @property
     def is_short(self) -> bool:
@@ -65,24 +74,24 @@ class Predictions:
         return len(self.classes) - self.columns.shape[1] if self.is_short else 1
 
     @property
-    def predicted_numbers(self) -> np.ndarray:
-        """The most probable class of each row, int64 (n)."""
-        found = self.logits.argmax(axis=1)
+    def predicted_targets(self) -> np.ndarray:
+        """What is predicted of each row in the form of the targets: the most probable class, int64 (n)."""
+        found = self.task.decide(self.outputs)
         return self.columns[np.arange(len(found)), found].astype(np.int64) if self.is_short else found
 
     @property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each row, text (n)."""
-        return np.asarray(self.classes, dtype=object)[self.predicted_numbers]
+        """What is predicted of each row in the form of the labels, text (n)."""
+        return self.task.decode(self.predicted_targets, self.classes)
 
     @property
     def targets(self) -> np.ndarray:
-        """The labels as class numbers, int64 (n)."""
-        return targets_of(self.labels, self.classes)
+        """The labels as the task's targets: class numbers, int64 (n)."""
+        return self.task.encode(self.labels, self.classes)
 
     @property
     def places(self) -> np.ndarray:
-        """The column of the logits that each row's label stands in, int64 (n)."""
+        """The targets of :attr:`outputs`; in short form the column that each row's label stands in, int64 (n)."""
         targets = self.targets
         if not self.is_short:
             return targets
@@ -91,12 +100,14 @@ class Predictions:
 
     def answers(self) -> Answers:
         """What the metrics are made of, for rows whose labels are known."""
-        found = answers_of(self.logits, self.places, self.others)
-        return replace(found, predicted=self.predicted_numbers, targets=self.targets, classes=len(self.classes))
+        found = self.task.answers(self.outputs, self.places, self.classes)
+        if not self.is_short:
+            return found
+        return replace(found, predicted=self.predicted_targets, targets=self.targets)
 
     def score(self) -> dict[str, float | int]:
         """n and every metric, for rows whose labels are known."""
-        return score_of(self.answers())
+        return score_of(self.answers(), self.task.metrics)
 
     def long(self, rows: slice) -> np.ndarray:
         """The logits of some rows for all classes, (rows, classes)."""
@@ -147,14 +158,16 @@ def side_by_side(members: Sequence[Predictions]) -> tuple[list[np.ndarray], Pred
 # ---- files
 
 
-def check_store(store: str) -> int:
+def check_store(store: str, task: Task = MULTICLASS) -> int:
     """How many likeliest classes ``store`` keeps: 0 for float32 and float16, k for top<k>.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or keeps a part of what the task needs as a whole.
     """
     if store in ("float32", "float16"):
         return 0
+    if not task.is_shortened:
+        raise UserError("--store", f"{store} does not fit {task.name}", "use float32 or float16")
     if re.fullmatch("top([2-9]|[1-9][0-9]{1,4})", store):
         return int(store.removeprefix("top"))
     raise UserError("--store", f"there is no format {store}", "use float32, float16, or topN such as top64 (N >= 2)")
@@ -163,22 +176,23 @@ def check_store(store: str) -> int:
 def write_predictions(path: Path, predictions: Predictions, store: str = "float32") -> str:
     """Write ``predictions`` as npz and return the sha256 of its arrays; the same content always gives the same bytes.
 
-    ``store`` is the form of the logits: ``float32``; ``float16``, where each row is moved so that its largest is 0,
-    since half precision is finest there and no answer changes; ``top64``, the short form with the 64 likeliest.
+    ``store`` is the form of the logits: ``float32``; ``float16``, in the task's way that changes no answer; ``top64``,
+    the short form with the 64 likeliest.
 
     Raises:
         UserError: a number that is not finite, an id twice, arrays that do not fit together; nothing is written.
     """
-    if kept := check_store(store):
+    if kept := check_store(store, predictions.task):
         predictions = short_form(predictions, kept)
     check_predictions(path, predictions)
     whole = predictions.logits.astype(np.float32, copy=False)
     arrays = {
         "ids": np.asarray(predictions.ids, dtype=str),
-        "logits": _half(whole) if store == "float16" else whole,
+        "logits": predictions.task.half(whole) if store == "float16" else whole,
         "classes": np.asarray(predictions.classes, dtype=str),
         "id_name": np.asarray(predictions.id_name),
         "label_name": np.asarray(predictions.label_name),
+        "task": np.asarray(predictions.task.name),
     }
     if len(predictions.labels):
         arrays["labels"] = np.asarray(predictions.labels, dtype=str)
@@ -191,14 +205,6 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
     arrays = {"sha256": np.asarray(digest(arrays))} | arrays  # the first: an archive that lost its end still has it
     write_file(path, lambda file: np.savez(file, **arrays))
     return str(arrays["sha256"])
-
-
-def _half(logits: np.ndarray) -> np.ndarray:
-    half = np.empty(logits.shape, dtype=np.float16)
-    for rows in blocks(*logits.shape):
-        moved = logits[rows] - logits[rows].max(axis=1, keepdims=True)
-        half[rows] = np.maximum(moved, np.finfo(np.float16).min)
-    return half
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -226,21 +232,24 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(str(path), what, "run the step that writes it") from error
     except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds
         what = "is damaged or truncated, or contains pickles"
-        raise UserError(str(path), what, "run the step that writes it again") from error
+        raise UserError(str(path), what, AGAIN) from error
     if unknown := sorted(arrays.keys() - _ARRAYS.keys() - {"sha256"}):
-        raise UserError(str(path), f"contains an unknown {unknown[0]!r}", "run the step that writes it again")
+        raise UserError(str(path), f"contains an unknown {unknown[0]!r}", AGAIN)
     for name, (kind, dimensions) in _ARRAYS.items():
         needed = name in ("ids", "logits", "classes")
         if (name in arrays or needed) and _kind(arrays.get(name)) != (kind, dimensions):
             what = f"has no {name} of the right type ({'text' if kind == 'U' else 'numbers'})"
-            raise UserError(str(path), what, "run the step that writes it again")
+            raise UserError(str(path), what, AGAIN)
     content = digest(arrays)
     if "sha256" not in arrays:
         warn_of_unhashed(path.name)
     elif str(arrays["sha256"]) != content:
         what = "is damaged or was edited: its arrays do not match their sha256"
-        raise UserError(str(path), what, "run the step that writes it again")
+        raise UserError(str(path), what, AGAIN)
     check_stated(path, content)
+    task = str(arrays.get("task", MULTICLASS.name))  # older files do not say
+    if task not in TASKS:
+        raise UserError(str(path), f"is of the task {task}, which this version does not know", "use a newer version")
     empty = Predictions(np.empty(0), np.empty((0, 0)), [])
     predictions = Predictions(
         ids=arrays["ids"].astype(object),
@@ -252,6 +261,7 @@ def read_predictions(path: Path) -> Predictions:
         label_name=str(arrays.get("label_name", empty.label_name)),
         source=_source(path, str(arrays.get("source", "{}"))),
         columns=arrays.get("columns", empty.columns).astype(np.int32),
+        task=TASKS[task],
     )
     check_predictions(path, predictions)
     return predictions
@@ -267,10 +277,9 @@ def rows_in_order(predictions: Predictions, ids: Sequence[str] | np.ndarray, whe
     missing = [row_id for row_id in ids if row_id not in position]
     surplus = sorted(position.keys() - set(ids))
     if missing or surplus:
-        differences = [f"lacks {rows_named(missing)}"] * bool(missing) + [f"has extra {rows_named(surplus)}"] * bool(
-            surplus
-        )
-        raise UserError(where, f"{' and '.join(differences)}", "use predictions of exactly these rows, without --limit")
+        found = {"lacks": missing, "has extra": surplus}
+        what = " and ".join(f"{verb} {rows_named(names)}" for verb, names in found.items() if names)
+        raise UserError(where, what, "use predictions of exactly these rows, without --limit")
     order = np.fromiter((position[row_id] for row_id in ids), dtype=np.int64, count=len(ids))
     if (order == np.arange(len(order))).all():
         return predictions
@@ -285,19 +294,17 @@ def check_predictions(where: str | Path, predictions: Predictions) -> None:
     shape = (rows, predictions.columns.shape[1] + 1) if predictions.is_short else (rows, width)
     if np.shape(predictions.logits) != shape or len(set(predictions.classes)) != width or predictions.others < 1:
         what = f"has logits of shape {np.shape(predictions.logits)} for {rows} ids and {width} classes"
-        raise UserError(str(where), what, "run the step that writes it again")
+        raise UserError(str(where), what, AGAIN)
     if predictions.is_short and not _is_shortlist(predictions, rows, width):
         what = "invalid short form: a row has a class twice, an unknown class, or others rated above all its classes"
-        raise UserError(str(where), what, "run the step that writes it again")
+        raise UserError(str(where), what, AGAIN)
     for name in ("labels", "fold"):
         if len(getattr(predictions, name)) not in (0, rows):
             what = f"has {len(getattr(predictions, name))} {name} for {rows} ids"
-            raise UserError(str(where), what, "run the step that writes it again")
+            raise UserError(str(where), what, AGAIN)
     if len(set(predictions.ids)) != rows:
         names, counts = np.unique(np.asarray(predictions.ids, dtype=str), return_counts=True)
-        raise UserError(
-            str(where), f"contains duplicate ids: {rows_named(names[counts > 1])}", "run the step that writes it again"
-        )
+        raise UserError(str(where), f"contains duplicate ids: {rows_named(names[counts > 1])}", AGAIN)
     broken = np.zeros(rows, dtype=bool)
     for some in blocks(*shape):
         broken[some] = ~np.isfinite(predictions.logits[some]).all(axis=1)
@@ -321,7 +328,7 @@ def _source(path: Path, text: str) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         source = {"models": None}
     if source and [type(source.get(name)) for name in ("fold", "tta", "views", "models")] != [str, str, dict, dict]:
-        raise UserError(str(path), "does not state how it was made", "run the step that writes it again")
+        raise UserError(str(path), "does not state how it was made", AGAIN)
     return source
 
 

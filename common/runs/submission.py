@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,39 +16,111 @@ from common.base.strict_csv import read_cells, row_of
 from common.base.words import names_in_short, rows_named
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
 from common.score.logits import blocks, softmax
+from common.score.task import MULTICLASS, Task
+
+Fault = tuple[int, str, str]  # index of a row, what is wrong with it, what to do
+
+
+# ---- the forms
 
 
 @dataclass(frozen=True)
 class Form:
+    """One way to write answers into a csv: what a sample of it has, what is written, and what must hold of it."""
+
+    words: str  # its columns, in words
+    # Cells of a sample by column, names of the outputs -> number of the id's column, None: it is of another form.
+    reads: Callable[[Mapping[str, Sequence[str]], Sequence[str]], int | None]
+    # Predictions, the columns without the id's -> their cells, row by row.
+    cells: Callable[[Predictions, Sequence[str]], Iterator[Sequence[str]]]
+    checks: Callable[[Sequence[Sequence[str]], Sequence[str]], Iterator[Fault]]  # cells, outputs -> what is wrong
+
+
+def reads_label(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+    """Two columns: the id is the first."""
+    return 0 if len(sample) == 2 else None
+
+
+def label_cells(predictions: Predictions, columns: Sequence[str]) -> Iterator[Sequence[str]]:
+    """What is predicted, as text."""
+    return zip(predictions.predicted, strict=True)
+
+
+def check_labels(rows: Sequence[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
+    """Every label is a class."""
+    known = set(outputs)
+    for index, (label,) in enumerate(rows):
+        if label not in known:
+            yield index, f"label {label or 'empty'} is not a class", f"the classes are {names_in_short(outputs)}"
+
+
+def reads_probabilities(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+    """A column per class, in any order, and another one."""
+    known = set(outputs)
+    others = [at for at, column in enumerate(sample) if column not in known]
+    return others[0] if len(sample) == len(outputs) + 1 > 2 and len(others) == 1 else None
+
+
+def probability_cells(predictions: Predictions, columns: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The probability of each column's class, with nine digits."""
+    number = {name: at for at, name in enumerate(predictions.classes)}
+    wanted = [number[name] for name in columns]
+    for rows in blocks(len(predictions.ids), len(number)):
+        for shares in softmax(predictions.long(rows))[:, wanted]:
+            yield [f"{share:.9g}" for share in shares]
+
+
+def check_probabilities(rows: Sequence[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
+    """Every row holds numbers from 0 to 1 that sum to 1."""
+    for index, cells in enumerate(rows):
+        if not _are_probabilities(cells):
+            what = f"{', '.join(cells[:12])} are not probabilities that sum to 1"
+            yield index, what, "predict the test set again"
+
+
+FORMS = {
+    "label": Form("id and label", reads_label, label_cells, check_labels),
+    "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities),
+}
+
+
+# ---- the file
+
+
+@dataclass(frozen=True)
+class Sheet:
     """What a submission must look like."""
 
     columns: list[str]  # in their order
     id_column: int  # which of them holds the ids
     ids: list[str]  # in the order of the rows
-    probabilities: bool  # one column per class instead of one label
+    form: str  # of FORMS
+
+    def without_id(self, row: Sequence[str]) -> list[str]:
+        """The other cells of a row, or names of the other columns."""
+        return [*row[: self.id_column], *row[self.id_column + 1 :]]
 
 
-def read_form(sample: str, ids: Sequence[str] | np.ndarray, classes: Sequence[str]) -> Form:
-    """The form that a sample submission asks for, checked against the test's ids and the class list.
+def read_form(sample: str, ids: Sequence[str] | np.ndarray, outputs: Sequence[str], task: Task = MULTICLASS) -> Sheet:
+    """What a sample submission asks for, checked against the test's ids; ``outputs`` are the names of the task's.
 
-    A sample whose other columns are the class list asks for probabilities; any other one has the id in its first
-    column and the label in its second. Call it before slow work: a wrong sample then costs no time.
+    The task's forms are asked in turn whether the sample is of theirs. Call it before slow work: a wrong sample then
+    costs no time.
 
     Raises:
-        UserError: a sample that cannot be read, has other columns, or does not name exactly the test's ids.
+        UserError: a sample that cannot be read, is of no form, or does not name exactly the test's ids.
     """
     cells = read_cells(Path(sample))
     columns = list(cells)
-    known = set(classes)
-    others = [column for column in columns if column not in known]
-    probabilities = len(columns) == len(classes) + 1 > 2 and len(others) == 1
-    if len(columns) != 2 and not probabilities:
-        what = f"has the columns {', '.join(columns[:12])}, neither id and label nor id and one per class"
-        raise UserError(sample, what, f"the classes are {', '.join(classes[:12])}")
-    id_column = columns.index(others[0]) if probabilities else 0
-    form = Form(columns, id_column, list(cells[columns[id_column]]), probabilities)
-    _check_ids(sample, form.ids, ids)
-    return form
+    for name in task.forms:
+        id_column = FORMS[name].reads(cells, outputs)
+        if id_column is not None:
+            sheet = Sheet(columns, id_column, list(cells[columns[id_column]]), name)
+            _check_ids(sample, sheet.ids, ids)
+            return sheet
+    known = " nor ".join(FORMS[name].words for name in task.forms)
+    what = f"has the columns {', '.join(columns[:12])}, neither {known}"
+    raise UserError(sample, what, f"the classes are {', '.join(outputs[:12])}")
 
 
 def write_submission(
@@ -69,53 +141,41 @@ def write_submission(
     """
     check_predictions(path, predictions)
     if sample:
-        form = read_form(sample, predictions.ids, predictions.classes)
+        sheet = read_form(sample, predictions.ids, predictions.classes, predictions.task)
     else:
-        form = Form([predictions.id_name, predictions.label_name], 0, list(predictions.ids), probabilities=False)
-    ordered = rows_in_order(predictions, form.ids, str(path))
+        columns = [predictions.id_name, predictions.label_name]
+        sheet = Sheet(columns, 0, list(predictions.ids), predictions.task.forms[0])
+    ordered = rows_in_order(predictions, sheet.ids, str(path))
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(form.columns)
-    if form.probabilities:
-        number = {name: at for at, name in enumerate(predictions.classes)}
-        class_columns = [number[name] for name in form.columns if name in number]
-        for rows in blocks(len(form.ids), len(number)):
-            probabilities = softmax(ordered.long(rows))[:, class_columns]
-            for row_id, shares in zip(form.ids[rows], probabilities, strict=True):
-                cells = [f"{share:.9g}" for share in shares]
-                writer.writerow([*cells[: form.id_column], row_id, *cells[form.id_column :]])
-    else:
-        writer.writerows(zip(form.ids, ordered.predicted, strict=True))
-    check_submission(str(path), content.getvalue(), form, predictions.classes)
+    writer.writerow(sheet.columns)
+    rows = FORMS[sheet.form].cells(ordered, sheet.without_id(sheet.columns))
+    for row_id, cells in zip(sheet.ids, rows, strict=True):
+        writer.writerow([*cells[: sheet.id_column], row_id, *cells[sheet.id_column :]])
+    check_submission(str(path), content.getvalue(), sheet, predictions.classes)
     for difference in share_differences(predictions.predicted, oof_predicted):
         warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
     write_file(path, content.getvalue())
 
 
-def check_submission(where: str, content: str, form: Form, classes: Sequence[str]) -> None:
+def check_submission(where: str, content: str, sheet: Sheet, outputs: Sequence[str]) -> None:
     """Read a finished submission again and compare it with what it must be.
 
     Raises:
-        UserError: other columns, other ids, another order or count, a label outside the class list, a probability
-            that is not a number from 0 to 1, or a row of them that does not sum to 1.
+        UserError: other columns, other ids, another order or count, or cells that its form does not allow.
     """
     columns, *rows = csv.reader(io.StringIO(content, newline=""))
-    if columns != form.columns:
-        raise UserError(where, f"has the columns {', '.join(columns)}", f"expected {', '.join(form.columns)}")
-    ids = [row[form.id_column] for row in rows]
-    _check_ids(where, ids, form.ids)
-    for index, (row_id, expected) in enumerate(zip(ids, form.ids, strict=True)):
+    if columns != sheet.columns:
+        raise UserError(where, f"has the columns {', '.join(columns)}", f"expected {', '.join(sheet.columns)}")
+    ids = [row[sheet.id_column] for row in rows]
+    _check_ids(where, ids, sheet.ids)
+    for index, (row_id, expected) in enumerate(zip(ids, sheet.ids, strict=True)):
         if row_id != expected:
             raise UserError(row_of(where, index), f"has id {row_id}", f"expected {expected}: keep the order")
-    domain = set(classes)
-    for index, row in enumerate(rows):
-        values = row[: form.id_column] + row[form.id_column + 1 :]
-        if not form.probabilities and values[0] not in domain:
-            what = f"label {values[0] or 'empty'} is not a class"
-            raise UserError(row_of(where, index), what, f"the classes are {names_in_short(classes)}")
-        if form.probabilities and not _are_probabilities(values):
-            what = f"{', '.join(values[:12])} are not probabilities that sum to 1"
-            raise UserError(row_of(where, index), what, "predict the test set again")
+    fault = next(FORMS[sheet.form].checks([sheet.without_id(row) for row in rows], outputs), None)
+    if fault:
+        index, what, remedy = fault
+        raise UserError(row_of(where, index), what, remedy)
 
 
 def share_differences(predicted: Sequence[str] | np.ndarray, oof_predicted: Sequence[str] | np.ndarray) -> list[str]:
@@ -149,9 +209,11 @@ def _check_ids(where: str, ids: Sequence[str], test_ids: Sequence[str] | np.ndar
     missing = [row_id for row_id in test_ids if row_id not in given]
     unknown = [row_id for row_id in ids if row_id not in known]
     if missing or unknown:
-        parts = [f"lacks {rows_named(missing)} of the test set"] * bool(missing)
-        parts += [f"names {rows_named(unknown)} that the test set lacks"] * bool(unknown)
-        raise UserError(where, " and ".join(parts), "use the sample submission and test table of the same competition")
+        parts = [f"lacks {rows_named(missing)} of the test set" if missing else ""]
+        parts += [f"names {rows_named(unknown)} that the test set lacks" if unknown else ""]
+        raise UserError(
+            where, " and ".join(filter(None, parts)), "use the sample submission and test table of the same competition"
+        )
 
 
 def _are_probabilities(values: Sequence[str]) -> bool:

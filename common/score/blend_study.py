@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from common.score.blending import BLENDS, Blend, OofLogits, usable
-from common.score.calibration import cross_fitted, temperature
-from common.score.logits import errors, losses, nll, paired_difference
-from common.score.metrics import interval, score
+from common.score.blending import BLENDS, Blend, OofOutputs, usable
+from common.score.calibration import cross_fitted
+from common.score.logits import Outputs, paired_difference
+from common.score.metrics import METRICS, score_of
 from common.score.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
 
 
@@ -18,72 +18,73 @@ class Study:
     """What every usable method makes of the runs, by its name, and the blend that is taken."""
 
     blends: dict[str, Blend]  # fitted on all rows
-    in_sample: dict[str, np.ndarray]  # (rows, columns): what they say of the rows that they were fitted on
+    in_sample: dict[str, Outputs]  # (rows, columns): what they say of the rows that they were fitted on
     tried: dict[str, Tried]  # nested; empty with a single fold, where no other is left to fit on
     choice: Choice
     method: str  # of the blend that is taken
-    logits: np.ndarray  # (rows, columns): what it says, nested where there is more than one fold
-    tempered: np.ndarray  # (rows, columns): the same after a temperature
+    outputs: Outputs  # (rows, columns): what it says, nested where there is more than one fold
+    tempered: Outputs  # (rows, columns): the same after a temperature
     temperature: float  # of the blend on rows yet to come
 
 
-def study_blends(data: OofLogits, asked: str) -> Study:
+def study_blends(data: OofOutputs, asked: str) -> Study:
     """Fit each method on all rows, and on some folds to be scored on another; take the one that is ``asked`` for.
 
     With ``auto`` the method is chosen nested, and with a single fold it is the mean.
     """
     blends = {name: BLENDS[name](data) for name in usable(data)}
-    in_sample = {name: blend(data.logits) for name, blend in blends.items()}
+    in_sample = {name: blend(data.outputs) for name, blend in blends.items()}
     if len(np.unique(data.fold)) == 1:
         method = "mean" if asked == "auto" else asked
-        taken, scale = in_sample[method], temperature(in_sample[method], data.targets, data.tail_classes)
+        taken, scale = in_sample[method], data.task.calibrate(in_sample[method], data.targets)
         return Study(blends, in_sample, {}, Choice(method, [], taken, taken), method, taken, taken / scale, scale)
     # Nested predictions are OOF like every run's own: made by something that has not seen the row.
     tried = {name: try_method(BLENDS[name], data) for name in blends}
     choice = choose_nested(tried, data)
     method, taken = (choice.name, choice) if asked == "auto" else (asked, tried[asked])
     scale = tried[method].temperature
-    return Study(blends, in_sample, tried, choice, method, taken.logits, taken.tempered, scale)
+    return Study(blends, in_sample, tried, choice, method, taken.outputs, taken.tempered, scale)
 
 
 # ---- the table
 
 
-def blend_table(runs: Sequence[str], data: OofLogits, study: Study) -> list[dict[str, Any]]:
+def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dict[str, Any]]:
     """One row for each blend, for the choice between them (auto), and for each run by itself; ``runs`` are names.
 
     With a single fold there is nothing nested in it.
     """
     if study.tried:
-        sources = {name: (study.in_sample[name], each.logits, each.tempered) for name, each in study.tried.items()}
-        sources["auto"] = (study.in_sample[study.choice.name], study.choice.logits, study.choice.tempered)
+        sources = {name: (study.in_sample[name], each.outputs, each.tempered) for name, each in study.tried.items()}
+        sources["auto"] = (study.in_sample[study.choice.name], study.choice.outputs, study.choice.tempered)
         # Nothing is fitted on a run by itself but its temperature.
         sources |= {
-            f"run {run}": (own, own, cross_fitted(own, data.targets, data.fold, data.tail_classes))
-            for run, own in zip(runs, data.logits, strict=True)
+            f"run {run}": (own, own, cross_fitted(own, data.targets, data.fold, data.task))
+            for run, own in zip(runs, data.outputs, strict=True)
         }
     else:
-        alone = {f"run {run}": own for run, own in zip(runs, data.logits, strict=True)}
+        alone = {f"run {run}": own for run, own in zip(runs, data.outputs, strict=True)}
         sources = {name: (found, None, None) for name, found in (study.in_sample | alone).items()}
     rows = []
     for name, (fitted, held_out, tempered) in sources.items():
-        scale = temperature(fitted, data.targets, data.tail_classes)
+        scale = data.task.calibrate(fitted, data.targets)
         row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data)}
         if held_out is not None:
             row["nested"] = _scored(held_out, tempered, data)
             row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
-            own_losses = losses(tempered, data.targets, data.tail_classes)
+            own_losses = data.task.loss(tempered, data.targets)
             against = paired_difference(own_losses, study.tried["mean"].losses)
             row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
         rows.append(row)
     return rows
 
 
-def _scored(logits: np.ndarray, tempered: np.ndarray, data: OofLogits) -> dict[str, Any]:
-    """The score with the accuracy's 95 % interval and the log loss after the temperature."""
-    found = score(logits, data.targets, data.tail_classes)
-    found["interval"] = list(interval(found["errors"], found["n"]))
-    return found | {"nll_calibrated": nll(tempered, data.targets, data.tail_classes)}
+def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs) -> dict[str, Any]:
+    """The score, the first metric's 95 % interval, and the loss after the temperature."""
+    answers = data.task.answers(outputs, data.targets, ())
+    interval = METRICS[data.task.metrics[0]].interval(answers)
+    loss = float(data.task.loss(tempered, data.targets).mean())
+    return score_of(answers, data.task.metrics) | {"interval": list(interval), "nll_calibrated": loss}
 
 
 def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
@@ -132,16 +133,16 @@ def weights_text(runs: Sequence[str], blends: Mapping[str, Blend]) -> str:
 # ---- the worth of each run
 
 
-def worth(method: str, runs: Sequence[str], seconds: Sequence[float], data: OofLogits) -> list[dict[str, Any]]:
+def worth(method: str, runs: Sequence[str], seconds: Sequence[float], data: OofOutputs) -> list[dict[str, Any]]:
     """What each run adds to the blend by ``method``; ``seconds`` per 1,000 rows at inference, 0 where not recorded."""
-    overlaps = overlap(data.logits, data.targets)
-    costs = leave_one_out(BLENDS[method], data)
+    costs = data.task.cost(data.outputs, data.targets)
+    overlaps = overlap(costs)
     rows = []
-    for position, (run, cost) in enumerate(zip(runs, costs, strict=True)):
+    for position, (run, without) in enumerate(zip(runs, leave_one_out(BLENDS[method], data), strict=True)):
         rest = [other for other in range(len(runs)) if other != position]
         nearest = max(rest, key=lambda other: overlaps[position, other])
         rows.append(
-            {"run": run, "errors_alone": errors(data.logits[position], data.targets), "without": cost}
+            {"run": run, "errors_alone": costs[position].sum().item(), "without": without}
             | {"nearest": runs[nearest], "overlap": float(overlaps[position, nearest])}
             | {"seconds_per_1000_rows": seconds[position]}
         )
@@ -173,13 +174,13 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
 # ---- the control
 
 
-def noise_control(asked: str, data: OofLogits, noise: np.ndarray, reported: np.ndarray) -> dict[str, float]:
+def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Outputs) -> dict[str, float]:
     """The same blend, or choice (``asked`` is auto), with members of ``noise`` against the ``reported`` one.
 
     Args:
         asked: name of a method, or auto.
         noise: (more, rows, columns), as :func:`common.score.nesting.noise_members` makes it.
-        reported: nested log probabilities without the noise, after a temperature, (rows, columns).
+        reported: nested outputs without the noise, after a temperature, (rows, columns).
     """
     noisy = data.with_noise(noise)
     if asked == "auto":
@@ -187,12 +188,12 @@ def noise_control(asked: str, data: OofLogits, noise: np.ndarray, reported: np.n
         found = choose_nested({name: try_method(BLENDS[name], noisy) for name in names}, noisy)
     else:
         found = try_method(BLENDS[asked], noisy)
-    with_noise, without = (losses(each, data.targets, data.tail_classes) for each in (found.tempered, reported))
+    with_noise, without = (data.task.loss(each, data.targets) for each in (found.tempered, reported))
     difference, standard_error = paired_difference(with_noise, without)
     return {
         "members": len(noise),
-        "errors_without": errors(reported, data.targets),
-        "errors_with": errors(found.tempered, data.targets),
+        "errors_without": data.task.cost(reported, data.targets).sum().item(),
+        "errors_with": data.task.cost(found.tempered, data.targets).sum().item(),
         "difference": difference,
         "standard_error": standard_error,
     }

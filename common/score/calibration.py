@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.score.logits import nll
-from common.score.metrics import interval
+from common.score.logits import Outputs
+from common.score.metrics import wilson
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from common.score.task import Task
 
 PARTS = 5  # a temperature is fitted on four fifths of the rows and scored on the fifth
 
@@ -39,23 +41,20 @@ def temperature(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> flo
     return math.exp(found.x)
 
 
-def cross_fitted(logits: np.ndarray, targets: np.ndarray, part: np.ndarray, others: int = 1) -> np.ndarray:
-    """``logits`` (n, classes), each row divided by a temperature fitted without its part; ``part`` (n) numbers two or
-    more parts, the last column stands for ``others`` classes."""
-    tempered = np.empty(np.shape(logits))
+def cross_fitted(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: "Task") -> Outputs:
+    """``outputs`` (n, columns), each row divided by what the task calibrates without its part; ``part`` (n) numbers two
+    or more parts."""
+    values = np.empty(np.shape(outputs.values))
     for number in np.unique(part):
         rows = part == number
-        tempered[rows] = logits[rows] / temperature(logits[~rows], targets[~rows], others)
-    return tempered
+        values[rows] = outputs.values[rows] / task.calibrate(outputs[~rows], targets[~rows])
+    return Outputs(values, outputs.others)
 
 
-def nll_calibrated(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean log loss (nats per row), each row after a temperature that was fitted without it.
-
-    ``logits`` is (n, classes), ``targets`` (n) numbers the classes.
-    """
+def calibrated_loss(outputs: Outputs, targets: np.ndarray, task: "Task") -> float:
+    """Mean loss of the task, each row after a temperature that was fitted without it."""
     part = np.random.default_rng(0).permutation(len(targets)) % PARTS
-    return nll(cross_fitted(logits, targets, part), targets)
+    return float(task.loss(cross_fitted(outputs, targets, part, task), targets).mean())
 
 
 # Of the probability of the predicted class: most rows of a good net lie above 99 %.
@@ -75,7 +74,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, edges: tuple[float, .
     for number in np.unique(bins):
         own = bins == number
         n, correct = int(own.sum()), int(right[own].sum())
-        rows.append((n, confidence[own].mean(), correct / n, *interval(n - correct, n)))
+        rows.append((n, confidence[own].mean(), correct / n, *wilson(n - correct, n)))
     return pd.DataFrame(rows, columns=["n", "confidence", "accuracy", "low", "high"])
 
 

@@ -6,10 +6,37 @@ every column is a class.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 BLOCK = 1 << 18  # numbers worked on at a time: 2 MB as float64, which stay in the cache
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one or several models say of n rows, in whatever form: the value that is averaged, scored and blended."""
+
+    values: np.ndarray  # float (..., n, columns): numbers of the last layer, or of an average
+    others: int = 1  # classes that the last column stands for; above 1 the columns differ from row to row
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> "Outputs":
+        return replace(self, values=self.values[index])
+
+    def __truediv__(self, scale: Any) -> "Outputs":
+        return replace(self, values=self.values / scale)
+
+    def log_softmax(self) -> np.ndarray:
+        """Log probabilities, float64 (..., n, columns)."""
+        return log_softmax(self.values, self.others)
+
+    def softmax(self) -> np.ndarray:
+        """Probabilities, float64 (..., n, columns); the last column's is that of each of its ``others`` classes."""
+        return softmax(self.values, self.others)
 
 
 def blocks(rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
@@ -55,18 +82,8 @@ def log_mean_probability(
     return mean
 
 
-def errors(logits: np.ndarray, targets: np.ndarray) -> int:
-    """Rows whose largest logit is not the target's."""
-    return int((np.argmax(logits, axis=-1) != targets).sum())
-
-
-def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Share of rows whose largest logit is the target's, 0 to 1."""
-    return 1.0 - errors(logits, targets) / len(targets)
-
-
-def losses(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
-    """Negative log likelihood of each row (n), nats."""
+def row_losses(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
+    """Negative log likelihood of each row (n), nats; ``targets`` are columns of the logits."""
     found = np.empty(len(targets))
     for rows in blocks(*logits.shape):
         own = targets[rows]
@@ -76,7 +93,12 @@ def losses(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarr
 
 def nll(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> float:
     """Mean negative log likelihood (log loss), nats per row."""
-    return float(losses(logits, targets, others).mean())
+    return float(row_losses(logits, targets, others).mean())
+
+
+def count_errors(logits: np.ndarray, targets: np.ndarray) -> int:
+    """Rows whose largest logit is not the target's."""
+    return int((np.argmax(logits, axis=-1) != targets).sum())
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -1,86 +1,60 @@
-"""Scores, all in numpy and float64: predictions are logits (n, classes), targets are class numbers (n).
-For the short form of predictions see common/score/logits.py.
-"""
+"""The metrics, a row each, all in numpy and float64: functions of the answers to n rows."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.base.cli import chosen
 from common.base.errors import UserError
 from common.base.words import names_in_short
-from common.score.logits import blocks, losses
 
-
-def targets_of(labels: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Class numbers (int64, n) of text labels.
-
-    Raises:
-        UserError: a label that is not in the class list.
-    """
-    number = {name: position for position, name in enumerate(classes)}
-    try:
-        return np.fromiter((number[str(label)] for label in labels), dtype=np.int64, count=len(labels))
-    except KeyError as error:
-        what = f"label {error} is not one of {names_in_short(classes)}"
-        raise UserError("labels", what, "use the table the folds were made from") from None
-
-
-# ---- metrics
+if TYPE_CHECKING:
+    from common.score.logits import Outputs
+    from common.score.task import Task
 
 
 @dataclass(frozen=True)
 class Answers:
     """What the metrics are made of: the answer to each of n rows, and how far off it is."""
 
-    predicted: np.ndarray  # class number of the largest logit, int64 (n)
-    targets: np.ndarray  # class number of the label, int64 (n)
-    losses: np.ndarray  # negative log likelihood, nats (n)
+    predicted: np.ndarray  # what the task decides, in the form of its targets: class number, int64 (n)
+    targets: np.ndarray  # what the label says, the same form
+    losses: np.ndarray  # the task's loss: negative log likelihood, nats (n)
+    costs: np.ndarray  # the task's cost: whether the answer is wrong, bool (n)
     ahead: np.ndarray  # how many classes have a larger logit than the target's, int64 (n)
-    classes: int
-
-    @property
-    def right(self) -> np.ndarray:
-        """Whether each row's answer is right, bool (n)."""
-        return self.predicted == self.targets
+    names: Sequence[str]  # of the outputs; empty: predicted and targets number the columns of a short form
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each class: its rows, its rows that are right, the rows predicted as it; int64 (classes) each."""
-        of_each = (self.targets, self.targets[self.right], self.predicted)
-        rows, right, predicted = (np.bincount(numbers, minlength=self.classes) for numbers in of_each)
+        of_each = (self.targets, self.targets[self.predicted == self.targets], self.predicted)
+        rows, right, predicted = (np.bincount(numbers, minlength=len(self.names)) for numbers in of_each)
         return rows, right, predicted
-
-
-def answers_of(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> Answers:
-    """The answers of predictions; in short form the class numbers are columns."""
-    predicted, ahead = (np.empty(len(targets), dtype=np.int64) for _ in range(2))
-    for rows in blocks(*logits.shape):
-        own = logits[rows]
-        of_target = np.take_along_axis(own, targets[rows, None], axis=1)
-        predicted[rows], ahead[rows] = own.argmax(axis=1), (own > of_target).sum(axis=1)
-    return Answers(predicted, targets, losses(logits, targets, others), ahead, logits.shape[1])
 
 
 def joined_answers(parts: Sequence[Answers]) -> Answers:
     """The answers to all rows of several parts, such as folds."""
-    names = ("predicted", "targets", "losses", "ahead")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return replace(parts[0], **joined)
+    fields = ("predicted", "targets", "losses", "costs", "ahead")
+    return replace(parts[0], **{field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
 
 
-def share_right(answers: Answers) -> float:
-    """Accuracy: share of rows whose answer is right, 0 to 1."""
-    return 1.0 - wrong_rows(answers) / len(answers.targets)
+# ---- the functions
 
 
-def wrong_rows(answers: Answers) -> int:
-    """Rows whose answer is wrong."""
-    return int((~answers.right).sum())
+def accuracy(answers: Answers) -> float:
+    """Share of rows whose answer is right, 0 to 1."""
+    return 1.0 - errors(answers) / len(answers.costs)
 
 
-def mean_loss(answers: Answers) -> float:
+def errors(answers: Answers) -> float:
+    """Sum of the costs: the number of wrong rows, where an answer is right or wrong."""
+    return answers.costs.sum().item()
+
+
+def nll(answers: Answers) -> float:
     """Log loss, nats per row."""
     return float(answers.losses.mean())
 
@@ -104,43 +78,17 @@ def top5(answers: Answers) -> float:
 
 
 def quadratic_kappa(answers: Answers) -> float:
-    """Cohen's kappa with quadratic weights, for classes that are grades, in the order of the class list; at most 1."""
+    """Cohen's kappa with quadratic weights, at most 1, of grades: labels that are numbers, whose difference counts."""
     rows, _, predicted = answers.counts()
-    grades, n = np.arange(answers.classes), len(answers.targets)
+    grades, n = np.array([float(name) for name in answers.names]), len(answers.targets)
+    grades -= grades.min()
     squares = (grades**2 * (rows + predicted)).sum()  # the sum over all pairs of (i - j)^2, multiplied out
-    by_chance = float(squares) - 2 * float((grades * rows).sum()) * float((grades * predicted).sum()) / n
-    disagreement = float(((answers.targets - answers.predicted) ** 2).sum())
-    return 1.0 - disagreement / by_chance if by_chance > 0 else 1.0
+    by_chance = squares - 2 * (grades * rows).sum() * (grades * predicted).sum() / n
+    disagreement = ((grades[answers.targets] - grades[answers.predicted]) ** 2).sum()
+    return float(1.0 - disagreement / by_chance) if by_chance > 0 else 1.0
 
 
-def check_metric(name: str, classes: Sequence[str]) -> None:
-    """Refuse a metric that says nothing about these classes.
-
-    Raises:
-        UserError: no such metric, top5 of at most five classes, or kappa of grades that are not in their order.
-    """
-    chosen("metric", name, METRICS)
-    if name == "top5" and len(classes) <= 5:
-        raise UserError("--metric", f"top5 is always 1 with {len(classes)} classes", "choose another")
-    grades = [int(label) for label in classes if label.isdecimal()]
-    if name == "quadratic_kappa" and grades != sorted(grades):
-        what = f"quadratic_kappa needs grades in order, but labels are sorted as text ({names_in_short(classes)})"
-        raise UserError("--metric", what, "write the labels with leading zeros")
-
-
-def goodness(name: str, value: float) -> float:
-    """The value of a metric with its sign turned where lower is better: the largest is the best."""
-    return -value if name in LOWER_IS_BETTER else value
-
-
-def show(name: str, value: float) -> str:
-    """The value of a metric as a table shows it: shares in per cent."""
-    return (
-        f"{value:.4f}" if name in ("nll", "quadratic_kappa") else f"{value:g}" if name == "errors" else f"{value:.2%}"
-    )
-
-
-def interval(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of the ACCURACY at ``errors`` of ``n`` rows.
 
     Wilson's score interval (E. B. Wilson 1927, JASA 22): close to its level even where there are few errors,
@@ -153,36 +101,104 @@ def interval(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def score(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> dict[str, float | int]:
-    """What tables of results show: n and every metric; of short forms those that need no class numbers."""
-    found = score_of(answers_of(logits, targets, others))
-    return found if others == 1 else {name: value for name, value in found.items() if name not in OF_CLASSES}
+def accuracy_interval(answers: Answers) -> tuple[float, float]:
+    """Wilson's interval of the accuracy."""
+    return wilson(errors(answers), len(answers.costs))
 
 
-def score_of(answers: Answers) -> dict[str, float | int]:
-    """n and every metric."""
-    return {"n": len(answers.targets)} | {name: metric(answers) for name, metric in METRICS.items()}
+# ---- the table
+
+
+def has_names(names: Sequence[str]) -> bool:
+    """Whether it is known which class is which: not so of the columns of a short form."""
+    return len(names) > 0
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether every label is a number, such as 3, 10.0 or -1."""
+    try:
+        return has_names(names) and all(math.isfinite(float(name)) and "_" not in name for name in names)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a metric needs of the names of the outputs."""
+
+    met: Callable[[Sequence[str]], bool]
+    words: str
+
+
+ANYTHING = Need(lambda names: True, "")
+CLASSES = Need(has_names, "to know every class")
+GRADES = Need(are_numbers, "grades, labels that are numbers")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: all that the project knows of it."""
+
+    of: Callable[[Answers], float]
+    shown: str = ".2%"  # how Python formats it in a table: a share in per cent
+    lower_is_better: bool = False
+    needs: Need = ANYTHING  # where it is not met, the metric has no value
+    says_nothing_up_to: int = 1  # with so many outputs its value is always the same
+    interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: not known
+
+
+METRICS = {
+    "accuracy": Metric(accuracy, interval=accuracy_interval),
+    "errors": Metric(errors, shown="g", lower_is_better=True),
+    "nll": Metric(nll, shown=".4f", lower_is_better=True),
+    "balanced_accuracy": Metric(balanced_accuracy, needs=CLASSES),
+    "macro_f1": Metric(macro_f1, needs=CLASSES),
+    "top5": Metric(top5, says_nothing_up_to=5),
+    "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", needs=GRADES),
+}
+
+
+def check_metric(name: str, outputs: Sequence[str], known: Sequence[str] = tuple(METRICS)) -> None:
+    """Refuse a metric that says nothing about these outputs; ``known`` are the task's metrics.
+
+    Raises:
+        UserError: no such metric, one that would always be the same, or one whose needs are not met.
+    """
+    metric = chosen("metric", name, {each: METRICS[each] for each in known})
+    if len(outputs) <= metric.says_nothing_up_to:
+        raise UserError("--metric", f"{name} is always 1 with {len(outputs)} classes", "choose another")
+    if not metric.needs.met(outputs):
+        what = f"{name} needs {metric.needs.words}, but the labels are {names_in_short(outputs)}"
+        raise UserError("--metric", what, "choose another")
+
+
+def goodness(name: str, value: float) -> float:
+    """The value of a metric with its sign turned where lower is better: the largest is the best."""
+    return -value if METRICS[name].lower_is_better else value
+
+
+def show(name: str, value: float) -> str:
+    """The value of a metric as a table shows it."""
+    return f"{value:{METRICS[name].shown}}"
+
+
+def score(task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence[str] = ()) -> dict[str, float | int]:
+    """What tables of results show: n and every metric of the task; ``names`` are the outputs', () of a short form."""
+    return score_of(task.answers(outputs, targets, names), task.metrics)
+
+
+def score_of(answers: Answers, metrics: Sequence[str]) -> dict[str, float | int]:
+    """n and those of the ``metrics`` whose needs are met."""
+    known = {name: METRICS[name] for name in metrics if METRICS[name].needs.met(answers.names)}
+    return {"n": len(answers.losses)} | {name: metric.of(answers) for name, metric in known.items()}
 
 
 def describe(found: Mapping[str, float], metric: str = "accuracy") -> str:
     """A score in words: accuracy, errors of n, 95 % interval, and ``metric``; ``found`` holds at least these and n."""
-    low, high = interval(int(found["errors"]), int(found["n"]))
+    low, high = wilson(int(found["errors"]), int(found["n"]))
     counts = f"{found['errors']:,} errors of {found['n']:,}"
     words = f"{100 * found['accuracy']:.3f} %, {counts}, 95 % interval {100 * low:.3f} - {100 * high:.3f} %"
     return words if metric in ("accuracy", "errors") else f"{words}, {metric} {show(metric, found[metric])}"
-
-
-METRICS: dict[str, Callable[[Answers], float]] = {
-    "accuracy": share_right,
-    "errors": wrong_rows,
-    "nll": mean_loss,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "top5": top5,
-    "quadratic_kappa": quadratic_kappa,
-}
-LOWER_IS_BETTER = ("errors", "nll")
-OF_CLASSES = ("balanced_accuracy", "macro_f1", "quadratic_kappa")
 
 
 def best_epoch(scores: Sequence[float]) -> int:

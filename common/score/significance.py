@@ -8,53 +8,68 @@ from scipy.stats import binom, binomtest
 
 LEVEL = 0.05  # a difference with a smaller p is called shown
 DRAWS = 10_000
+FEW_VALUES = 100
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A on the same ``n`` rows."""
+    """B against A on the same ``n`` rows; costs of 0 and 1 are errors."""
 
     n: int
-    gained: int  # rows that only B has right
-    lost: int  # rows that only A has right
+    gained: int  # rows that cost less with B
+    lost: int  # rows that cost less with A
+    better: float  # how much less B costs, how many errors fewer it makes; below zero: more
     p: float  # of a difference at least as large, either way, where neither is better
     low: float  # 95 % interval of ``better``
     high: float
-
-    @property
-    def better(self) -> int:
-        """How many errors fewer B makes; below zero where it makes more."""
-        return self.gained - self.lost
+    least_shown: float  # the smallest difference that would be shown
 
     @property
     def changed(self) -> int:
-        """Rows that one of the two alone has right."""
+        """Rows that cost more with one of the two."""
         return self.gained + self.lost
 
 
-def compare(right_a: np.ndarray, right_b: np.ndarray, units: np.ndarray) -> Comparison:
-    """Exact McNemar test and paired bootstrap interval.
+def compare(cost_a: np.ndarray, cost_b: np.ndarray, units: np.ndarray) -> Comparison:
+    """A paired test and the paired bootstrap's interval.
 
-    Where neither run is better, each row that one alone has right falls to either side like a fair coin (McNemar 1947,
-    Psychometrika 12; exact: the binomial's two tails). Rows of one unit (copies of an image, a group) fall together:
-    a unit counts once, for the side it helps more, and the bootstrap draws units.
+    Where every cost is 0 or 1 the test is exact McNemar: if neither run is better, each row that one alone has right
+    falls to either side like a fair coin (McNemar 1947, Psychometrika 12; exact: the binomial's two tails). Else p is
+    the bootstrap's (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 15). Rows of one unit (copies
+    of an image, a group) fall together: a unit counts once, for the side it helps more, and the bootstrap draws units.
 
     Args:
-        right_a, right_b: whether each row is predicted right, bool (n).
+        cost_a, cost_b: what each row costs, bool or float (n); with bool: whether it is predicted wrong.
         units: equal values for rows that belong together, (n).
     """
-    difference = right_b.astype(int) - right_a.astype(int)
+    difference = cost_a.astype(float) - cost_b.astype(float)
     numbers = np.unique(units, return_inverse=True)[1]
-    per_unit = np.bincount(numbers, weights=difference).astype(int)
+    per_unit = np.bincount(numbers, weights=difference)
     wins, losses = int((per_unit > 0).sum()), int((per_unit < 0).sum())
-    # Drawing units with replacement is drawing how often each of their few values occurs.
-    values, occurrences = np.unique(per_unit, return_counts=True)
-    random = np.random.default_rng(0)
-    drawn = random.multinomial(len(per_unit), occurrences / len(per_unit), size=DRAWS) @ values
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    p = p_value(wins, losses)
+    drawn = _resampled_sums(per_unit)
+    low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    return Comparison(len(difference), gained, lost, p, float(low), float(high))
+    if are_errors(cost_a) and are_errors(cost_b):
+        test = (gained - lost, p_value(wins, losses), low, high, least_shown(gained + lost))
+    else:
+        against = min((drawn <= 0).mean(), (drawn >= 0).mean())
+        test = (float(difference.sum()), min(1.0, 2 * float(against) + 1 / DRAWS), low, high, (high - low) / 2)
+    return Comparison(len(difference), gained, lost, *test)
+
+
+def are_errors(costs: np.ndarray) -> bool:
+    """Whether every cost is 0 or 1."""
+    return bool(((costs == 0) | (costs == 1)).all())
+
+
+def _resampled_sums(per_unit: np.ndarray) -> np.ndarray:
+    """Sums of units drawn with replacement, (DRAWS)."""
+    random = np.random.default_rng(0)
+    # Drawing units is drawing how often each of their values occurs, which is quick where they are few.
+    values, occurrences = np.unique(per_unit, return_counts=True)
+    if len(values) <= FEW_VALUES:
+        return random.multinomial(len(per_unit), occurrences / len(per_unit), size=DRAWS) @ values
+    return np.array([per_unit[random.integers(len(per_unit), size=len(per_unit))].sum() for _ in range(DRAWS)])
 
 
 def p_value(wins: int, losses: int) -> float:
@@ -68,12 +83,12 @@ def least_shown(changed: int) -> int:
     return 2 * wins - changed
 
 
-def noise_floor(twins: Sequence[Comparison]) -> int:
+def noise_floor(twins: Sequence[Comparison]) -> float:
     """How many errors a seed alone may make, from comparisons of runs that differ in nothing else; 0 without any.
 
     What so many changed rows may make by chance, or what the seeds did make, whichever is more.
     """
-    return max((max(abs(each.better), least_shown(each.changed)) for each in twins), default=0)
+    return max((max(abs(each.better), each.least_shown) for each in twins), default=0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,13 +1,14 @@
 """Which test-time views earn their place out of fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.score.blending import convex_weights, target_probabilities
-from common.score.calibration import cross_fitted, temperature
-from common.score.logits import errors, log_mean_probability, losses, paired_difference
+from common.score.blending import best_weights
+from common.score.calibration import cross_fitted
+from common.score.logits import Outputs, paired_difference
+from common.score.task import Task
 
 
 @dataclass(frozen=True)
@@ -25,67 +26,73 @@ class ViewScore:
         return self.difference + self.standard_error < 0
 
 
-def score_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> list[ViewScore]:
+def score_views(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: Task) -> list[ViewScore]:
     """Score every view against the first one, the identity.
 
     Args:
-        logits: (views, n, classes), each row by a model that has not seen it.
-        targets: (n) class numbers.
+        outputs: (views, n, columns), each row by a model that has not seen it.
+        targets: (n, ...), the task's.
         part: (n); temperatures are fitted on the rows of the other parts. Averaging makes a net less sure and label
-            smoothing did so before, so that without a temperature hardly a view would lower the log loss.
+            smoothing did so before, so that without a temperature hardly a view would lower the loss.
     """
-    own_errors = errors(logits[0], targets)
-    own_losses = losses(cross_fitted(logits[0], targets, part), targets)
-    scores = [ViewScore(own_errors, own_errors, 0.0, 0.0)]
-    for view in logits[1:]:
-        half = log_mean_probability([logits[0], view])
-        found = paired_difference(losses(cross_fitted(half, targets, part), targets), own_losses)
-        scores.append(ViewScore(errors(view, targets), errors(half, targets), *found))
+
+    def losses(of: Outputs) -> np.ndarray:
+        return task.loss(cross_fitted(of, targets, part, task), targets)
+
+    of_each = task.cost(outputs, targets).sum(axis=1)
+    own_losses = losses(outputs[0])
+    scores = [ViewScore(of_each[0].item(), of_each[0].item(), 0.0, 0.0)]
+    for number in range(1, len(outputs)):
+        half = task.average(outputs[[0, number]])
+        found = paired_difference(losses(half), own_losses)
+        scores.append(ViewScore(of_each[number].item(), task.cost(half, targets).sum().item(), *found))
     return scores
 
 
-def choose_weights(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> np.ndarray:
+def choose_weights(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: Task) -> np.ndarray:
     """Weights (views), summing to 1: a share for the identity, the rest in equal parts for the views that help.
 
-    The share is a half, as in the presets, unless a learned one lowers the log loss by more than one standard error.
+    The share is a half, as in the presets, unless a learned one lowers the loss by more than one standard error.
     It is learned at the identity's temperature, where what label smoothing did to the net is undone. A weight for each
     view would fit noise: views of one net differ in a few rows of thousands.
     """
-    helping = np.array([score.helps for score in score_views(logits, targets, part)])
+    helping = np.array([score.helps for score in score_views(outputs, targets, part, task)])
     if not helping.any():
-        return np.eye(len(logits))[0]
-    identity_and_rest = np.stack([logits[0], log_mean_probability(logits[helping])])
-    scale = temperature(logits[0], targets)
-    learned = convex_weights(
-        target_probabilities([logits[0] / scale, log_mean_probability(logits[helping] / scale)], targets)
-    )
+        return np.eye(len(outputs))[0]
+
+    def identity_and_rest(scale: float) -> Outputs:
+        rest = task.average(outputs[helping] / scale)
+        return Outputs(np.stack([outputs.values[0] / scale, rest.values]), outputs.others)
+
+    plain = identity_and_rest(1.0)
+    learned = best_weights(identity_and_rest(task.calibrate(outputs[0], targets)), targets, task)
     halves = np.array([0.5, 0.5])
     with_halves, with_learned = (
-        losses(cross_fitted(log_mean_probability(identity_and_rest, weights), targets, part), targets)
+        task.loss(cross_fitted(task.average(plain, weights), targets, part, task), targets)
         for weights in (halves, learned)
     )
     lower, standard_error = paired_difference(with_halves, with_learned)
     share, rest = learned if lower > standard_error else halves
-    return np.where(helping, rest / helping.sum(), share * np.eye(len(logits))[0])
+    return np.where(helping, rest / helping.sum(), share * np.eye(len(outputs))[0])
 
 
-def choose_views(logits: np.ndarray, targets: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def choose_views(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: Task) -> tuple[np.ndarray, Outputs]:
     """Choose views and weights, and score the choice on rows that it has not seen.
 
     Returns:
-        The weights (views) that all rows choose, for rows yet to come, and log probabilities (n, classes) where each
-        part's rows come from the views and weights that the other parts chose. Where these lose to the image itself,
-        both are the image itself.
+        The weights (views) that all rows choose, for rows yet to come, and outputs (n, columns) where each part's rows
+        come from the views and weights that the other parts chose. Where these lose to the image itself, both are the
+        image itself.
     """
-    averaged = np.empty(logits.shape[1:], dtype=np.float32)
+    averaged = replace(outputs, values=np.empty(outputs.values.shape[1:], dtype=np.float32))
     for number in np.unique(part):
         rows, others = part == number, part != number
-        weights = choose_weights(logits[:, others], targets[others], part[others])
-        averaged[rows] = log_mean_probability(logits[:, rows], weights)
-    own, found = (losses(cross_fitted(each, targets, part), targets).mean() for each in (logits[0], averaged))
+        weights = choose_weights(outputs[:, others], targets[others], part[others], task)
+        averaged.values[rows] = task.average(outputs[:, rows], weights).values
+    own, found = (task.loss(cross_fitted(each, targets, part, task), targets).mean() for each in (outputs[0], averaged))
     if found >= own:
-        return np.eye(len(logits))[0], logits[0]
-    return choose_weights(logits, targets, part), averaged
+        return np.eye(len(outputs))[0], outputs[0]
+    return choose_weights(outputs, targets, part, task), averaged
 
 
 def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
@@ -107,11 +114,13 @@ def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.nd
     return "\n".join(lines)
 
 
-def gain_text(identity: np.ndarray, averaged: np.ndarray, targets: np.ndarray, part: np.ndarray, how: str) -> str:
+def gain_text(identity: Outputs, averaged: Outputs, targets: np.ndarray, part: np.ndarray, how: str, task: Task) -> str:
     """What the weighted views do to the OOF score, in one line."""
-    before, after = (losses(cross_fitted(logits, targets, part), targets) for logits in (identity, averaged))
+    pair = (identity, averaged)
+    before, after = (task.loss(cross_fitted(each, targets, part, task), targets) for each in pair)
+    costs_before, costs_after = (task.cost(each, targets).sum() for each in pair)
     difference, standard_error = paired_difference(after, before)
     return (
-        f"all views, {how}: errors {errors(identity, targets):,} -> {errors(averaged, targets):,}, nll_calibrated "
+        f"all views, {how}: errors {costs_before:,} -> {costs_after:,}, nll_calibrated "
         f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
     )

@@ -36,8 +36,8 @@ from common.jobs.runner import INTERRUPTED, SideBySide, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
 from common.runs.layout import CONFIG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
-from common.score.calibration import nll_calibrated
-from common.score.logits import errors
+from common.score.calibration import calibrated_loss
+from common.score.task import TASKS
 from common.sweep.grid import Cell, Grid, missing
 from common.sweep.law import MIN_STEPS
 
@@ -110,7 +110,7 @@ class Sweep:
     def training_rows(self) -> int:
         """About how many images an epoch has."""
         held_out = int(self.config.fold)
-        folds = read_folds(Path(self.config.folds))
+        folds = read_folds(Path(self.config.folds), TASKS[self.config.task])
         if held_out >= folds.count:
             raise UserError("--fold", f"there is no fold {held_out}", f"use 0 to {folds.count - 1}")
         rows = round(self.config.train_fraction * int((folds.fold != held_out).sum()))
@@ -320,8 +320,9 @@ class CellRunner:
 def out_of_fold(fold_path: Path) -> dict[str, Any]:
     """How good the predictions of a fold's held-out rows are."""
     oof = read_predictions(fold_path / OOF_FILE)
-    loss = nll_calibrated(oof.logits, oof.targets)
-    return {"nll_calibrated": loss, "errors": errors(oof.logits, oof.targets), "n": len(oof.ids)}
+    outputs, targets = oof.outputs, oof.places
+    loss, costs = calibrated_loss(outputs, targets, oof.task), oof.task.cost(outputs, targets)
+    return {"nll_calibrated": loss, "errors": costs.sum().item(), "n": len(oof.ids)}
 
 
 def flags(cfg: Config) -> list[str]:

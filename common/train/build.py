@@ -32,6 +32,7 @@ from common.model.selection import create_selection
 from common.model.weights import Loaded, hub_file, load_weights
 from common.runs.config import Config
 from common.score.metrics import check_metric
+from common.score.task import TASKS
 from common.train.hardware import check_compile, memory_format
 from common.train.training import Training
 
@@ -120,7 +121,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     create_objective(cfg, torch.arange(len(classes)), len(classes))
     if cfg.loss in ONE_HOT_ONLY and augmentation.mix:
         raise UserError("--augment-args", f"{cfg.loss} takes hard labels only", "leave out mixup and cutmix")
-    check_metric(cfg.metric, classes)
+    check_metric(cfg.metric, classes, TASKS[cfg.task].metrics)
     if cfg.compile:
         check_compile()
     if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN) and (
@@ -173,6 +174,7 @@ def create_batches(
         epochs=cfg.epochs,
         sampling=cfg.sampling,
         side=cfg.img_size,
+        task=TASKS[cfg.task],
     )
 
 

@@ -21,7 +21,8 @@ from common.runs.config import differences
 from common.runs.layout import MODEL_FILE, fold_folder
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import FoldModel, load_model
-from common.score.logits import blocks, log_mean_probability
+from common.score.logits import Outputs, blocks
+from common.score.task import TASKS
 from common.train.build import create_untrained
 from common.train.hardware import usable_precision
 from common.train.loop import Predictor, check_logits, evaluation_batch
@@ -112,11 +113,11 @@ class FoldModels:
 
         Some rows at a time by all models, so that what one model says of all rows is never kept.
         """
-        weights = [view.weight for view in self.views] * len(self.models)
+        weights, task = [view.weight for view in self.views] * len(self.models), TASKS[self.models[0].saved.task]
         averaged = np.empty((len(rows), len(self.classes)), dtype=np.float32)
         for some in blocks(len(rows), len(self.classes) * len(weights), AT_ONCE):
             outputs = np.concatenate([self.of_fold(k, rows[some]) for k in range(len(self.models))])
-            averaged[some] = log_mean_probability(outputs, weights)
+            averaged[some] = task.average(Outputs(outputs), weights).values
         return averaged
 
 

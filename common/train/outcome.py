@@ -39,6 +39,7 @@ def saved_model_of(
         threads=cfg.threads,
         run=cfg.run_name,
         versions=versions(),
+        task=cfg.task,
     )
 
 

@@ -1,0 +1,183 @@
+"""What an answer is: one row per task, which all other rooms ask; numpy only.
+
+A row's label is text in every file. ``encode`` makes targets of labels, a net's outputs are compared with them by
+``loss`` (what weights, views, temperatures and sweeps minimise) and by ``cost`` (what a person counts), and ``decide``
+and ``decode`` make of outputs the text that a submission says. A new task is a row of TASKS and its functions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.words import names_in_short
+from common.score.calibration import temperature
+from common.score.logits import Outputs, blocks, log_mean_probability, row_losses
+from common.score.metrics import Answers
+
+Decision = Sequence[float]  # what a decision learned on OOF, such as thresholds; empty: nothing
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an answer is, for n rows and c outputs of a net. Tuples name rows of tables; the first is the default.
+
+    Targets and outputs are in the labels' own unit: a net that learns numbers has its scale, the training rows' mean
+    and deviation, in its last layer and thereby among its weights.
+    """
+
+    name: str  # in files and messages; nobody branches on it
+    outputs: Callable[[Sequence[str]], list[str]]  # labels -> names of the net's outputs, sorted once
+    flaw: Callable[[str], str]  # a label's text -> what is wrong with it, "" if nothing
+    stratum: Callable[[np.ndarray], np.ndarray]  # labels (n) -> keys (n) that folds and --train-fraction keep even
+    encode: Callable[[Sequence[str], Sequence[str]], np.ndarray]  # labels, names of the outputs -> targets (n, ...)
+    decode: Callable[[np.ndarray, Sequence[str]], np.ndarray]  # its inverse: targets, names -> labels, text (n)
+    # Targets (m, ...), numbers (c) of the outputs, smoothing -> what a training loss compares, float (m, c); of arrays
+    # and of tensors alike, so that it runs where the targets lie.
+    soft: Callable[[Any, Any, float], Any]
+    average: Callable[..., Outputs]  # outputs (m, n, c) of models, views or runs, weights (m; () equal) -> (n, c)
+    loss: Callable[[Outputs, np.ndarray], np.ndarray]  # outputs, targets -> float (n)
+    cost: Callable[..., np.ndarray]  # outputs, targets, decision -> (n): bool where right or wrong, else float
+    calibrate: Callable[[Outputs, np.ndarray], float]  # outputs, targets -> what to divide outputs by, for a low loss
+    decide: Callable[..., np.ndarray]  # outputs, decision -> what is answered, in the form of the targets
+    answers: Callable[..., Answers]  # outputs, targets, names of the outputs, decision -> what the metrics look at
+    # Outputs (m, n, c), targets -> float (k, m): what each model says of what is true. The loss of the models' mean
+    # with weights w is -log(these @ w), but for a constant.
+    likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
+    half: Callable[[np.ndarray], np.ndarray]  # outputs -> float16 that means the same
+    is_shortened: bool  # whether a file may keep each row's largest outputs alone (--store top64)
+    metrics: tuple[str, ...]  # common/score/metrics.py
+    losses: tuple[str, ...]  # common/model/losses.py
+    forms: tuple[str, ...]  # common/runs/submission.py
+    blends: tuple[str, ...]  # common/score/blending.py
+    sections: tuple[str, ...]  # of a run's page, common/report
+
+
+# ---- one class a row
+
+
+def class_names(labels: Sequence[str]) -> list[str]:
+    """The distinct labels, sorted as text: this order is the order of a model's outputs."""
+    return sorted(set(labels))
+
+
+def flaw_of_class(label: str) -> str:
+    """A class has a name."""
+    return "" if label else "is empty"
+
+
+def targets_of(labels: Sequence[str] | np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Class numbers (int64, n) of text labels.
+
+    Raises:
+        UserError: a label that is not in the class list.
+    """
+    number = {name: position for position, name in enumerate(classes)}
+    try:
+        return np.fromiter((number[str(label)] for label in labels), dtype=np.int64, count=len(labels))
+    except KeyError as error:
+        what = f"label {error} is not one of {names_in_short(classes)}"
+        raise UserError("labels", what, "use the table the folds were made from") from None
+
+
+def names_of(targets: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The class name of each class number, text (n)."""
+    return np.asarray(classes, dtype=object)[targets]
+
+
+def smoothed_one_hot(targets: Any, numbers: Any, smoothing: float) -> Any:
+    """1 - s + s / classes for a row's class, s / classes elsewhere; (m, classes)."""
+    return (targets[:, None] == numbers) * (1 - smoothing) + smoothing / len(numbers)
+
+
+def mean_probability(outputs: Outputs, weights: Sequence[float] | np.ndarray = ()) -> Outputs:
+    """The log of the (weighted) mean probability, float32: an average of logits would let one model have a veto."""
+    return Outputs(log_mean_probability(outputs.values, weights, outputs.others), outputs.others)
+
+
+def log_loss(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each row's class, nats (n)."""
+    return row_losses(outputs.values, targets, outputs.others)
+
+
+def is_wrong(outputs: Outputs, targets: np.ndarray, decision: Decision = ()) -> np.ndarray:
+    """Whether the likeliest class is another than the row's, bool (..., n)."""
+    return likeliest(outputs, decision) != targets
+
+
+def class_temperature(outputs: Outputs, targets: np.ndarray) -> float:
+    """The temperature of lowest log loss (common/score/calibration.py)."""
+    return temperature(outputs.values, targets, outputs.others)
+
+
+def likeliest(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
+    """The column of the most probable class, int64 (..., n); nothing is learned for it."""
+    return outputs.values.argmax(axis=-1)
+
+
+def class_answers(outputs: Outputs, targets: np.ndarray, names: Sequence[str], decision: Decision = ()) -> Answers:
+    """The likeliest class, its rank and the loss of each row, some rows at a time."""
+    predicted, ahead = (np.empty(len(targets), dtype=np.int64) for _ in range(2))
+    for rows in blocks(*outputs.values.shape):
+        own = outputs.values[rows]
+        of_target = np.take_along_axis(own, targets[rows, None], axis=1)
+        predicted[rows], ahead[rows] = likeliest(outputs[rows], decision), (own > of_target).sum(axis=1)
+    return Answers(predicted, targets, log_loss(outputs, targets), predicted != targets, ahead, names)
+
+
+def right_class(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
+    """What each of m models says of the right class, (n, m), divided by the row's largest.
+
+    All that the log loss of a weighted mean depends on, but for a constant; the division keeps rows of which every
+    model is sure and wrong above 0.
+    """
+    logs = np.stack([-log_loss(model, targets) for model in outputs], axis=1)
+    return np.maximum(np.exp(logs - logs.max(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
+
+
+def half_logits(logits: np.ndarray) -> np.ndarray:
+    """Each row moved so that its largest is 0: half precision is finest there, and no probability changes."""
+    half = np.empty(logits.shape, dtype=np.float16)
+    for rows in blocks(*logits.shape):
+        moved = logits[rows] - logits[rows].max(axis=1, keepdims=True)
+        half[rows] = np.maximum(moved, np.finfo(np.float16).min)
+    return half
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="multiclass",
+            outputs=class_names,
+            flaw=flaw_of_class,
+            stratum=lambda labels: labels,
+            encode=targets_of,
+            decode=names_of,
+            soft=smoothed_one_hot,
+            average=mean_probability,
+            loss=log_loss,
+            cost=is_wrong,
+            calibrate=class_temperature,
+            decide=likeliest,
+            answers=class_answers,
+            likelihoods=right_class,
+            half=half_logits,
+            is_shortened=True,
+            metrics=("accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "quadratic_kappa"),
+            losses=(
+                *("cross-entropy", "focal", "ohem", "bce", "generalised-cross-entropy"),
+                *("arcface", "cosface", "am-softmax", "lovasz-softmax"),
+            ),
+            forms=("label", "probabilities"),
+            blends=(
+                *("mean", "geometric", "hand", "vote", "group-vote", "best"),
+                *("softmax", "tempered", "greedy", "stack"),
+            ),
+            sections=(),
+        ),
+    )
+}
+MULTICLASS = TASKS["multiclass"]
