@@ -17,6 +17,7 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, read_json, write_json
 from common.base.locks import locked
+from common.base.result import Result
 from common.base.words import names_in_short
 from common.data.folds import Folds, read_folds
 from common.runs.layout import (
@@ -92,30 +93,38 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    cfg = parse(Options, argv)
-    inputs = read_inputs(cfg)
-    runs, data = inputs.runs, inputs.data
+    run(parse(Options, argv))
 
-    study = study_blends(data, cfg.method)
+
+def run(options: Options) -> Result:
+    """Compare the ways to blend, print them, and write the blend asked for.
+
+    The result's score is the blend's on the OOF rows: nested where there is more than one fold.
+
+    Raises:
+        UserError: runs, weights, predictions or a sample that do not belong together.
+    """
+    inputs = read_inputs(options)
+    runs, data = inputs.runs, inputs.data
+    study = study_blends(data, options.method)
     facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
     print(f"{table_text(facts['table'], len(data.targets))}\n\n{weights_text(runs, study.blends)}\n")
+    found = score(data.task, study.outputs, data.targets)
     if study.tried:
-        facts |= worth_of_runs(cfg, inputs, study)
-        how = f"chosen in the folds: {study.choice.summary}; " if cfg.method == "auto" else ""
-        nested = describe(score(data.task, study.outputs, data.targets))
-        print(f"\n{cfg.method} ({how}written: {study.method}), nested: {nested}")
+        facts |= worth_of_runs(options, inputs, study)
+        how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""
+        print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found)}")
 
-    test = write_blend(cfg, inputs, study, facts)
-    scale = study.temperature
-    print(f"temperature {scale:.3f}, fitted on OOF rows that one net predicts; a test row is the mean of a run's nets,")
-    print("which is less sure of itself, so its probabilities come out a little too cautious; no label changes")
+    test = write_blend(options, inputs, study, facts)
+    print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
     if test and len(test.labels):
         print(f"test accuracy of {study.method}: {describe(test.score())}")
-    written = [OOF_FILE, WEIGHTS_FILE] + [TEST_FILE, SUBMISSION_FILE] * bool(test)
-    print(f"wrote {', '.join(str(cfg.folder / name) for name in written)}")
+    written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
+    print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
+    return Result(found, options.folder)
 
 
-def worth_of_runs(cfg: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
+def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
     """Print what each run adds to the blend, which few do as well and what noise changes; returns it as facts."""
     runs, data = inputs.runs, inputs.data
     of_each = worth(study.method, runs, inputs.seconds, data)
@@ -127,16 +136,16 @@ def worth_of_runs(cfg: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
     else:
         print("no smaller set of runs has a mean within one standard error of it")
     facts: dict[str, Any] = {"runs": of_each, "smallest_set": smallest}
-    if cfg.noise:
-        noise = noise_members(data.outputs.values, cfg.noise, inputs.oof.columns, len(inputs.oof.classes))
-        facts["noise"] = noise_control(cfg.method, data, noise, study.tempered)
+    if options.noise:
+        noise = noise_members(data.outputs.values, options.noise, inputs.oof.columns, len(inputs.oof.classes))
+        facts["noise"] = noise_control(options.method, data, noise, study.tempered)
         print(noise_text(facts["noise"]))
     return facts
 
 
-def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any]) -> Predictions | None:
+def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str, Any]) -> Predictions | None:
     """Write all files of the blend, ``facts`` into weights.json; returns its test predictions, None without any."""
-    folder, blend, test = cfg.folder, study.blends[study.method], None
+    folder, blend, test = options.folder, study.blends[study.method], None
     with locked(folder):
         # An earlier blend's files would otherwise lie beside weights they were not made with.
         earlier = [folder / name for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE) if (folder / name).exists()]
@@ -151,10 +160,10 @@ def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any
             blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
             test = replace(test, logits=blended.values, source={})
             write_predictions(folder / TEST_FILE, test)
-            write_submission(folder / SUBMISSION_FILE, test, cfg.sample, oof.predicted)
+            write_submission(folder / SUBMISSION_FILE, test, options.sample, oof.predicted)
         summary = {
             "method": study.method,
-            "asked": cfg.method,
+            "asked": options.method,
             "weights": dict(zip(inputs.runs, blend.weights.tolist(), strict=False)),
             "temperature": study.temperature,
             "folds_fingerprint": inputs.folds_fingerprint,
@@ -170,104 +179,104 @@ def write_blend(cfg: Options, inputs: Inputs, study: Study, facts: dict[str, Any
 # ---- inputs
 
 
-def read_inputs(cfg: Options) -> Inputs:
+def read_inputs(options: Options) -> Inputs:
     """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
-    check_folder(cfg.folder)
-    folds = read_folds(Path(cfg.folds))
-    runs = chosen_runs(cfg)
-    check_weights(cfg, runs)
-    groups = groups_of(cfg, runs)
-    check_method(cfg, groups, folds)
-    tests, oofs, tta = read_runs(cfg, runs, folds)
+    check_folder(options.folder)
+    folds = read_folds(Path(options.folds))
+    runs = chosen_runs(options)
+    check_weights(options, runs)
+    groups = groups_of(options, runs)
+    check_method(options, groups, folds)
+    tests, oofs, tta = read_runs(options, runs, folds)
     columns, oof = side_by_side(oofs)
     if oof.is_short:
-        check_method(cfg, groups, folds, oof.others)
+        check_method(options, groups, folds, oof.others)
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
     outputs = Outputs(np.stack(columns), oof.others)
-    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(cfg.weights), oof.task)
+    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.weights), oof.task)
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
-    return Inputs(runs, inference_seconds(cfg, runs), folds.fingerprint, data, oof, tests, tta)
+    return Inputs(runs, inference_seconds(options, runs), folds.fingerprint, data, oof, tests, tta)
 
 
-def chosen_runs(cfg: Options) -> list[str]:
+def chosen_runs(options: Options) -> list[str]:
     """The runs to blend, every one finished; raises UserError where a name or the number is wrong."""
-    if any(cfg.folder.glob("fold*")):
-        raise UserError("--run", f"{cfg.run} is a training run", "give the blend another name")
-    runs = list(run_names(Path(cfg.runs_dir), cfg.runs)) or finished_runs(Path(cfg.runs_dir))
+    if any(options.folder.glob("fold*")):
+        raise UserError("--run", f"{options.run} is a training run", "give the blend another name")
+    runs = list(run_names(Path(options.runs_dir), options.runs)) or finished_runs(Path(options.runs_dir))
     for name in runs:
         if runs.count(name) > 1:
             raise UserError("--runs", f"{name} is named twice", "name each run once")
-        finished_folds(Path(cfg.runs_dir) / name)
+        finished_folds(Path(options.runs_dir) / name)
     if len(runs) < 2:
         found = f"{len(runs)} run{'s' * (len(runs) != 1)} ({', '.join(runs) or 'none'})"
         remedy = "train a second one, all folds (train_fold.py --fold all --run NAME)"
-        raise UserError(cfg.runs_dir, f"a blend needs two finished runs, found {found}", remedy)
+        raise UserError(options.runs_dir, f"a blend needs two finished runs, found {found}", remedy)
     return runs
 
 
-def check_weights(cfg: Options, runs: Sequence[str]) -> None:
+def check_weights(options: Options, runs: Sequence[str]) -> None:
     """Raise UserError unless the weights by hand, if there are any, are one number >= 0 for each run."""
-    if not cfg.weights:
+    if not options.weights:
         return
-    if len(cfg.weights) != len(runs):
-        what = f"{len(cfg.weights)} weights for {len(runs)} runs"
+    if len(options.weights) != len(runs):
+        what = f"{len(options.weights)} weights for {len(runs)} runs"
         raise UserError("--weights", what, f"give one for each of {', '.join(runs)}, in this order")
-    if not np.isfinite(cfg.weights).all() or min(cfg.weights) < 0 or not sum(cfg.weights):
+    if not np.isfinite(options.weights).all() or min(options.weights) < 0 or not sum(options.weights):
         raise UserError(
-            "--weights", f"{' '.join(map(str, cfg.weights))} is not valid", "each must be 0 or more, one above 0"
+            "--weights", f"{' '.join(map(str, options.weights))} is not valid", "each must be 0 or more, one above 0"
         )
-    if not np.isclose(sum(cfg.weights), 1):
-        print(f"--weights sum to {sum(cfg.weights):g}: scaled to sum to 1")
+    if not np.isclose(sum(options.weights), 1):
+        print(f"--weights sum to {sum(options.weights):g}: scaled to sum to 1")
 
 
-def groups_of(cfg: Options, runs: Sequence[str]) -> np.ndarray:
+def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
     """The same number for runs of the same model with the same arguments, whatever else they were trained with."""
     models: list[tuple] = []
     for run in runs:
-        path = fold_folder(Path(cfg.runs_dir) / run, 0) / CONFIG_FILE
+        path = fold_folder(Path(options.runs_dir) / run, 0) / CONFIG_FILE
         settings = read_json(path) if path.is_file() else {}
         models.append((settings.get("model", run), tuple(settings.get("model_args", ()))))
     return np.array([models.index(model) for model in models])
 
 
-def check_method(cfg: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
+def check_method(options: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
-    reasons = unusable(groups, cfg.weights, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
-    if cfg.method not in ("auto", *BLENDS):
-        raise UserError("--method", f"{cfg.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
-    if cfg.method in reasons:
-        raise UserError(f"--method {cfg.method}", *reasons[cfg.method])
+    reasons = unusable(groups, options.weights, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
+    if options.method not in ("auto", *BLENDS):
+        raise UserError("--method", f"{options.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
+    if options.method in reasons:
+        raise UserError(f"--method {options.method}", *reasons[options.method])
 
 
 def read_runs(
-    cfg: Options, runs: Sequence[str], folds: Folds
+    options: Options, runs: Sequence[str], folds: Folds
 ) -> tuple[list[Predictions], list[Predictions], dict[str, str]]:
     """Test predictions in one row order (none where a run has none), OOF predictions of each run, and who has TTA.
 
     All are brought to one short form where one of them is in it, or where together they would not fit into memory.
     """
     rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
-    kept = kept_classes(rows, classes, len(runs), cfg.noise)
-    tests = read_tests(cfg, runs, folds, kept)
-    oofs = [join_oof_like_test(Path(cfg.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
+    kept = kept_classes(rows, classes, len(runs), options.noise)
+    tests = read_tests(options, runs, folds, kept)
+    oofs = [join_oof_like_test(Path(options.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
     tta = {run: test.source["tta"] for run, test in tests.items() if test and test.source["tta"] != "none"}
-    tests = tests_in_one_order(cfg, tests)
+    tests = tests_in_one_order(options, tests)
     forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
     tests, oofs = ([short_form(each, min(forms, default=classes)) for each in found] for found in (tests, oofs))
     return tests, oofs, tta
 
 
-def read_tests(cfg: Options, runs: Sequence[str], folds: Folds, kept: int) -> dict[str, Predictions | None]:
+def read_tests(options: Options, runs: Sequence[str], folds: Folds, kept: int) -> dict[str, Predictions | None]:
     """Each run's test predictions, None where it has none; raises UserError where they are not of its models.
 
     With ``kept`` they are in the short form of so many classes.
     """
     tests: dict[str, Predictions | None] = {}
     for run in runs:
-        path = Path(cfg.runs_dir) / run / TEST_FILE
+        path = Path(options.runs_dir) / run / TEST_FILE
         tests[run] = read_predictions(path) if path.is_file() else None
         if tests[run] is None:
             continue
@@ -281,26 +290,26 @@ def read_tests(cfg: Options, runs: Sequence[str], folds: Folds, kept: int) -> di
     return tests
 
 
-def tests_in_one_order(cfg: Options, tests: dict[str, Predictions | None]) -> list[Predictions]:
+def tests_in_one_order(options: Options, tests: dict[str, Predictions | None]) -> list[Predictions]:
     """The test predictions in the first one's row order; empty, with a warning, where a run has none."""
     missing = [run for run, test in tests.items() if test is None]
     if missing:
-        unused = " (--sample has no effect)" if cfg.sample else ""
+        unused = " (--sample has no effect)" if options.sample else ""
         what = f"no test predictions for {', '.join(missing)}, so no submission{unused}"
         presets = {test.source["tta"] for test in tests.values() if test}
         tta = f" --tta {presets.pop()}, with --data and --folds" if len(presets) == 1 and presets != {"none"} else ""
         warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
         return []
     ids = next(iter(tests.values())).ids
-    ordered = [rows_in_order(test, ids, str(Path(cfg.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
-    if cfg.sample:  # a wrong one is said before anything is fitted
-        read_form(cfg.sample, ids, ordered[0].classes, ordered[0].task)
+    ordered = [rows_in_order(test, ids, str(Path(options.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
+    if options.sample:  # a wrong one is said before anything is fitted
+        read_form(options.sample, ids, ordered[0].classes, ordered[0].task)
     return ordered
 
 
-def inference_seconds(cfg: Options, runs: Sequence[str]) -> list[float]:
+def inference_seconds(options: Options, runs: Sequence[str]) -> list[float]:
     """Seconds that infer.py took for 1,000 rows of each run, 0 where it did not say."""
-    paths = [Path(cfg.runs_dir) / run / INFERENCE_FILE for run in runs]
+    paths = [Path(options.runs_dir) / run / INFERENCE_FILE for run in runs]
     return [
         read_json(path, seconds_per_1000_rows=(int, float))["seconds_per_1000_rows"] if path.is_file() else 0.0
         for path in paths
