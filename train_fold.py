@@ -65,7 +65,7 @@ from common.runs.layout import (
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
 from common.score.logits import Outputs
-from common.score.metrics import score, show
+from common.score.metrics import METRICS, score, show
 from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
 
@@ -360,8 +360,9 @@ def train_and_score(
         valid = share_scores(accelerator, score(task, outputs, targets, call.folds.classes))
         row |= {"nll": valid["nll"], "accuracy": valid["accuracy"], cfg.metric: valid[cfg.metric]}
         if len(valid_rows) > 1:  # an epoch chosen on one half is scored on the other
-            row["even_accuracy"] = 1 - float(task.cost(outputs[::2], targets[::2]).mean())
-            row["odd_accuracy"] = 1 - float(task.cost(outputs[1::2], targets[1::2]).mean())
+            for first, half in enumerate(("even", "odd")):
+                answers = task.answers(outputs[first::2], targets[first::2], call.folds.classes)
+                row[f"{half}_{cfg.metric}"] = METRICS[cfg.metric].of(answers)
     return row | {"train_seconds": train_seconds, "seconds": time.perf_counter() - started}, logits
 
 

@@ -223,6 +223,9 @@ def test_best_is_the_best_of_the_chosen_metric(tiny, tmp_path, metric, pick):
     assert metrics["best_epoch"] == getattr(log[metric], pick)() + 1
     assert metrics["best"] == pytest.approx(log[metric][metrics["best_epoch"] - 1])
     assert metrics[metric] == pytest.approx(metrics["best"], abs=1e-6)  # the kept weights scored again
+    halves = [log[f"even_{metric}"], log[f"odd_{metric}"]]  # each scores the epoch that the other chooses
+    whole = sum(halves) if metric == "errors" else sum(halves) / 2
+    assert whole.to_numpy() == pytest.approx(log[metric].to_numpy())
 
 
 def test_members_average_probabilities():

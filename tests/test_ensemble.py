@@ -543,7 +543,7 @@ def test_trainings_of_one_model_vote_as_one(place, capsys):
 def test_the_noise_control_is_said(place, capsys):
     """Every blend is tried with ten members of shuffled rows beside it, and says what they change."""
     main([])
-    assert "control: with 10 members of noise " in capsys.readouterr().out
+    assert "Control: with 10 members of noise " in capsys.readouterr().out
     found = json.loads(Path("runs/ensemble/weights.json").read_text())["noise"]
     assert found["members"] == 10 and found["difference"] > -2 * found["standard_error"]
 

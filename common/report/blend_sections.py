@@ -12,6 +12,7 @@ from common.report.evaluation import Evidence
 from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
 from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
+from common.score.blend_study import noise_text, noise_verdict
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
 from common.sweep.law import fit_law
 from common.sweep.verdict import sentences
@@ -32,17 +33,14 @@ def blend_section(folder: Path) -> Section:
     }
     if not len(tables["runs"]):  # one fold: nothing is left to tell what a run is worth
         tables["runs"] = pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"])
-    says = [f"Written is the blend by {found['method']}; its out-of-fold predictions are {found['oof']}."]
+    says = [f"The blend that was written is {found['method']}; its out-of-fold predictions are {found['oof']}."]
     if chosen := found.get("chosen_in_folds"):
         says.append(f"Each fold’s rows are blended as the other folds chose: {', '.join(chosen)}.")
     if smallest := found.get("smallest_set"):
         says.append(f"The smallest set whose mean comes within one standard error: {', '.join(smallest)}.")
     if noise := found.get("noise"):
-        helps = "noise helps, so do not trust this score" if gains(noise) else "noise gains nothing"
-        says.append(
-            f"Control: with {noise['members']} members of noise {noise['errors_with']:,} errors instead of "
-            f"{noise['errors_without']:,}: {helps}."
-        )
+        noise = {"verdict": noise_verdict(noise["difference"], noise["standard_error"])} | noise  # old ones have none
+        says.append(f"{noise_text(noise)}.")
     in_short = []
     if tta := found.get("tta"):
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
@@ -71,8 +69,8 @@ def method_row(row: dict[str, Any]) -> dict[str, Any]:
     score = row.get("nested", row["in_sample"])
     low, high = score["interval"]
     cells = {"method": row["name"], "errors": score["errors"]}
-    if "nested" in row:
-        cells["optimism"] = score["errors"] - row["in_sample"]["errors"]
+    if "optimism" in row:
+        cells["optimism"] = row["optimism"]
     cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "nll": score["nll"]}
     if "nll_calibrated" in score:
         cells["nll_calibrated"] = score["nll_calibrated"]
@@ -95,11 +93,6 @@ def worth_row(row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
         "most_alike": row["nearest"],
         "shared_errors": row["overlap"],
     }
-
-
-def gains(noise: dict[str, float]) -> bool:
-    """Whether members of noise lower the log loss by more than two standard errors."""
-    return noise["difference"] < -2 * noise["standard_error"]
 
 
 def sweep_sections(evidence: Evidence) -> list[Section]:

@@ -167,14 +167,15 @@ def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
         )
     idle = [row["run"] for row in rows if row["without"]["difference"] <= row["without"]["standard_error"] + 1e-9]
     if idle:
-        lines.append(f"within one standard error the blend loses nothing without: {', '.join(idle)} (each by itself)")
+        which = f"any one of {', '.join(idle)}" if len(idle) > 1 else idle[0]
+        lines.append(f"without {which} the blend's nll_calibrated stays within one standard error")
     return "\n".join(lines)
 
 
 # ---- the control
 
 
-def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Outputs) -> dict[str, float]:
+def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Outputs) -> dict[str, Any]:
     """The same blend, or choice (``asked`` is auto), with members of ``noise`` against the ``reported`` one.
 
     Args:
@@ -196,15 +197,19 @@ def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Out
         "errors_with": data.task.cost(found.tempered, data.targets).sum().item(),
         "difference": difference,
         "standard_error": standard_error,
+        "verdict": noise_verdict(difference, standard_error),
     }
 
 
-def noise_text(found: Mapping[str, float]) -> str:
+def noise_verdict(difference: float, standard_error: float) -> str:
+    """Whether members of noise lower the nll by more than two standard errors, in words."""
+    return "NOISE HELPS: do not trust this score" if difference < -2 * standard_error else "noise gains nothing"
+
+
+def noise_text(found: Mapping[str, Any]) -> str:
     """The control in one line."""
-    gained = found["difference"] < -2 * found["standard_error"]
-    verdict = "NOISE HELPS: do not trust this score" if gained else "noise gains nothing"
     return (
-        f"control: with {found['members']} members of noise {found['errors_with']:,} errors instead of "
+        f"Control: with {found['members']} members of noise {found['errors_with']:,} errors instead of "
         f"{found['errors_without']:,}, nll_calibrated {found['difference']:+.5f} +- {found['standard_error']:.5f}: "
-        f"{verdict}"
+        f"{found['verdict']}"
     )
