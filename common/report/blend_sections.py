@@ -113,16 +113,16 @@ def sweep_section(folder: Path) -> Section:
         for size, best, loss in zip(law.batch_sizes.tolist(), law.optima, law.parabolas.losses, strict=True)
     ]
     optima = pd.DataFrame(optima, columns=["batch_size", "best_lr", "from", "to", "nll_calibrated"])
-    found = [read_json(path) for path in sorted(folder.glob(FIND_FILE.format("*")))]
+    says, found = sentences(law), [read_json(path) for path in sorted(folder.glob(FIND_FILE.format("*")))]
     body = [
         element("p", f"{about_it}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes."),
-        findings(sentences(law) + checked(folder)),
+        findings(says + checked(folder)),
         *(sheet(panel) for panel in sweep_panels(cells, law, found, name)),
         element("h3", "The best learning rate of each batch size"),
         table(optima),
     ]
     tables = {f"{name}_optima": optima, f"{name}_cells": cells}
-    return Section(title, join(body), [f"{folder.name}: {sentences[0]}."], tables)
+    return Section(title, join(body), [f"{folder.name}: {says[0]}."], tables)
 
 
 def checked(folder: Path) -> list[str]:
