@@ -31,7 +31,7 @@ from common.base.system import cpu_count
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.jobs.runner import SideBySide
-from common.runs.config import Config, check_config
+from common.runs.config import Config, check_config, check_signatures
 from common.score.task import TASKS
 from common.sweep.cells import (
     FIGURE_FILE,
@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
     sweep = sweep_of(options)
+    check_signatures(sweep.config)
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
     cells = CellRunner(sweep, plan, options, TRAIN_SCRIPT).run()
@@ -291,7 +292,10 @@ def search(options: Search) -> Result:
 
     if not options.fold.isdecimal():
         raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")
-    return search_with_optuna(config_of(options), options.vary, options.trials, TRAIN_SCRIPT)
+    cfg = config_of(options)
+    check_config(cfg, processes=1)
+    check_signatures(cfg)
+    return search_with_optuna(cfg, options.vary, options.trials, TRAIN_SCRIPT)
 
 
 def config_of(options: Config) -> Config:

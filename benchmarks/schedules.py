@@ -10,15 +10,17 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from common.base.cli import keyword_arguments
 from common.base.errors import run_script
 from common.base.files import write_file
-from common.model.schedules import SCHEDULES, Length, create_schedule
+from common.model.schedules import Length, create_schedule
+from common.runs.choices import SCHEDULES
 from common.sweep.picture import GREY, INK
 
 FIGURE = Path(__file__).parents[1] / "docs" / "schedules.png"
 LENGTH = Length(total=3000, warmup=300, epoch=100)
 SCORES = [min(epoch, 8) / 10 + (epoch >= 20) / 10 for epoch in range(1, 31)]
-ARGUMENTS = {"restarts": ["cycles=3", "t_mult=2"]}  # where the default is less telling
+ARGUMENTS = {"restarts": ("cycles=3", "t_mult=2")}  # where the default is less telling
 SHARED = ("warmup-cosine", "cosine")  # in one panel: they differ in where the cosine begins
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     steps = range(LENGTH.total + 300)
     for panel, names in zip(panels, groups, strict=True):
         for name, colour in zip(names, colours, strict=False):
-            share = create_schedule(name, ARGUMENTS.get(name, ()), LENGTH)
+            share = create_schedule(name, LENGTH, **keyword_arguments("schedule-args", ARGUMENTS.get(name, ())))
             shares = [share(step, SCORES[: step // LENGTH.epoch]) for step in steps]
             panel.plot([step / LENGTH.epoch for step in steps], shares, color=colour, label=name)
         panel.axvline(LENGTH.warmup / LENGTH.epoch, color=GREY, linewidth=0.6, linestyle=":")

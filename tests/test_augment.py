@@ -1,5 +1,7 @@
 """Each augmentation does what its name says, to each image alike however many processes share the batch."""
 
+import inspect
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from conftest import SMALL
 
 import train_fold
 from common.base.errors import UserError
-from common.data.augment import AUGMENTS, COLOURS, ON_PIXELS, ON_POINTS, create_augmentation
+from common.data import augment
+from common.data.augment import create_augmentation
+from common.data.augment_options import AUGMENTS, ON_PIXELS, ON_POINTS, OPTIONS
 from common.data.batches import Normalise, TrainBatches
-from common.data.mixing import mixture
+from common.data.mixing import Mix
 
 SIDE = 16
 # A value for every switch that there is; a new one without a line here fails test_every_switch_is_tested.
@@ -78,12 +82,14 @@ def batches(photos: torch.Tensor, changes: dict, **more) -> TrainBatches:
 
 def test_every_switch_is_tested():
     """Whatever switches an operation on has a line in SWITCHES."""
-    from common.data.augment import _defaults
-    from common.data.mixing import size_of_batch
+    assert {name for name, option in OPTIONS.items() if not option.default} == SWITCHES.keys()
 
-    operations = (*ON_POINTS, *ON_PIXELS, mixture, size_of_batch)
-    switches = {name for each in operations for name, default in _defaults(each).items() if not default}
-    assert switches == SWITCHES.keys()
+
+@pytest.mark.parametrize("operation", [*ON_POINTS, *ON_PIXELS])
+def test_an_operation_takes_the_options_of_its_rows(operation):
+    """After images (or points) and their random numbers, these and no others."""
+    parameters = list(inspect.signature(getattr(augment, operation)).parameters)
+    assert parameters[2:] == [name for name, option in OPTIONS.items() if option.operation == operation]
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -113,7 +119,7 @@ def test_each_operation_changes_images_within_their_range(photos, name):
 def test_presets_work_and_those_for_digits_take_grey(photos, preset):
     """Every preset augments colour images; grey ones too, unless it changes colours."""
     create_augmentation(preset, {}, grey=False)(photos.float() / 255, uniform_of(0))
-    if not COLOURS & AUGMENTS[preset].keys():
+    if not any(OPTIONS[name].colours for name in AUGMENTS[preset]):
         grey = photos[:, :1].float() / 255
         assert create_augmentation(preset, {}, grey=True)(grey, uniform_of(0)).shape == grey.shape
     assert "flip" not in AUGMENTS["digits"] and "flip_vertical" not in AUGMENTS["digits"]  # a mirrored 2 is no 2
@@ -207,7 +213,7 @@ def test_mixing_stops_for_the_last_epochs_and_spares_its_share(photos):
     late = batches(photos, {"mixup": 1.0, "mix_until": 0.5}, label_smoothing=0.0)
     mixed = [(next(late.epoch(epoch)).targets.max(dim=1).values < 1).any().item() for epoch in (4, 5)]
     assert mixed == [True, False]
-    share = mixture(0, 1000, mixup=1.0, mix_share=0.25).share
+    share = Mix(mixup=1.0, mix_share=0.25)(0, 1000).share
     assert 0.2 < np.mean(share < 1) < 0.3
 
 
@@ -227,13 +233,15 @@ def test_sizes_change_from_batch_to_batch(photos):
 @pytest.mark.parametrize(
     ("preset", "changes", "grey", "message"),
     [
-        ("digit", {}, True, "--augment: digit is unknown; use one of: none, digits"),
+        ("digit", {}, True, "--augment: there is no augment digit; did you mean digits\\?"),
         ("digits", {"rotate": 3}, True, "rotate is unknown; known: .*rotation"),
-        ("digits", {"rotation": "much"}, True, "rotation=much is not a valid value; use a value such as 0.0"),
-        ("digits", {"rotation": -3}, True, "rotation=-3 is not a valid value; use 0 to inf"),
-        ("none", {"blur": 0.1, "blur_share": 1.5}, True, "blur_share=1.5 is not a valid value; use 0 to 1.0"),
+        ("digits", {"rotation": "much"}, True, "rotation=much is not a valid value; use 0 or more"),
+        ("digits", {"rotation": -3}, True, "rotation=-3 is not a valid value; use 0 or more"),
+        ("none", {"blur": 0.1, "blur_share": 1.5}, True, "blur_share=1.5 is not a valid value; use 0 to 1"),
         ("none", {"median_blur": 4}, True, "median_blur=4 is not a valid value"),
-        ("none", {"sizes": 28}, True, r"sizes=28 is not a valid value; use a value such as \(24, 28, 32\)"),
+        ("none", {"sizes": 28}, True, r"sizes=28 is not a valid value; use a list such as \(1,2\)"),
+        ("none", {"sizes": (28.5,)}, True, r"sizes=\(28.5,\) is not a valid value"),
+        ("digits", {"rotation": None}, True, "rotation=None is not a valid value; use 0 or more"),
         ("digits", {"blur_share": 0.5}, True, "blur_share has no effect without blur"),
         ("none", {"border": "edge"}, True, "border has no effect: nothing moves the pixels"),
         ("none", {"policy": "best"}, False, "policy=best is not a valid value; use one of auto, rand, trivial"),

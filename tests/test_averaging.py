@@ -255,7 +255,7 @@ def test_snapshots_keep_the_last_cycles():
         (["--select", "last", "--select-args", "patience=3"], "--select-args: patience is unknown to Last"),
         (["--select", "swa", "--select-args", "last=9"], "two or more of the 3 epochs; use 2 to 3"),
         (["--select", "swa", "--select-args", "last=2", "--ema-decay", "0.9"], "use only one of them"),
-        (["--select", "members", "--select-args", "count=1.5"], "3 epochs cannot be divided evenly among count=1.5"),
+        (["--select", "members", "--select-args", "count=1.5"], "count=1.5 is not a valid value; use whole numbers"),
         (["--select", "members", "--epochs", 4], "--select-args: 4 epochs cannot be divided evenly among count=3 nets"),
         (
             ["--select", "members", "--warmup-epochs", 1.5],

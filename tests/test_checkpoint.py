@@ -7,7 +7,8 @@ import torch
 from timm.optim import list_optimizers
 
 from common.base.errors import UserError
-from common.model.optim import OPTIMISERS, create_optimiser, lay_out_state
+from common.model.optim import create_optimiser, lay_out_state
+from common.runs.choices import OPTIMISERS
 from common.runs.tensors import join_tensors, load_tensors, save_tensors, separate_tensors
 
 # These need another library, a GPU, or gradients of gradients.
@@ -38,8 +39,8 @@ def test_a_restored_optimiser_goes_on_to_the_bit(name, tmp_path, monkeypatch):
     if name in ("ralamb", "over9000"):
         pytest.importorskip("pytorch_optimizer", reason="they need pytorch-optimizer, an optional extra")
     whole, half, restored = small_model(), small_model(), small_model()
-    take_steps(whole, create_optimiser(whole, name, 1e-2, 0.01, {}), range(8))
-    optimiser = create_optimiser(half, name, 1e-2, 0.01, {})
+    take_steps(whole, create_optimiser(whole, name, 1e-2, 0.01), range(8))
+    optimiser = create_optimiser(half, name, 1e-2, 0.01)
     take_steps(half, optimiser, range(3))
     tensors = dict(half.state_dict())
     state = separate_tensors(optimiser.state_dict(), "optimiser", tensors)
@@ -47,7 +48,7 @@ def test_a_restored_optimiser_goes_on_to_the_bit(name, tmp_path, monkeypatch):
 
     tensors, metadata = load_tensors(tmp_path / "checkpoint.safetensors")
     restored.load_state_dict({key: tensors[key] for key in restored.state_dict()})
-    optimiser = create_optimiser(restored, name, 1e-2, 0.01, {})
+    optimiser = create_optimiser(restored, name, 1e-2, 0.01)
     optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
     lay_out_state(optimiser)
     take_steps(restored, optimiser, range(3, 8))

@@ -3,14 +3,19 @@
 import dataclasses
 import inspect
 import re
+from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Annotated
 
 import pytest
 from conftest import ROOT, run_script
 
-from common.base.cli import flag_of, keyword_arguments, parse, recipe_flags
+from common.base.cli import Range, check_arguments, flag_of, parse, recipe_flags
 from common.base.errors import UserError
-from common.runs.config import Config, differences, saved_config, training_settings
+from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, TIMM, TIMMS_OPTIMISERS, check_optimiser
+from common.runs.config import Config, check_config, differences, saved_config, training_settings
+from common.score.task import TASKS
 from common.sweep.cells import flags
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")]
@@ -22,7 +27,8 @@ def test_every_setting_has_a_help_line_and_is_used():
     code = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     for field in dataclasses.fields(Config):
         assert re.search(rf"^    {field.name}: .*  # \w+", definition, re.MULTILINE), f"{field.name} has no comment"
-        assert re.search(rf"\bcfg\.{field.name}\b|\"--{field.name}\"", code), f"{field.name} is never read"
+        use = rf"\bcfg\.{field.name}\b|\"--{field.name}\"|\.args\(\"{field.name.removesuffix('_args')}\"\)"
+        assert re.search(use, code), f"{field.name} is never read"
     assert len(dataclasses.fields(Config)) < 46
 
 
@@ -95,16 +101,90 @@ def test_a_wrong_command_line_is_one_line(flags, message):
 
 
 def test_name_value_pairs_are_checked_against_the_signature():
-    """--augment-args and its like refuse names that the function does not take."""
+    """Names that a function does not take, values unlike its defaults or out of range; 0 and 1 are yes and no too."""
 
-    def function(images, rotation=1.0):
-        """Takes one argument."""
+    def function(images, rotation: Annotated[float, Range(0, 90)] = 1.0, still=False, cells=3, sizes=()):
+        """Takes four arguments."""
 
-    assert keyword_arguments("augment-args", ["rotation=12"], function) == {"rotation": 12}
-    with pytest.raises(UserError, match="--augment-args: rotate is unknown to function; known: rotation"):
-        keyword_arguments("augment-args", ["rotate=12"], function)
-    with pytest.raises(UserError, match="rotation has no value"):
-        keyword_arguments("augment-args", ["rotation"])
+    def check(**arguments):
+        check_arguments("augment-args", arguments, function)
+
+    check(rotation=12, still=True, cells=4, sizes=(1, 2))
+    check(rotation=0.5, still=1, sizes=[24])
+    with pytest.raises(UserError, match="--augment-args: rotate is unknown to function; known: rotation, still, cells"):
+        check(rotate=12)
+    with pytest.raises(UserError, match="images is unknown"):
+        check(images=1)
+    wrong = {"rotation": (None, "x", True, -1, 91, (1,)), "still": ("maybe", None, 2), "cells": (2.5, "2", False)}
+    for name, values in (wrong | {"sizes": (24, "24", (1, "2"), None)}).items():
+        for value in values:
+            with pytest.raises(UserError, match=f"--augment-args: {name}=.* is not a valid value; use ") as refused:
+                check(**{name: value})
+            assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["true", "False", "YES", "no", "On", "off"])
+def test_words_for_yes_and_no_are_what_they_say(word):
+    """--freeze batchnorm=false once froze it: a text that is not empty is true in Python."""
+    assert Config(freeze=(f"batchnorm={word}",)).args("freeze") == {"batchnorm": word.lower() in ("true", "yes", "on")}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["rotation"], "rotation has no value"),
+        (["=3"], "=3 has no name"),
+        (["a=1", "b=2", "a=3"], "a is given twice; give it once"),
+        (["a=1 b=2"], "'a=1 b=2' is more than one pair; separate pairs by spaces outside of the quotes"),
+        (["a=(1,2"], r"a=\(1,2 is not a list of values"),
+        (["a={[]:1}"], "is not a list of values"),
+        (["a=" + "(" * 100_000], "is not a list of values"),
+    ],
+)
+def test_pairs_that_cannot_be_read_are_refused(pairs, message):
+    """One line that names the flag."""
+    with pytest.raises(UserError, match=f"--augment-args: .*{message}"):
+        check_config(Config(augment_args=tuple(pairs)), processes=1)
+
+
+def test_values_are_literals_or_else_text():
+    """What Python would read, it reads; the rest, a name with a slash as well, is text."""
+    pairs = ("a=1", "b=2.5", "c=(1,2)", "d=None", "e=max", "f='a b=c'", "g=", "h=bicubic/2")
+    read = {"a": 1, "b": 2.5, "c": (1, 2), "d": None, "e": "max", "f": "a b=c", "g": "", "h": "bicubic/2"}
+    assert Config(model_args=pairs).args("model") == read
+
+
+@pytest.mark.parametrize(
+    "row", [*SCHEDULES.values(), *SELECTIONS.values(), *(loss.function for loss in LOSSES.values())]
+)
+def test_what_a_row_names_is_there(row):
+    """A function that is named as text can be loaded."""
+    assert callable(resolve_name(row))
+
+
+def test_the_losses_of_a_task_are_rows():
+    """Every task has losses to choose from, and each is one that there is."""
+    for task in TASKS.values():
+        assert task.losses and {*task.losses} <= LOSSES.keys()
+
+
+def test_timms_optimisers_are_known_before_it_is_loaded():
+    """Those of the timm that is installed; a name that a newer timm may have is left to it."""
+    from timm.optim import list_optimizers
+
+    if tuple(map(int, version("timm").split(".")[:3])) <= tuple(map(int, TIMM.split("."))):
+        assert {*list_optimizers()} <= {*TIMMS_OPTIMISERS.split()}
+    for name in ("adamw", "lookahead_adamw", "ranger", "over9000", "lookahead_ralamb", "ralamb"):
+        check_optimiser(name)
+
+
+def test_a_newer_timm_has_the_last_word(monkeypatch):
+    """An optimiser that our list lacks may be one of its own."""
+    monkeypatch.setattr("common.runs.choices.version", lambda _: "1.0.99")
+    check_optimiser("adamwow")
+    monkeypatch.setattr("common.runs.choices.version", lambda _: TIMM)
+    with pytest.raises(UserError, match="--opt: there is no optimiser adamwow; did you mean adamw"):
+        check_optimiser("adamwow")
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: {b: 1}\n", "a: [\n", "\x00"])

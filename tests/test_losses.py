@@ -16,9 +16,9 @@ from torchvision.ops import sigmoid_focal_loss
 from common.base.errors import UserError
 from common.data.batches import Normalise, TrainBatches
 from common.model import losses
-from common.model.losses import LOSSES, MARGIN_LOSSES, ONE_HOT_ONLY, CosineHead, create_loss, with_head_for
-from common.runs.config import Config
-from common.train.build import check_choices
+from common.model.losses import CosineHead, create_loss, with_head_for
+from common.runs.choices import LOSSES
+from common.runs.config import Config, check_config, check_signatures
 
 RANDOM = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(40, 5, generator=RANDOM)
@@ -27,21 +27,22 @@ ONE_HOT = F.one_hot(LABELS, 5).float()
 SMOOTH = 0.9 * ONE_HOT + 0.02
 MIXED = 0.3 * ONE_HOT + 0.7 * ONE_HOT.roll(1, 0)
 
-HARDEST = {"focal": ["gamma=0.5"]}  # settings whose gradients come nearest to infinity
+HARDEST = {"focal": {"gamma": 0.5}}  # settings whose gradients come nearest to infinity
+MARGIN_LOSSES = [name for name, loss in LOSSES.items() if loss.margin]
 
 
-def mean_loss(name: str, *pairs: str, targets: Tensor = LABELS, classes: int = 5) -> losses.Loss:
-    return create_loss(name, pairs, 0.0, targets, classes)
+def mean_loss(name: str, targets: Tensor = LABELS, classes: int = 5, **loss_args) -> losses.Loss:
+    return create_loss(name, targets, classes, **loss_args)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_finite_for_every_kind_of_target(name):
     """One-hot, smoothed and mixed targets; logits right, wrong or all alike: loss and gradient are numbers."""
     size = losses.SCALE if name in MARGIN_LOSSES else 100.0  # a cosine is at most 1
-    for targets in (ONE_HOT,) if name in ONE_HOT_ONLY else (ONE_HOT, SMOOTH, MIXED):
+    for targets in (ONE_HOT,) if LOSSES[name].hard_labels else (ONE_HOT, SMOOTH, MIXED):
         for logits in (LOGITS, size * ONE_HOT, -size * ONE_HOT, torch.zeros(40, 5)):
             logits = logits.clamp(-size, size).clone().requires_grad_()
-            loss = mean_loss(name, *HARDEST.get(name, []))(logits, targets)
+            loss = mean_loss(name, **HARDEST.get(name, {}))(logits, targets)
             loss.backward()
             assert loss.isfinite() and logits.grad.isfinite().all()
 
@@ -52,7 +53,7 @@ def test_training_lowers_every_loss(name):
     digits = load_digits()
     pixels = torch.from_numpy(digits.data[:200]).float() / 16
     labels = torch.from_numpy(digits.target[:200])
-    smoothing = 0.0 if name in ONE_HOT_ONLY else 0.1
+    smoothing = 0.0 if LOSSES[name].hard_labels else 0.1
     targets = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
     torch.manual_seed(0)
     model = CosineHead(64, 10, losses.SCALE) if name in MARGIN_LOSSES else torch.nn.Linear(64, 10)
@@ -87,8 +88,8 @@ def test_focal_is_torchvisions_for_two_classes_and_cross_entropy_without_gamma()
 def test_ohem_is_the_mean_of_the_hardest():
     """A quarter of the batch, by topk; of all of it, the plain mean."""
     hardest = F.cross_entropy(LOGITS, SMOOTH, reduction="none").topk(10).values.mean()
-    assert mean_loss("ohem", "share=0.25")(LOGITS, SMOOTH) == pytest.approx(hardest)
-    assert mean_loss("ohem", "share=1")(LOGITS, SMOOTH) == pytest.approx(F.cross_entropy(LOGITS, SMOOTH))
+    assert mean_loss("ohem", share=0.25)(LOGITS, SMOOTH) == pytest.approx(hardest)
+    assert mean_loss("ohem", share=1)(LOGITS, SMOOTH) == pytest.approx(F.cross_entropy(LOGITS, SMOOTH))
 
 
 def test_bce_is_timms():
@@ -102,7 +103,7 @@ def test_generalised_cross_entropy_lies_between_its_two_ends():
     p = LOGITS.softmax(1)[torch.arange(40), LABELS]
     for q in (1.0, 0.7):
         expected = ((1 - p**q) / q).mean()
-        assert mean_loss("generalised-cross-entropy", f"q={q}")(LOGITS, ONE_HOT) == pytest.approx(expected)
+        assert mean_loss("generalised-cross-entropy", q=q)(LOGITS, ONE_HOT) == pytest.approx(expected)
     nearly = losses.generalised_cross_entropy(LOGITS, MIXED, q=1e-4)
     torch.testing.assert_close(nearly, losses.cross_entropy(LOGITS, MIXED), rtol=1e-2, atol=1e-3)
 
@@ -122,7 +123,7 @@ def test_margins_are_those_of_the_papers():
     ours = losses.cosface(cosines * scale, ONE_HOT, scale=scale, margin=0.35)
     torch.testing.assert_close(ours, F.cross_entropy(cut, LABELS, reduction="none"))
     for name in MARGIN_LOSSES:
-        plain = mean_loss(name, "margin=0.0", f"scale={scale}")(cosines * scale, MIXED)
+        plain = mean_loss(name, margin=0.0, scale=scale)(cosines * scale, MIXED)
         assert plain == pytest.approx(F.cross_entropy(cosines * scale, MIXED).item(), rel=1e-4)
 
 
@@ -153,14 +154,14 @@ def test_lovasz_is_the_extension_of_the_jaccard_loss():
 
 def test_class_weights_are_torchs_at_a_mean_of_one():
     """By the user's numbers or by scikit-learn's "balanced" rule, on all losses of an image."""
-    for pair, weight in (
-        ("class_weights=(1.2,1.2,0.8,1,1)", torch.tensor([1.2, 1.2, 0.8, 1.0, 1.0])),
-        ("class_weights=balanced", 40 / (5 * torch.bincount(LABELS).float())),
+    for asked, weight in (
+        ((1.2, 1.2, 0.8, 1, 1), torch.tensor([1.2, 1.2, 0.8, 1.0, 1.0])),
+        ("balanced", 40 / (5 * torch.bincount(LABELS).float())),
     ):
         expected = F.cross_entropy(LOGITS, LABELS, weight=weight)  # the batch here is the whole training set
-        assert mean_loss("cross-entropy", pair)(LOGITS, ONE_HOT) == pytest.approx(expected)
+        assert mean_loss("cross-entropy", class_weights=asked)(LOGITS, ONE_HOT) == pytest.approx(expected)
         per_image = losses.focal(LOGITS, ONE_HOT, gamma=1.0) * weight[LABELS] / weight[LABELS].mean()
-        assert mean_loss("focal", pair, "gamma=1.0")(LOGITS, ONE_HOT) == pytest.approx(per_image.mean())
+        assert mean_loss("focal", class_weights=asked, gamma=1.0)(LOGITS, ONE_HOT) == pytest.approx(per_image.mean())
 
 
 @pytest.mark.parametrize(
@@ -168,27 +169,32 @@ def test_class_weights_are_torchs_at_a_mean_of_one():
     [
         ("crossentropy", [], "--loss: there is no loss crossentropy; did you mean cross-entropy"),
         ("focal", ["margin=1"], "--loss-args: margin is unknown to focal; known: gamma"),
-        ("focal", ["gamma=much"], "focal cannot be computed with gamma=much"),
-        ("generalised-cross-entropy", ["q=0"], "cannot be computed with q=0"),
-        ("ohem", ["share=2"], "ohem cannot be computed with share=2"),
+        ("focal", ["gamma=much"], "--loss-args: gamma=much is not a valid value; use 0 or more"),
+        ("focal", ["gamma=None"], "--loss-args: gamma=None is not a valid value; use 0 or more"),
+        ("generalised-cross-entropy", ["q=0"], "q=0 is not a valid value; use more than 0, up to 1"),
+        ("ohem", ["share=2"], "share=2 is not a valid value; use more than 0, up to 1"),
         ("cross-entropy", ["class_weights=(1,2)"], "is not one positive number for each of 5 classes"),
         ("cross-entropy", ["class_weights=balance"], "is not one positive number for each of 5 classes"),
+        ("cross-entropy", ["class_weights=None"], "is not one positive number for each of 5 classes"),
         ("lovasz-softmax", ["class_weights=balanced"], "lovasz-softmax has no loss per image to weight"),
     ],
 )
 def test_what_a_loss_cannot_do_is_refused(name, pairs, message):
     """One line that names the flag, before anything is trained."""
+    cfg = Config(loss=name, loss_args=tuple(pairs), label_smoothing=0.0)
     with pytest.raises(UserError, match=message):
-        create_loss(name, pairs, 0.0, LABELS, 5)
+        check_config(cfg, processes=1)
+        check_signatures(cfg)
+        create_loss(name, LABELS, 5, **cfg.args("loss"))
 
 
 def test_smoothing_is_refused_where_it_would_mean_nothing():
     """Lovasz-softmax knows sets, and an image is in one or not; a mixed image is in two."""
     with pytest.raises(UserError, match="lovasz-softmax takes hard labels only.*--label-smoothing 0"):
-        create_loss("lovasz-softmax", [], 0.1, LABELS, 5)
-    cfg = Config(channels=1, img_size=8, loss="lovasz-softmax", label_smoothing=0.0, augment_args=("mixup=0.4",))
+        check_config(Config(loss="lovasz-softmax", label_smoothing=0.1), processes=1)
+    cfg = Config(loss="lovasz-softmax", label_smoothing=0.0, augment_args=("mixup=0.4",))
     with pytest.raises(UserError, match="--augment-args: lovasz-softmax takes hard labels only"):
-        check_choices(cfg, ["a", "b"], micro_batch=8, grey=True)
+        check_config(cfg, processes=1)
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "test_vit", "test_efficientnet", "convnext_atto", "digit_cnn"])
@@ -196,7 +202,7 @@ def test_a_margin_loss_gets_a_cosine_head(name):
     """In every family the last layer is replaced in place; its outputs are the scale times a cosine."""
     import common.model.networks  # noqa: F401  registers digit_cnn
 
-    model = with_head_for(timm.create_model(name, num_classes=7), "arcface", ["scale=11"])
+    model = with_head_for(timm.create_model(name, num_classes=7), "arcface", scale=11)
     assert isinstance(model.get_classifier(), CosineHead)
     side = model.pretrained_cfg["input_size"][-1] if hasattr(model, "pretrained_cfg") else 28
     channels = 1 if name == "digit_cnn" else 3

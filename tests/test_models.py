@@ -52,7 +52,7 @@ def proposals(name: str) -> list[tuple[int, dict]]:
         message = str(refused)
     sizes = [(int(size), {}) for size in re.findall(r"--img-size (\d+)", message)]
     arguments = [
-        (DIGIT, keyword_arguments("", pairs.split())) for pairs in re.findall(r"--model-args ([^,]+)", message)
+        (DIGIT, keyword_arguments("", tuple(pairs.split()))) for pairs in re.findall(r"--model-args ([^,]+)", message)
     ]
     assert sizes or arguments, message
     return sizes + arguments

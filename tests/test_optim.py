@@ -8,7 +8,8 @@ from timm.optim import Lookahead
 from torch import nn
 
 from common.base.errors import UserError
-from common.model.optim import OPTIMISERS, create_optimiser
+from common.model.optim import create_optimiser
+from common.runs.choices import OPTIMISERS
 
 # Name, class, settings that make it what it is; with lookahead_ the class is the inner one's.
 BUILT = [
@@ -40,7 +41,7 @@ def small_model() -> nn.Module:
 def build(name: str, **opt_args):
     if name in ("ralamb", "over9000"):
         pytest.importorskip("pytorch_optimizer", reason="ralamb and over9000 need pytorch-optimizer, an optional extra")
-    return create_optimiser(small_model(), name, 1e-2, 0.05, opt_args)
+    return create_optimiser(small_model(), name, 1e-2, 0.05, **opt_args)
 
 
 @pytest.mark.parametrize(("name", "kind", "settings"), BUILT, ids=[row[0] for row in BUILT])
@@ -62,7 +63,7 @@ def test_ralamb_takes_the_steps_of_its_formula():
     """RAdam's rectified step (SGD's while the variance is unknown) times the layer's trust ratio, twelve times over."""
     pytest.importorskip("pytorch_optimizer", reason="ralamb needs pytorch-optimizer, an optional extra")
     model, lr, decay = nn.Linear(6, 4, bias=False), 0.01, 0.05
-    theirs = create_optimiser(model, "ralamb", lr, decay, {})
+    theirs = create_optimiser(model, "ralamb", lr, decay)
     weight = model.weight.detach().clone()
     mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
     for step in range(1, 13):
@@ -90,8 +91,8 @@ def test_lookahead_goes_half_way_back_every_sixth_step():
     ahead, plain = nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False)
     plain.load_state_dict(ahead.state_dict())
     optimisers = [
-        create_optimiser(ahead, "lookahead_momentum", 0.1, 0.0, {"momentum": 0.0}),
-        create_optimiser(plain, "momentum", 0.1, 0.0, {"momentum": 0.0}),
+        create_optimiser(ahead, "lookahead_momentum", 0.1, 0.0, momentum=0.0),
+        create_optimiser(plain, "momentum", 0.1, 0.0, momentum=0.0),
     ]
     for step in range(1, 13):
         for model, optimiser in zip((ahead, plain), optimisers, strict=True):
@@ -120,7 +121,7 @@ def test_what_cannot_be_built_is_refused(name, opt_args, message):
     if name == "bnbadam" and torch.cuda.is_available():
         pytest.skip("asserts what a machine without a GPU says")
     with pytest.raises(UserError, match=message):
-        create_optimiser(small_model(), name, 1e-2, 0.05, opt_args)
+        create_optimiser(small_model(), name, 1e-2, 0.05, **opt_args)
 
 
 def test_settings_of_ones_own_come_before_the_names():

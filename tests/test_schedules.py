@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from common.base.cli import keyword_arguments
 from common.base.errors import UserError
-from common.model.schedules import SCHEDULES, Length, create_schedule, cycle_ends, plateau
+from common.model.schedules import Length, create_schedule, cycle_ends, plateau
+from common.runs.choices import SCHEDULES
+from common.runs.config import Config, check_config, check_signatures
 
 EPOCHS, STEPS = 12, 10
 WHOLE, WARM = Length(EPOCHS * STEPS, 0, STEPS), Length(EPOCHS * STEPS, 2 * STEPS, STEPS)
 
 
 def shares(name: str, length: Length, *pairs: str, until: int = 0) -> list[float]:
-    schedule = create_schedule(name, pairs, length)
+    schedule = create_schedule(name, length, **keyword_arguments("schedule-args", pairs))
     return [schedule(step, ()) for step in range(until or length.total)]
 
 
@@ -90,7 +93,7 @@ def test_every_schedule_warms_up_in_a_line(name):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_has_no_memory(name):
     """Asked twice, backwards, or by another process: the same answer, so neither a restart nor a GPU bends it."""
-    one, other = (create_schedule(name, (), WARM) for _ in range(2))
+    one, other = (create_schedule(name, WARM) for _ in range(2))
     forwards = [one(step, (0.5, 0.6)) for step in range(WARM.total)]
     assert [other(step, (0.5, 0.6)) for step in reversed(range(WARM.total))] == forwards[::-1]
 
@@ -123,15 +126,27 @@ def test_cycles_end_with_epochs_and_the_last_with_the_training():
         ("cosine", ["every=3"], "--schedule-args: every is unknown to cosine; known: min_lr_ratio"),
         ("constant", ["min_lr_ratio=0.1"], "--schedule-args: min_lr_ratio is unknown to constant"),
         ("multistep", ["milestones=(5, 30)"], r"multistep with milestones=\(5, 30\) is not a valid schedule"),
-        ("multistep", ["milestones=5"], "is not a valid schedule for 12 epochs"),
+        (
+            "multistep",
+            ["milestones=5"],
+            r"milestones=5 is not a valid value; use a list such as \(1,2\), each 0 or more",
+        ),
+        ("multistep", ["milestones=(1,'x')"], "is not a valid value; use a list such as"),
         ("step", ["every=13"], "is not a valid schedule for 12 epochs"),
-        ("step", ["every=2", "factor=10"], "is not a valid schedule for 12 epochs"),
+        ("step", ["every=2", "factor=10"], "factor=10 is not a valid value; use 0 to 1"),
+        ("step", ["every=1e-320"], "is not a valid schedule for 12 epochs"),
         ("wsd", ["decay=13"], "is not a valid schedule for 12 epochs"),
-        ("cosine", ["min_lr_ratio=x"], "is not a valid schedule for 12 epochs"),
+        ("cosine", ["min_lr_ratio=x"], "min_lr_ratio=x is not a valid value; use 0 to 1"),
+        ("cosine", ["min_lr_ratio=None"], "min_lr_ratio=None is not a valid value; use 0 to 1"),
         ("restarts", ["cycles=13"], "13 cycles with t_mult 1 do not fit"),
+        ("restarts", ["cycles=1000000000", "t_mult=1e30"], r"1000000000 cycles with t_mult 1e\+30 do not fit"),
+        ("restarts", ["cycles=2.0"], "cycles=2.0 is not a valid value; use 1 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(name, pairs, message):
     """An argument of another schedule, or a duration without effect, is an error that names it."""
     with pytest.raises(UserError, match=message):
-        create_schedule(name, pairs, WHOLE)
+        cfg = Config(schedule=name, schedule_args=tuple(pairs))
+        check_config(cfg, processes=1)
+        check_signatures(cfg)
+        create_schedule(name, WHOLE, **cfg.args("schedule"))

@@ -139,7 +139,7 @@ def test_small_sizes_are_padded_and_larger_ones_resized():
     ("change", "message"),
     [
         ({"batch_size": 30, "accumulate": 4}, "is not divisible by 1 process x 4 accumulation steps"),
-        ({"epochs": 0}, "--epochs: 0 is too small"),
+        ({"epochs": 0}, "--epochs: 0 is out of range; use 1 or more"),
         ({"lr": -1.0}, "--lr: -1.0 is out of range"),
         ({"label_smoothing": 1.5}, "--label-smoothing: 1.5 is out of range"),
         ({"fold": "full", "select": "best"}, "needs validation rows"),

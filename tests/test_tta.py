@@ -1,7 +1,6 @@
 """Views: what they do to an image, and that only those stay which help on rows no model has seen."""
 
 import json
-from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -36,7 +35,7 @@ def test_views_of_a_preset_are_weighted_to_one(preset):
     """Weights sum to 1, the identity leads, every name stands for a view of its own, and none changes the shape."""
     views = TTA[preset]
     assert sum(view.weight for view in views) == pytest.approx(1)
-    assert views[0].name == "identity" and (views[0].weight >= 0.5 or preset == "brief_002")
+    assert views[0].name == "identity" and views[0].weight >= 0.5
     assert len({view.name for view in views}) == len(views)
     images = torch.rand(2, 3, 32, 32)
     seen = [view.look(cropped(images, 28, *view.place)) for view in views]
@@ -45,7 +44,7 @@ def test_views_of_a_preset_are_weighted_to_one(preset):
 
 
 def test_d4_is_every_symmetry_of_a_square_and_six_a_part_of_it():
-    """Eight different views that are permutations of the pixels; the course's six are four, by its own code."""
+    """Eight different views that are permutations of the pixels, six of them without quarter turns."""
     image = torch.arange(9.0).view(1, 1, 3, 3)
     seen = {view.name: tuple(view.look(image).flatten().tolist()) for view in TTA["d4"]}
     assert len(set(seen.values())) == len(seen) == 8
@@ -53,11 +52,9 @@ def test_d4_is_every_symmetry_of_a_square_and_six_a_part_of_it():
     transposed = image.transpose(-1, -2)
     transpositions = [transposed, transposed.flip([-2, -1])]
     assert {seen["transposed"], seen["transposed, half turn"]} == {tuple(t.flatten().tolist()) for t in transpositions}
-    flips = [image, image.flip(-1), image.flip(-2), image.flip([-2, -1])]
-    flips += [image.flip(-1).flip([-2, -1]), image.flip(-2).flip([-2, -1])]  # as its inference loop has them
-    counts = Counter(tuple(each.flatten().tolist()) for each in flips)
-    weights = {tuple(view.look(image).flatten().tolist()): 6 * view.weight for view in TTA["brief_002"]}
-    assert weights == pytest.approx(counts)
+    six = {view.name: tuple(view.look(image).flatten().tolist()) for view in TTA["six"]}
+    assert len(six) == 6 and six.items() <= seen.items()
+    assert TTA["brief_002"] == TTA["six"]  # its name in older runs
 
 
 def test_scales_are_the_image_with_other_numbers_of_pixels():

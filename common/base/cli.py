@@ -13,7 +13,10 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import tyro
@@ -22,6 +25,9 @@ import yaml
 from common.base.errors import UserError
 
 Options = TypeVar("Options")
+
+LARGEST = 1e30  # of a setting: beyond, torch's own numbers overflow
+WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 
 
 def parse(options: type[Options], argv: Sequence[str] | None = None) -> Options:
@@ -80,29 +86,96 @@ def flag_of(name: str, value: Any) -> list[str]:
     return [f"--{flag}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{flag}", text]
 
 
-def keyword_arguments(flag: str, pairs: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """``("rotation=12", "fill=zeros")`` as keyword arguments, values read as Python literals or else text.
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` (or only those ``above`` it) to ``high``; ``whole``: integers alone."""
 
-    With ``function``, names that its signature lacks are refused.
+    low: float = -LARGEST
+    high: float = LARGEST
+    above: bool = False
+    whole: bool = False
+
+    def __contains__(self, number: Any) -> bool:
+        kinds = int if self.whole else int | float
+        if not isinstance(number, kinds) or isinstance(number, bool):
+            return False
+        return self.low <= number <= self.high and not (self.above and number == self.low)
+
+    def __str__(self) -> str:
+        kind = "whole numbers" if self.whole else "numbers"
+        if self.low == -LARGEST:
+            return kind
+        if self.high == LARGEST:
+            return f"{kind} above {self.low:g}" if self.above else f"{self.low:g} or more"
+        return f"more than {self.low:g}, up to {self.high:g}" if self.above else f"{self.low:g} to {self.high:g}"
+
+
+# What a parameter takes that names no Range of its own, by the type of its default.
+OF_TYPE = {bool: (False, True), int: Range(whole=True), float: Range(), tuple: Range()}
+
+
+@cache
+def keyword_arguments(flag: str, pairs: tuple[str, ...]) -> Mapping[str, Any]:
+    """``("rotation=12", "fill=zeros")`` as keyword arguments: Python literals, words for yes and no, or else text.
+
+    Raises:
+        UserError: no value, brackets that do not close, a name twice, two pairs in one.
     """
     arguments = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals:
-            raise UserError(f"--{flag}", f"{pair} has no value", "write name=value pairs, separated by spaces")
+        if not equals or not name:
+            missing = "value" if name else "name"
+            raise UserError(f"--{flag}", f"{pair} has no {missing}", "write name=value pairs, separated by spaces")
+        if name in arguments:
+            raise UserError(f"--{flag}", f"{name} is given twice", "give it once")
         try:
-            arguments[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
+            arguments[name] = WORDS[text.lower()] if text.lower() in WORDS else ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             if text[:1] in tuple("([{"):
                 raise UserError(
                     f"--{flag}", f"{pair} is not a list of values", "check its brackets and quotes"
                 ) from error
+            if re.search(r"\s\w+=", text):
+                what, remedy = f"'{pair}' is more than one pair", "separate pairs by spaces outside of the quotes"
+                raise UserError(f"--{flag}", what, remedy) from error
             arguments[name] = text
-    if function is not None:
-        known = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
-        for name in arguments.keys() - set(known):
-            raise UserError(f"--{flag}", f"{name} is unknown to {function.__name__}", f"known: {', '.join(known)}")
-    return arguments
+    return MappingProxyType(arguments)
+
+
+def check_arguments(flag: str, arguments: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse keyword arguments that ``function`` does not take; it takes its parameters that have a default.
+
+    Raises:
+        UserError: an unknown name; a value unlike the default, or outside the Range that the parameter is annotated by.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = {each.name: each for each in parameters if each.default is not each.empty}
+    for name, value in arguments.items():
+        if name not in known:
+            remedy = f"known: {', '.join(known) or 'none'}"
+            raise UserError(f"--{flag}", f"{name} is unknown to {function.__name__}", remedy)
+        check_value(flag, name, value, known[name].default, allowed_by(known[name].annotation))
+
+
+def allowed_by(annotation: Any) -> Range | None:
+    """The Range in ``Annotated[float, Range(0, 1)]``, if there is one."""
+    return next((each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Range)), None)
+
+
+def check_value(flag: str, name: str, value: Any, default: Any, allowed: Range | Sequence[Any] | None = None) -> None:
+    """Refuse a value unlike the ``default``, or that is not ``allowed``; of a list, each of its entries must be."""
+    allowed = allowed or OF_TYPE.get(type(default))
+    if isinstance(default, tuple):
+        right = isinstance(value, tuple | list) and all(each in allowed for each in value)
+        expected = f"a list such as (1,2), each {allowed}"
+    elif allowed is None:
+        right, expected = isinstance(value, type(default)), f"a value such as {default!r}"
+    else:
+        right = value in allowed
+        expected = str(allowed) if isinstance(allowed, Range) else f"one of {', '.join(map(str, allowed))}"
+    if not right:
+        raise UserError(f"--{flag}", f"{name}={value} is not a valid value", f"use {expected}")
 
 
 def chosen(flag: str, name: str, registry: Mapping[str, Any]) -> Any:

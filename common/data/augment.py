@@ -10,24 +10,24 @@ the image is interpolated once. Operations on *pixels* follow.
 The blurs and distortions are a few lines each; Kornia has them too, but it would be one more dependency, and draws from
 torch's global randomness, which processes that share a batch do not share.
 
-An operation's arguments are what --augment-args takes. One whose default is 0 (or empty) switches the operation on;
-others refine it. ``..._share`` is the share of images that an operation touches.
+An operation's arguments are options of --augment-args (common/data/augment_options.py); it is called where one of them
+switches it on. ``..._share`` is the share of images that it touches.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.base.errors import UserError
-from common.data.geometry import PADDING, cropped, moved, points_of, sample
-from common.data.mixing import mixture, size_of_batch
+from common.data.augment_options import ON_PIXELS, ON_POINTS, options_of
+from common.data.geometry import cropped, moved, points_of, sample
+from common.data.mixing import Mix
 
 Uniform = Callable[[int], Tensor]
 
@@ -45,38 +45,32 @@ def _chosen(uniform: Uniform, share: float, changed: Tensor, unchanged: Tensor) 
 # ---- operations on points
 
 
-def crop(points: Tensor, uniform: Uniform, crop: float = 0.0, crop_ratio: float = 4 / 3) -> Tensor:
+def crop(points: Tensor, uniform: Uniform, crop: float, crop_ratio: float) -> Tensor:
     """A part of ``crop`` to 1 of the area, ``crop_ratio`` times as wide as high or the reverse, enlarged again.
 
     The random-resized crop of Inception (arXiv 1409.4842).
     """
-    if not crop:
-        return points
     draw = uniform(4)
     area, ratio = crop + (1 - crop) * draw[:, 0], crop_ratio ** (2 * draw[:, 1] - 1)
     sides = torch.stack([area * ratio, area / ratio], dim=1).sqrt().clamp_max(1)
     return points * sides[:, None, None] + ((1 - sides) * (2 * draw[:, 2:] - 1))[:, None, None]
 
 
-def centre_crop(points: Tensor, uniform: Uniform, centre_crop: float = 0.0) -> Tensor:
+def centre_crop(points: Tensor, uniform: Uniform, centre_crop: float) -> Tensor:
     """The middle ``centre_crop`` of each side, enlarged again."""
-    return points * centre_crop if centre_crop else points
+    return points * centre_crop
 
 
-def flip(points: Tensor, uniform: Uniform, flip: float = 0.0, flip_vertical: float = 0.0) -> Tensor:
+def flip(points: Tensor, uniform: Uniform, flip: float, flip_vertical: float) -> Tensor:
     """Mirror a share ``flip`` of the images left to right, and ``flip_vertical`` upside down."""
-    if not (flip or flip_vertical):
-        return points
     signs = 1 - 2 * (uniform(2) < points.new_tensor([flip, flip_vertical])).float()
     return points * signs[:, None, None]
 
 
 def rotate_shift_scale(
-    points: Tensor, uniform: Uniform, rotation: float = 0.0, shift: float = 0.0, scale: float = 0.0, shear: float = 0.0
+    points: Tensor, uniform: Uniform, rotation: float, shift: float, scale: float, shear: float
 ) -> Tensor:
     """Rotate by up to ``rotation``, shift by up to ``shift``, scale by 1 +- ``scale``, shear by up to ``shear``."""
-    if not (rotation or shift or scale or shear):
-        return points
     draw = (uniform(4) * 2 - 1).unbind(1)
     points = moved(points, draw[0] * rotation, 1 + draw[1] * scale, draw[2] * shift, draw[3] * shift)
     if shear:
@@ -85,29 +79,19 @@ def rotate_shift_scale(
     return points
 
 
-def perspective(points: Tensor, uniform: Uniform, perspective: float = 0.0) -> Tensor:
+def perspective(points: Tensor, uniform: Uniform, perspective: float) -> Tensor:
     """Tilt the image: one side is up to 1 + ``perspective`` times nearer than the middle."""
-    if not perspective:
-        return points
     tilt = (uniform(2) * 2 - 1) * perspective
     return points / (1 + (points * tilt[:, None, None]).sum(3, keepdim=True))
 
 
-def elastic(
-    points: Tensor, uniform: Uniform, elastic: float = 0.0, elastic_cells: int = 6, elastic_share: float = 1.0
-) -> Tensor:
+def elastic(points: Tensor, uniform: Uniform, elastic: float, elastic_cells: int, elastic_share: float) -> Tensor:
     """Pull smoothly at ``elastic_cells`` x ``elastic_cells`` places by up to ``elastic`` (after Simard et al. 2003)."""
-    if not elastic:
-        return points
     return _chosen(uniform, elastic_share, points + _field(points, uniform, elastic, elastic_cells, "bicubic"), points)
 
 
-def grid_distortion(
-    points: Tensor, uniform: Uniform, grid: float = 0.0, grid_cells: int = 5, grid_share: float = 1.0
-) -> Tensor:
+def grid_distortion(points: Tensor, uniform: Uniform, grid: float, grid_cells: int, grid_share: float) -> Tensor:
     """Move the corners of a grid of cells by up to ``grid``; lines stay straight within a cell."""
-    if not grid:
-        return points
     return _chosen(uniform, grid_share, points + _field(points, uniform, grid, grid_cells + 1, "bilinear"), points)
 
 
@@ -116,10 +100,8 @@ def _field(points: Tensor, uniform: Uniform, strength: float, cells: int, mode: 
     return F.interpolate(corners, points.shape[1:3], mode=mode, align_corners=True).permute(0, 2, 3, 1)
 
 
-def optical(points: Tensor, uniform: Uniform, optical: float = 0.0, optical_share: float = 1.0) -> Tensor:
+def optical(points: Tensor, uniform: Uniform, optical: float, optical_share: float) -> Tensor:
     """The barrel or cushion of a lens: a point at radius r moves by up to ``optical`` r**3."""
-    if not optical:
-        return points
     bent = points * (1 + _symmetric(uniform, 1)[0] * optical * points.square().sum(3, keepdim=True))
     return _chosen(uniform, optical_share, bent, points)
 
@@ -128,12 +110,7 @@ def optical(points: Tensor, uniform: Uniform, optical: float = 0.0, optical_shar
 
 
 def colour(
-    images: Tensor,
-    uniform: Uniform,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
+    images: Tensor, uniform: Uniform, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Tensor:
     """Scale brightness, contrast and saturation by 1 +- their values, and turn the hue by up to ``hue`` degrees."""
     if brightness or contrast:
@@ -148,17 +125,15 @@ def colour(
         to_yiq = images.new_tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
         matrix = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq
         images = torch.einsum("nij,njhw->nihw", matrix, images)
-    return images.clamp(0, 1) if brightness or contrast or saturation or hue else images
+    return images.clamp(0, 1)
 
 
-def policy(images: Tensor, uniform: Uniform, policy: str = "", policy_strength: int = 9) -> Tensor:
+def policy(images: Tensor, uniform: Uniform, policy: str, policy_strength: int) -> Tensor:
     """torchvision's "auto" (AutoAugment, arXiv 1805.09501), "rand" (RandAugment, 1909.13719) or "trivial" (2103.10158).
 
     They draw from torch's global randomness, image by image, so each image sets it and it is put back afterwards.
     ``policy_strength`` (0..30) is RandAugment's.
     """
-    if not policy:
-        return images
     from torchvision.transforms import v2
 
     transform = {
@@ -178,10 +153,8 @@ def policy(images: Tensor, uniform: Uniform, policy: str = "", policy_strength: 
     return levels.float() / 255
 
 
-def blur(images: Tensor, uniform: Uniform, blur: float = 0.0, blur_share: float = 0.5) -> Tensor:
+def blur(images: Tensor, uniform: Uniform, blur: float, blur_share: float) -> Tensor:
     """Gaussian blur with a standard deviation of up to ``blur``."""
-    if not blur:
-        return images
     deviation = (uniform(1) * blur * images.shape[-1]).clamp_min(1e-3)
     reach = max(1, math.ceil(3 * blur * images.shape[-1]))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / deviation) ** 2)
@@ -189,10 +162,8 @@ def blur(images: Tensor, uniform: Uniform, blur: float = 0.0, blur_share: float 
     return _chosen(uniform, blur_share, _filtered(images, weights[:, :, None] * weights[:, None, :]), images)
 
 
-def motion_blur(images: Tensor, uniform: Uniform, motion_blur: float = 0.0, motion_blur_share: float = 0.5) -> Tensor:
+def motion_blur(images: Tensor, uniform: Uniform, motion_blur: float, motion_blur_share: float) -> Tensor:
     """Smear along a line of length ``motion_blur`` in a random direction."""
-    if not motion_blur:
-        return images
     reach = max(1, round(motion_blur * images.shape[-1] / 2))
     line = images.new_zeros(len(images), 1, 2 * reach + 1, 2 * reach + 1)
     line[:, :, reach] = 1
@@ -211,30 +182,22 @@ def _filtered(images: Tensor, weights: Tensor) -> Tensor:
     return F.conv2d(padded, weights, groups=count * channels).view(images.shape)
 
 
-def median_blur(images: Tensor, uniform: Uniform, median_blur: int = 0, median_blur_share: float = 0.5) -> Tensor:
+def median_blur(images: Tensor, uniform: Uniform, median_blur: int, median_blur_share: float) -> Tensor:
     """Each pixel becomes the median of ``median_blur`` x ``median_blur`` pixels (an odd number)."""
-    if not median_blur:
-        return images
     windows = F.pad(images, [median_blur // 2] * 4, mode="replicate")
     windows = windows.unfold(2, median_blur, 1).unfold(3, median_blur, 1)
     return _chosen(uniform, median_blur_share, windows.flatten(4).median(dim=4).values, images)
 
 
-def noise(images: Tensor, uniform: Uniform, noise: float = 0.0, noise_share: float = 0.5) -> Tensor:
+def noise(images: Tensor, uniform: Uniform, noise: float, noise_share: float) -> Tensor:
     """Add Gaussian noise with a standard deviation of up to ``noise``."""
-    if not noise:
-        return images
     draw = uniform(images[0].numel()).view(images.shape).clamp(1e-6, 1 - 1e-6)
     noisy = images + torch.special.ndtri(draw) * noise * uniform(1)[:, :, None, None]
     return _chosen(uniform, noise_share, noisy.clamp(0, 1), images)
 
 
-def erasing(
-    images: Tensor, uniform: Uniform, erasing: float = 0.0, holes: int = 1, erasing_share: float = 0.5
-) -> Tensor:
+def erasing(images: Tensor, uniform: Uniform, erasing: float, holes: int, erasing_share: float) -> Tensor:
     """Fill rectangles, each side up to ``erasing``, with the image's mean (arXiv 1708.04896; cutout 1708.04552)."""
-    if not erasing:
-        return images
     side = torch.arange(images.shape[-1], device=images.device) / images.shape[-1]
     erased = images
     for _ in range(holes):
@@ -259,8 +222,8 @@ class Augmentation:
     on_points: tuple[partial, ...] = ()
     on_pixels: tuple[partial, ...] = ()
     border: str = "black"
-    mix: partial | None = None  # of two images each: see common/data/mixing.py
-    size: partial | None = None  # of a batch
+    mix: Mix | None = None  # of two images each
+    sizes: tuple[int, ...] = ()  # sides in px, of which each batch has one (none: the images' own)
 
     def __call__(self, images: Tensor, uniform: Uniform, side: int = 0) -> Tensor:
         side = side or images.shape[-1]
@@ -279,108 +242,16 @@ class Augmentation:
 
 
 def create_augmentation(preset: str, changes: Mapping[str, Any], grey: bool) -> Augmentation:
-    """The preset with some of its arguments changed; ``grey``: the images have no colours.
+    """The preset with some of its options changed; ``grey``: the images have no colours.
 
     Raises:
-        UserError: an unknown preset, argument or value; one without effect; colours of grey images.
+        UserError: see :func:`common.data.augment_options.options_of`.
     """
-    if preset not in AUGMENTS:
-        raise UserError("--augment", f"{preset} is unknown", f"use one of: {', '.join(AUGMENTS)}")
-    asked = {**AUGMENTS[preset], **changes}
-    operations = {operation: _defaults(operation) for operation in (*ON_POINTS, *ON_PIXELS, mixture, size_of_batch)}
-    known = {"border": "black"} | {name: value for own in operations.values() for name, value in own.items()}
-    for name, value in changes.items():
-        _check_value(name, value, known)
-    if grey and (coloured := [name for name in COLOURS if asked.get(name)]):
-        what = f"{', '.join(coloured)} would change the colours of grey images"
-        off = " ".join(f"{name}={known[name]!r}".replace("'", "") for name in coloured)
-        raise UserError("--augment", what, f"switch it off (--augment-args {off}), or use another preset")
-    active = {}
-    for operation, defaults in operations.items():
-        own = {name: asked.get(name, default) for name, default in defaults.items()}
-        if any(own[name] for name, default in defaults.items() if not default):
-            active[operation] = own
-        elif idle := [name for name in own if name in changes and defaults[name]]:
-            switches = " or ".join(name for name, default in defaults.items() if not default)
-            raise UserError("--augment-args", f"{idle[0]} has no effect without {switches}", "give both or neither")
+    options = options_of(preset, changes, grey)
 
-    def bound(operation: Callable) -> partial | None:
-        return partial(operation, **active[operation]) if operation in active else None
+    def bound(names: Sequence[str]) -> tuple[partial, ...]:
+        return tuple(partial(resolve_name(f"{__name__}:{name}"), **options[name]) for name in names if name in options)
 
-    on_points, on_pixels = (tuple(filter(None, map(bound, group))) for group in (ON_POINTS, ON_PIXELS))
-    if "border" in changes and not on_points:
-        raise UserError("--augment-args", "border has no effect: nothing moves the pixels", "leave it out")
-    border = asked.get("border", "black")
-    return Augmentation(on_points, on_pixels, border, mix=bound(mixture), size=bound(size_of_batch))
-
-
-def _check_value(name: str, value: Any, known: Mapping[str, Any]) -> None:
-    if name not in known:
-        raise UserError("--augment-args", f"{name} is unknown", f"known: {', '.join(sorted(known))}")
-    like = (int, float) if isinstance(known[name], float) else type(known[name])
-    expected, right = f"a value such as {EXAMPLES.get(name, known[name])!r}", isinstance(value, like)
-    if name in CHOICES:
-        expected, right = f"one of {', '.join(CHOICES[name])}", value in CHOICES[name]
-    elif right and isinstance(value, int | float):
-        most = 1.0 if name.endswith("_share") else LARGEST.get(name, math.inf)
-        expected, right = (
-            f"0 to {most}",
-            0 <= value <= most and not (name == "median_blur" and value and value % 2 == 0),
-        )
-    if not right:
-        raise UserError("--augment-args", f"{name}={value} is not a valid value", f"use {expected}")
-
-
-def _defaults(operation: Callable) -> dict[str, Any]:
-    parameters = inspect.signature(operation).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
-
-
-CHOICES = {"border": tuple(PADDING), "policy": ("auto", "rand", "trivial", "")}
-EXAMPLES = {"sizes": (24, 28, 32)}
-LARGEST = dict.fromkeys(("crop", "centre_crop", "flip", "flip_vertical", "mix_until", "optical"), 1.0)
-LARGEST |= {"scale": 0.9, "perspective": 0.6, "shear": 60.0}
-COLOURS = ("saturation", "hue", "policy")
-ON_POINTS = (elastic, grid_distortion, optical, perspective, rotate_shift_scale, flip, centre_crop, crop)
-ON_PIXELS = (policy, colour, blur, motion_blur, median_blur, noise, erasing)
-
-# The ranges of "digits" cover about 95 % of the natural spread of MNIST digits (Deotte,
-# github.com/cdeotte/MNIST-CNN-99.75). "brief_002" is the albumentations pipeline of a course on photos, with each OneOf
-# as independent operations of the same frequency.
-AUGMENTS = {
-    "none": {},
-    "digits": {"rotation": 12.0, "shift": 0.1, "scale": 0.1},
-    "photos_light": {"crop": 0.6, "flip": 0.5, "border": "reflect"},
-    "photos": {
-        "crop": 0.35,
-        "flip": 0.5,
-        "rotation": 10.0,
-        "border": "reflect",
-        "brightness": 0.3,
-        "contrast": 0.3,
-        "saturation": 0.3,
-        "erasing": 0.4,
-        "erasing_share": 0.25,
-    },
-    "brief_002": {
-        "flip": 0.5,
-        "flip_vertical": 0.5,
-        "noise": 0.08,
-        "noise_share": 0.2,
-        "motion_blur": 0.03,
-        "motion_blur_share": 0.1,
-        "median_blur": 3,
-        "median_blur_share": 0.05,
-        "blur": 0.005,
-        "blur_share": 0.05,
-        "optical": 0.1,
-        "optical_share": 0.09,
-        "grid": 0.05,
-        "grid_share": 0.03,
-        "elastic": 0.03,
-        "elastic_share": 0.09,
-        "erasing": 0.1,
-        "holes": 8,
-        "erasing_share": 0.5,
-    },
-}
+    mix = Mix(**options["mix"]) if "mix" in options else None
+    sizes = tuple(options.get("sizes", {}).get("sizes", ()))
+    return Augmentation(bound(ON_POINTS), bound(ON_PIXELS), mix=mix, sizes=sizes, **options.get("sample", {}))

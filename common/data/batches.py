@@ -12,6 +12,7 @@ from torch import Tensor
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
 from common.data.images import Images, pixels_of
+from common.data.mixing import size_of_batch
 from common.score.task import MULTICLASS, Task
 
 
@@ -121,7 +122,7 @@ class TrainBatches:
         An image's partner in mixing is the one at the same place from the global batch's end.
         """
         mix, size, shares = self.augment.mix, self.micro_batch_size, []
-        mixes = mix is not None and epoch % self.epochs < mix.keywords["mix_until"] * self.epochs
+        mixes = mix is not None and mix.mixes_in(epoch % self.epochs, self.epochs)
         for step, batch in enumerate(self.order_of(epoch).split(self.batch_size)[: self.steps]):
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
@@ -142,8 +143,8 @@ class TrainBatches:
             other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share.place, from_end=True))
             mixture = self.augment.mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share.place)
             images, targets = mixture(images, targets, other_images, self.targets_of(partners))
-        if self.augment.size:
-            side = self.augment.size(seed_of("size", self.seed, epoch, step))
+        if self.augment.sizes:
+            side = size_of_batch(seed_of("size", self.seed, epoch, step), self.augment.sizes)
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return Batch(images, targets, rows)
 

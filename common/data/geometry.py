@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PADDING = {"black": "zeros", "reflect": "reflection", "edge": "border"}  # what lies beyond an image's border
+from common.data.augment_options import PADDING
 
 
 def points_of(images: Tensor, side: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 All draws are a function of a seed, so every process that works on a batch makes the same ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,22 +45,33 @@ class Mixture:
         return mask * images + (1 - mask) * other_images, own * targets + (1 - own) * other_targets
 
 
-def mixture(
-    seed: int, count: int, mixup: float = 0.0, cutmix: float = 0.0, mix_share: float = 1.0, mix_until: float = 1.0
-) -> Mixture:
-    """Draw the mixture of a batch of ``count`` images.
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a training are mixed.
 
     ``mixup`` (arXiv 1710.09412) and ``cutmix`` (arXiv 1905.04899) are the alpha of the Beta distribution of the shares;
-    with both, one or the other at random. ``mix_share`` of the images are mixed at all. ``mix_until`` is the share of
-    the epochs after which nothing is mixed; the caller looks at it.
+    with both, one or the other at random. ``mix_share`` of the images are mixed at all, in all epochs but the last
+    ones: ``mix_until`` is a share of the epochs.
     """
-    random = np.random.default_rng(seed)
-    cut = random.random(count) < (0.5 if mixup and cutmix else float(cutmix > 0))
-    share = np.where(cut, random.beta(cutmix or 1, cutmix or 1, count), random.beta(mixup or 1, mixup or 1, count))
-    share = np.where(random.random(count) < mix_share, share, 1.0)
-    return Mixture(share, cut, random.random(count), random.random(count))
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_share: float = 1.0
+    mix_until: float = 1.0
+
+    def mixes_in(self, epoch: int, epochs: int) -> bool:
+        """Whether images are mixed in ``epoch`` (from 0) of ``epochs``."""
+        return epoch < self.mix_until * epochs
+
+    def __call__(self, seed: int, count: int) -> Mixture:
+        """Draw the mixture of a batch of ``count`` images."""
+        random = np.random.default_rng(seed)
+        cut = random.random(count) < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
+        cut_share, blend_share = (random.beta(alpha or 1, alpha or 1, count) for alpha in (self.cutmix, self.mixup))
+        share = np.where(random.random(count) < self.mix_share, np.where(cut, cut_share, blend_share), 1.0)
+        return Mixture(share, cut, random.random(count), random.random(count))
 
 
-def size_of_batch(seed: int, sizes: tuple[int, ...] = ()) -> int:
+def size_of_batch(seed: int, sizes: Sequence[int]) -> int:
     """The side in pixels of the images of one batch, drawn from ``sizes``."""
     return int(np.random.default_rng(seed).choice(sizes))

@@ -12,7 +12,7 @@ from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 
-from common.base.cli import keyword_arguments
+from common.base.cli import check_arguments
 from common.base.errors import UserError
 from common.model.weights import head_names
 from common.runs.config import Config
@@ -51,8 +51,8 @@ def frozen_parts(cfg: Config, model: nn.Module) -> Frozen:
     """
     if not cfg.freeze:
         return Frozen()
-    asked = keyword_arguments("freeze", cfg.freeze, _freeze)
-    return _freeze(cfg, model, **asked)
+    check_arguments("freeze", cfg.args("freeze"), _freeze)
+    return _freeze(cfg, model, **cfg.args("freeze"))
 
 
 def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, batchnorm: bool = False) -> Frozen:

@@ -1,4 +1,5 @@
-"""Training losses: functions of (logits, targets), one line each in LOSSES, and the head that margin losses need.
+"""Training losses: functions of (logits, targets), a row each in LOSSES (common/runs/choices.py), and the head that
+margin losses need.
 
 ``logits`` are float (n, C), ``targets`` float (n, C) with rows that sum to 1: one-hot, smoothed, mixed or distilled.
 A loss returns one number per image (n), or a single one for the whole batch. Under accumulation or several processes
@@ -7,20 +8,26 @@ fewer of them, all others do not change.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pkgutil import resolve_name
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.base.cli import chosen, keyword_arguments
+from common.base.cli import Range
 from common.base.errors import UserError
+from common.runs.choices import LOSSES
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 SCALE = 16.0  # of a margin loss's cosines; its head has the same
+
+Share = Annotated[float, Range(0, 1, above=True)]
+Scale = Annotated[float, Range(0, above=True)]
+Size = Annotated[float, Range(0)]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -28,13 +35,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
+def focal(logits: Tensor, targets: Tensor, gamma: Size = 2.0) -> Tensor:
     """-sum t (1 - p)^gamma log p: what is already right counts little (Lin et al., arXiv 1708.02002)."""
     log_p = F.log_softmax(logits, dim=1)
     return -(targets * (1 - log_p.exp()).clamp_min(1e-7) ** gamma * log_p).sum(1)
 
 
-def ohem(logits: Tensor, targets: Tensor, share: float = 0.5) -> Tensor:
+def ohem(logits: Tensor, targets: Tensor, share: Share = 0.5) -> Tensor:
     """Cross-entropy of the ``share`` of the batch with the largest loss (top-k loss; Shrivastava et al., 1604.03540).
 
     The others count 0 and the chosen n / k, so that the mean over the batch is the mean of the chosen.
@@ -53,12 +60,12 @@ def bce(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
 
 
-def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float = 0.7) -> Tensor:
+def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: Share = 0.7) -> Tensor:
     """sum t (1 - p^q) / q, for noisy labels: cross-entropy at q -> 0, 1 - p at q = 1 (Zhang & Sabuncu, 1805.07836)."""
     return (targets * (1 - (q * F.log_softmax(logits, dim=1)).exp())).sum(1) / q
 
 
-def arcface(logits: Tensor, targets: Tensor, scale: float = SCALE, margin: float = 0.3) -> Tensor:
+def arcface(logits: Tensor, targets: Tensor, scale: Scale = SCALE, margin: Size = 0.3) -> Tensor:
     """Cross-entropy after the angle to the target's class is made wider by ``margin`` (Deng et al., arXiv 1801.07698).
 
     ``logits`` are ``scale`` x cosines (:class:`CosineHead`), ``margin`` is in radians; a soft target gets its share of
@@ -74,7 +81,7 @@ def arcface(logits: Tensor, targets: Tensor, scale: float = SCALE, margin: float
     return cross_entropy(scale * torch.where(cosine > -torch.cos(angle), wider, straight), targets)
 
 
-def cosface(logits: Tensor, targets: Tensor, scale: float = SCALE, margin: float = 0.2) -> Tensor:
+def cosface(logits: Tensor, targets: Tensor, scale: Scale = SCALE, margin: Size = 0.2) -> Tensor:
     """Cross-entropy after the cosine to the target's class is cut by ``margin`` (Wang et al., arXiv 1801.09414).
 
     ``logits`` are ``scale`` x cosines (:class:`CosineHead`); a soft target gets its share of the margin.
@@ -117,35 +124,19 @@ def class_weights_of(asked: Any, targets: Tensor, num_classes: int) -> Tensor:
     return weights * len(targets) / (weights * counts).sum()
 
 
-def create_loss(name: str, loss_args: Sequence[str], label_smoothing: float, targets: Tensor, num_classes: int) -> Loss:
+def create_loss(name: str, targets: Tensor, num_classes: int, /, class_weights: Any = "", **loss_args: Any) -> Loss:
     """The mean loss of a batch, (logits, soft targets) -> one number, for a training on rows of classes ``targets``.
 
     Any loss per image takes ``class_weights``: an image counts as much as its (soft) class. With one-hot targets and
     cross-entropy that is torch's ``weight``, divided by the mean weight of all training rows instead of the batch's.
 
     Raises:
-        UserError: no such loss, an argument that it does not know, smoothing for a loss that takes no soft targets.
+        UserError: the class weights are not one for each class.
     """
-    function = chosen("loss", name, LOSSES)
-    own = [pair for pair in loss_args if not pair.startswith("class_weights=")]
-    loss = partial(function, **keyword_arguments("loss-args", own, function))
-    asked = keyword_arguments("loss-args", loss_args).get("class_weights", "")
-    if name in ONE_HOT_ONLY and label_smoothing > 0:
-        what = f"{name} takes hard labels only: an image is in a class's set or not"
-        raise UserError("--loss", what, "use --label-smoothing 0")
-    if asked and name in OF_THE_BATCH:
-        raise UserError("--loss-args", f"{name} has no loss per image to weight", "leave out class_weights")
-    try:
-        one_hot = F.one_hot(torch.arange(8) % num_classes, num_classes).float()
-        usable = bool(loss(torch.zeros(8, num_classes), one_hot).isfinite().all())
-    except (ArithmeticError, RuntimeError, TypeError):
-        usable = False
-    if not usable:
-        what = f"{name} cannot be computed with {' '.join(own)}"
-        raise UserError("--loss-args", what, f"see {function.__name__} in common/model/losses.py")
-    if not asked:
+    loss = partial(resolve_name(LOSSES[name].function), **loss_args)
+    if class_weights == "":
         return lambda logits, soft: loss(logits, soft).mean()
-    weights = class_weights_of(asked, targets, num_classes)
+    weights = class_weights_of(class_weights, targets, num_classes)
     return lambda logits, soft: (loss(logits, soft) * (soft @ weights)).mean()
 
 
@@ -162,39 +153,21 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
-def with_head_for(model: nn.Module, loss: str, loss_args: Sequence[str]) -> nn.Module:
+def with_head_for(model: nn.Module, loss: str, /, scale: float = SCALE, **others: Any) -> nn.Module:
     """The model with the last layer that ``loss`` needs, in place; margin losses need a :class:`CosineHead`.
 
-    Whoever builds the model again, for its saved weights, must do the same.
+    The keyword arguments are the loss's. Whoever builds the model again, for its saved weights, must do the same.
 
     Raises:
         UserError: the model's last layer is not linear.
     """
-    if loss not in MARGIN_LOSSES:
+    if not LOSSES[loss].margin:
         return model
     last = model.get_classifier()
     name = next((name for name, module in model.named_modules() if module is last), "")
     if not isinstance(last, nn.Linear) or not name:
         what = f"{loss} needs a linear last layer to replace, but this model's is {type(last).__name__}"
         raise UserError("--loss", what, "choose another model or loss")
-    arguments = keyword_arguments("loss-args", loss_args)
     parent, _, attribute = name.rpartition(".")
-    head = CosineHead(last.in_features, last.out_features, arguments.get("scale", SCALE))
-    setattr(model.get_submodule(parent), attribute, head)
+    setattr(model.get_submodule(parent), attribute, CosineHead(last.in_features, last.out_features, scale))
     return model
-
-
-LOSSES: Mapping[str, Callable[..., Tensor]] = {
-    "cross-entropy": cross_entropy,
-    "focal": focal,
-    "ohem": ohem,
-    "bce": bce,
-    "generalised-cross-entropy": generalised_cross_entropy,
-    "arcface": arcface,
-    "cosface": cosface,
-    "am-softmax": cosface,  # the same formula, published a month apart (Wang et al., arXiv 1801.05599)
-    "lovasz-softmax": lovasz_softmax,
-}
-MARGIN_LOSSES = ("arcface", "cosface", "am-softmax")
-ONE_HOT_ONLY = ("lovasz-softmax",)
-OF_THE_BATCH = ("lovasz-softmax",)

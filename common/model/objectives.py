@@ -40,9 +40,9 @@ def create_objective(cfg: Config, targets: Tensor, num_classes: int) -> Objectiv
     """The objective of a training on rows of classes ``targets``, int64 (n).
 
     Raises:
-        UserError: a loss that does not exist or cannot be computed as ``cfg`` asks for it.
+        UserError: class weights that are not one for each class.
     """
-    loss = create_loss(cfg.loss, cfg.loss_args, cfg.label_smoothing, targets, num_classes)
+    loss = create_loss(cfg.loss, targets, num_classes, **cfg.args("loss"))
     return OBJECTIVES["supervised"](loss)
 
 

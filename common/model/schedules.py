@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the share of --lr at an optimiser step, one line each in SCHEDULES.
+"""Learning-rate schedules: the share of --lr at an optimiser step, a row each in SCHEDULES (choices.py).
 
 All but plateau are pure functions of the step (0 is the first), so no number of processes, restart or sweep can bend
 them. All start with a linear warm-up of length.warmup steps where they do not say otherwise, and all keep their last
@@ -9,9 +9,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pkgutil import resolve_name
+from typing import Annotated, Any
 
-from common.base.cli import chosen, keyword_arguments
+from common.base.cli import Range
 from common.base.errors import UserError
+from common.runs.choices import SCHEDULES
+
+Share = Annotated[float, Range(0, 1)]
+Epochs = Annotated[float, Range(0)]
+Milestones = Annotated[Sequence[float], Range(0)]
+Count = Annotated[int, Range(1, whole=True)]
+Factor = Annotated[float, Range(0, above=True)]
 
 
 @dataclass(frozen=True)
@@ -33,19 +42,19 @@ def half_cosine(done: float, min_lr_ratio: float) -> float:
     return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
-def warmup_cosine(step: int, length: Length, min_lr_ratio: float = 0.0) -> float:
+def warmup_cosine(step: int, length: Length, min_lr_ratio: Share = 0.0) -> float:
     """A half cosine that begins where the warm-up ends (one cycle of SGDR, arXiv 1608.03983)."""
     if step < length.warmup:
         return ramp(step, length)
     return half_cosine((step - length.warmup) / max(1, length.total - length.warmup), min_lr_ratio)
 
 
-def cosine(step: int, length: Length, min_lr_ratio: float = 0.0) -> float:
+def cosine(step: int, length: Length, min_lr_ratio: Share = 0.0) -> float:
     """A half cosine over the whole training, torch's CosineAnnealingLR; a warm-up scales its first steps."""
     return ramp(step, length) * half_cosine(step / length.total, min_lr_ratio)
 
 
-def restarts(step: int, length: Length, cycles: int = 3, t_mult: float = 1.0, min_lr_ratio: float = 0.0) -> float:
+def restarts(step: int, length: Length, cycles: Count = 3, t_mult: Factor = 1.0, min_lr_ratio: Share = 0.0) -> float:
     """``cycles`` half cosines after the warm-up, each ``t_mult`` times as long as the one before (SGDR).
 
     Cycles end with an epoch, the last one with the training. torch's T_0 is therefore (epochs - warm-up) /
@@ -68,29 +77,33 @@ def cycle_ends(length: Length, cycles: int = 3, t_mult: float = 1.0, **others: f
     Raises:
         UserError: the training has fewer epochs than that takes.
     """
-    ends = list(accumulate(t_mult**cycle for cycle in range(cycles)))
     warmup = length.warmup / length.epoch
-    epochs = [round(warmup + (length.total / length.epoch - warmup) * end / ends[-1]) for end in ends]
-    if not ends or any(later <= earlier for earlier, later in zip([math.floor(warmup), *epochs], epochs, strict=False)):
+    try:
+        ends = list(accumulate(float(t_mult) ** cycle for cycle in range(min(cycles, length.total + 1))))
+        epochs = [round(warmup + (length.total / length.epoch - warmup) * end / ends[-1]) for end in ends]
+    except (OverflowError, ValueError):  # of a t_mult beyond all floats
+        epochs = []
+    starts = [math.floor(warmup), *epochs]
+    if not epochs or any(end <= start for start, end in zip(starts, epochs, strict=False)):
         what = f"{cycles} cycles with t_mult {t_mult:g} do not fit into the epochs after the warm-up"
         raise UserError("--schedule-args", what, "use more --epochs or fewer cycles")
     return epochs
 
 
-def step(step: int, length: Length, every: float = 0.0, factor: float = 0.1) -> float:
+def step(step: int, length: Length, every: Epochs = 0.0, factor: Share = 0.1) -> float:
     """Times ``factor`` after ``every`` epochs, again and again (0: a third of the training); torch's StepLR."""
     every = every or length.total / length.epoch / 3
     return ramp(step, length) * factor ** int(min(step, length.total - 1) / (every * length.epoch))
 
 
-def multistep(step: int, length: Length, milestones: Sequence[float] = (), factor: float = 0.1) -> float:
+def multistep(step: int, length: Length, milestones: Milestones = (), factor: Share = 0.1) -> float:
     """Times ``factor`` at each of the ``milestones``, in epochs; without any, at 1/2 and 3/4 of the training."""
     epochs = length.total / length.epoch
     passed = sum(step >= milestone * length.epoch for milestone in milestones or (epochs / 2, epochs * 3 / 4))
     return ramp(step, length) * factor**passed
 
 
-def onecycle(step: int, length: Length, start_ratio: float = 0.04, min_lr_ratio: float = 4e-6) -> float:
+def onecycle(step: int, length: Length, start_ratio: Share = 0.04, min_lr_ratio: Share = 4e-6) -> float:
     """Up by a half cosine from ``start_ratio`` during the warm-up, then down by another to ``min_lr_ratio``.
 
     torch's OneCycleLR with pct_start = warm-up / epochs, which there is 0.3: give it --warmup-epochs of about a third.
@@ -102,7 +115,7 @@ def onecycle(step: int, length: Length, start_ratio: float = 0.04, min_lr_ratio:
     return half_cosine((step - top) / max(1, last - top), min_lr_ratio)
 
 
-def wsd(step: int, length: Length, decay: float = 0.0, min_lr_ratio: float = 0.0) -> float:
+def wsd(step: int, length: Length, decay: Epochs = 0.0, min_lr_ratio: Share = 0.0) -> float:
     """Warm-up, stable, decay: the peak until ``decay`` epochs before the end (0: a fifth of the training).
 
     The decay is 1 - sqrt, which beat linear and cosine in Hägele et al., arXiv 2405.18392.
@@ -121,9 +134,9 @@ def plateau(
     step: int,
     length: Length,
     scores: Sequence[float],
-    factor: float = 0.1,
-    patience: int = 4,
-    min_lr_ratio: float = 0.0,
+    factor: Share = 0.1,
+    patience: Annotated[int, Range(0, whole=True)] = 4,
+    min_lr_ratio: Share = 0.0,
 ) -> float:
     """Times ``factor`` when ``patience`` epochs in a row and one more have brought no better score.
 
@@ -138,42 +151,27 @@ def plateau(
     return ramp(step, length) * max(share, min_lr_ratio)
 
 
-def create_schedule(name: str, schedule_args: Sequence[str], length: Length) -> Callable[[int, Sequence[float]], float]:
+def create_schedule(name: str, length: Length, /, **schedule_args: Any) -> Callable[[int, Sequence[float]], float]:
     """The share of the peak as a function of the step and of the finished epochs' scores, which only plateau reads.
 
     Raises:
-        UserError: no such schedule, an argument that it does not know, or one that cannot be meant.
+        UserError: a duration does not fit into the training.
     """
-    function = chosen("schedule", name, SCHEDULES)
-    arguments = keyword_arguments("schedule-args", schedule_args, function)
-    if function is plateau:
-        shares = lambda at, scores: plateau(at, length, scores, **arguments)  # noqa: E731
-    else:
-        shares = lambda at, scores: function(at, length, **arguments)  # noqa: E731
+    function = resolve_name(SCHEDULES[name])
+
+    def share(at: int, scores: Sequence[float]) -> float:
+        seen = {"scores": scores} if function is plateau else {}
+        return function(at, length, **seen, **schedule_args)
+
     epochs = length.total / length.epoch
+    durations = [*schedule_args.get("milestones", ()), schedule_args.get("every", 0), schedule_args.get("decay", 0)]
     try:
-        curve = [shares(at, ()) for at in range(0, length.total, length.epoch)]
-        sensible = all(0 <= share <= 1 for share in curve)
-        durations = [*arguments.get("milestones", ()), arguments.get("every", 0), arguments.get("decay", 0)]
-        fits = all(0 <= duration <= epochs for duration in durations)
-    except (ArithmeticError, TypeError, ValueError):
-        sensible = fits = False
-    if not (sensible and fits):
-        what = f"{name} with {' '.join(schedule_args)} is not a valid schedule for {epochs:g} epochs"
+        curve = [share(at, ()) for at in range(0, length.total, length.epoch)]
+    except ArithmeticError:
+        curve = []
+    if not curve or max(durations) > epochs:
+        pairs = " ".join(f"{argument}={value}" for argument, value in schedule_args.items())
+        what = f"{name} with {pairs} is not a valid schedule for {epochs:g} epochs"
         where = f"{function.__name__} in common/model/schedules.py"
-        remedy = f"durations are in epochs, the rest are shares of --lr: see {where}"
-        raise UserError("--schedule-args", what, remedy)
-    return shares
-
-
-SCHEDULES: dict[str, Callable[..., float]] = {
-    "warmup-cosine": warmup_cosine,
-    "cosine": cosine,
-    "restarts": restarts,
-    "step": step,
-    "multistep": multistep,
-    "onecycle": onecycle,
-    "wsd": wsd,
-    "constant": constant,
-    "plateau": plateau,
-}
+        raise UserError("--schedule-args", what, f"durations are in epochs: see {where}")
+    return share

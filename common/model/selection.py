@@ -5,13 +5,14 @@ A selection keeps whole states of the model (name -> tensor). One of them goes b
 """
 
 from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
 
 from torch import Tensor
 
-from common.base.cli import chosen, keyword_arguments
 from common.base.errors import UserError
 from common.model.averages import copy_of, mean_of
 from common.model.schedules import Length, cycle_ends
+from common.runs.choices import SELECTIONS
 from common.runs.config import Config
 from common.score.metrics import best_epoch
 
@@ -120,25 +121,8 @@ def create_selection(cfg: Config, length: Length) -> Last:
     """The selection that ``--select`` names.
 
     Raises:
-        UserError: no such selection, an argument that it does not know, or one that does not fit the other settings.
+        UserError: it does not fit the other settings.
     """
-    selection = chosen("select", cfg.select, SELECTIONS)
-    arguments = keyword_arguments("select-args", cfg.select_args, selection)
-    if selection is StochasticAverage and cfg.ema_decay > 0:
-        raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
-    ends = []
-    if cfg.schedule == "restarts":
-        ends = cycle_ends(length, **keyword_arguments("schedule-args", cfg.schedule_args))
-    try:
-        return selection(cfg.epochs, ends, **arguments)
-    except TypeError as error:
-        raise UserError("--select-args", f"{' '.join(cfg.select_args)} is not valid", "give numbers") from error
-
-
-SELECTIONS = {
-    "last": Last,
-    "best": Best,
-    "swa": StochasticAverage,
-    "snapshots": Snapshots,
-    "members": Independent,
-}
+    selection = resolve_name(SELECTIONS[cfg.select])
+    ends = cycle_ends(length, **cfg.args("schedule")) if cfg.schedule == "restarts" else []
+    return selection(cfg.epochs, ends, **cfg.args("select"))

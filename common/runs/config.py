@@ -1,15 +1,25 @@
 """The settings of a training run: one flat table that is flag, json key and column alike."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal
 
+from common.base.cli import Range, allowed_by, check_arguments, check_value, chosen, keyword_arguments
 from common.base.errors import UserError
 from common.base.words import in_shares
+from common.data.augment_options import AUGMENTS, options_of
+from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, check_optimiser
 from common.runs.layout import fold_folder
+from common.score.task import TASKS
+
+Count = Annotated[int, Range(1, whole=True)]
+Whole = Annotated[int, Range(0, whole=True)]
+Number = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
 
 
 @dataclass(frozen=True)
@@ -29,43 +39,48 @@ class Config:
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (plus the stem), batchnorm=True
-    img_size: int = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
+    img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
-    epochs: int = 10  # passes over the training folds
-    batch_size: int = 64  # images per optimiser step, over all processes and accumulation steps
-    accumulate: int = 1  # forward passes per optimiser step
+    epochs: Count = 10  # passes over the training folds
+    batch_size: Count = 64  # images per optimiser step, over all processes and accumulation steps
+    accumulate: Count = 1  # forward passes per optimiser step
     opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
     opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
-    lr: float = 3e-3  # peak learning rate, used as given
+    lr: Number = 3e-3  # peak learning rate, used as given
     schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
     schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
-    warmup_epochs: float = 1.0  # epochs of linear warm-up, fractions allowed
-    weight_decay: float = 0.05  # decoupled if the optimiser does so; not applied to biases and norms
-    layer_decay: float = 1.0  # learning rate of each layer as a share of the next one's
-    backbone_lr_scale: float = 1.0  # learning rate of all but the last layer as a share of lr
+    warmup_epochs: Number = 1.0  # epochs of linear warm-up, fractions allowed
+    weight_decay: Number = 0.05  # decoupled if the optimiser does so; not applied to biases and norms
+    layer_decay: PositiveShare = 1.0  # learning rate of each layer as a share of the next one's
+    backbone_lr_scale: PositiveShare = 1.0  # learning rate of all but the last layer as a share of lr
     loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
     loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; per-image losses take class_weights=balanced
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
-    label_smoothing: float = 0.1  # in training only
-    clip_grad: float = 0.0  # largest gradient norm (0: no clipping)
-    ema_decay: float = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
+    label_smoothing: Share = 0.1  # in training only
+    clip_grad: Number = 0.0  # largest gradient norm (0: no clipping)
+    ema_decay: Share = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
     compile: bool = False  # torch.compile: minutes of startup, then faster steps
-    threads: int = 0  # CPU threads per process (0: cores / processes on this machine)
-    augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, brief_002
+    threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)
+    augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, leaves_course
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
     metric: str = "accuracy"  # what --select best and plateau watch: also nll, macro_f1, quadratic_kappa ...
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
     select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
-    seed: int = 0  # for weights, order and augmentation
-    train_fraction: float = 1.0  # share of the training rows used, per class
-    limit: int = 0  # rows used of each part, for a smoke run (0: all)
+    seed: Whole = 0  # for weights, order and augmentation
+    train_fraction: Share = 1.0  # share of the training rows used, per class
+    limit: Whole = 0  # rows used of each part, for a smoke run (0: all)
 
     @property
     def run_name(self) -> str:
         """The run's folder below ``runs_dir``."""
         return self.run or self.model
+
+    def args(self, of: str) -> Mapping[str, Any]:
+        """The pairs of ``--<of>-args``, or of ``--freeze``, as keyword arguments; a text is read once."""
+        flag = of if of == "freeze" else f"{of}-args"
+        return keyword_arguments(flag, getattr(self, flag.replace("-", "_")))
 
 
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
@@ -75,45 +90,18 @@ _PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "thr
 
 
 def check_config(cfg: Config, processes: int) -> None:
-    """Refuse numbers that cannot be meant, before anything is loaded.
+    """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
-        UserError: a number out of range, or a batch size that does not divide into whole micro-batches.
+        UserError: a setting that is refused by itself (:func:`check_each`), or two that do not go together.
     """
-    for name, least in {
-        "epochs": 1,
-        "batch_size": 1,
-        "accumulate": 1,
-        "img_size": 0,
-        "threads": 0,
-        "limit": 0,
-        "seed": 0,
-    }.items():
-        if getattr(cfg, name) < least:
-            raise UserError(f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is too small", f"use {least} or more")
-    ranges = {
-        "lr": (0, 1e30),  # beyond, torch's own numbers overflow
-        "warmup_epochs": (0, cfg.epochs),
-        "weight_decay": (0, float("inf")),
-        "label_smoothing": (0, 1),
-        "clip_grad": (0, float("inf")),
-        "ema_decay": (0, 1),
-        "train_fraction": (0, 1),
-    }
-    for name in ("layer_decay", "backbone_lr_scale"):
-        if not 0 < getattr(cfg, name) <= 1:
-            raise UserError(
-                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is not a valid share", "use more than 0, up to 1"
-            )
+    check_each(cfg)
+    if cfg.warmup_epochs > cfg.epochs:
+        raise UserError("--warmup-epochs", f"{cfg.warmup_epochs} is out of range", f"use 0 to {cfg.epochs}")
     if cfg.pretrained and cfg.weights:
         raise UserError("--weights", "cannot be combined with --pretrained", "use one of them")
     if cfg.weights and FOLD not in cfg.weights:
         check_file("--weights", cfg.weights)
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(cfg, name) <= high or math.isinf(getattr(cfg, name)):
-            raise UserError(
-                f"--{name.replace('_', '-')}", f"{getattr(cfg, name)} is out of range", f"use {low} to {high}"
-            )
     shares = processes * cfg.accumulate
     if cfg.batch_size % shares:
         raise UserError(
@@ -121,15 +109,74 @@ def check_config(cfg: Config, processes: int) -> None:
             f"{cfg.batch_size} is not divisible by {in_shares(processes, cfg.accumulate)}",
             f"use a multiple of {shares}",
         )
+    for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
+        if cfg.fold == "full" and choice in ("best", "plateau"):
+            raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
+    if cfg.select == "swa" and cfg.ema_decay > 0:
+        raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
+    check_loss(cfg)
+
+
+def check_each(cfg: Config) -> None:
+    """Check each setting by itself: numbers by their Range, names by their tables, name=value pairs as text.
+
+    Raises:
+        UserError: with the range, or the nearest names.
+    """
+    for field in dataclasses.fields(Config):
+        value, allowed = getattr(cfg, field.name), allowed_by(field.type)
+        if allowed is not None and value not in allowed:
+            raise UserError(f"--{field.name.replace('_', '-')}", f"{value} is out of range", f"use {allowed}")
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
         raise UserError(
             "--run", f"{cfg.run_name} is not a valid folder name", "give a plain name; --runs-dir sets the folder"
         )
-    for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
-        if cfg.fold == "full" and choice in ("best", "plateau"):
-            raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
-    if cfg.sampling == "balanced" and "class_weights=balanced" in cfg.loss_args:
+    task = TASKS[cfg.task]
+    names = {"loss": task.losses, "metric": task.metrics}
+    names |= {"schedule": SCHEDULES, "select": SELECTIONS, "augment": AUGMENTS}
+    for flag, known in names.items():
+        chosen(flag, getattr(cfg, flag), dict.fromkeys(known))
+    check_optimiser(cfg.opt)
+    for of in ("model", "freeze", "opt", "schedule", "loss", "augment", "select"):
+        cfg.args(of)
+    check_value("model-args", "sync_bn", cfg.args("model").get("sync_bn", False), default=False)
+    options_of(cfg.augment, cfg.args("augment"), grey=cfg.channels == 1)
+
+
+def check_loss(cfg: Config) -> None:
+    """Refuse what the loss cannot take of the other settings.
+
+    Raises:
+        UserError: smoothed or mixed targets, class weights of images that have no loss of their own, or on top of
+            balanced sampling.
+    """
+    loss, weights = LOSSES[cfg.loss], cfg.args("loss").get("class_weights", "")
+    if loss.hard_labels:
+        what = f"{cfg.loss} takes hard labels only: an image is in a class's set or not"
+        if cfg.label_smoothing > 0:
+            raise UserError("--loss", what, "use --label-smoothing 0")
+        if "mix" in options_of(cfg.augment, cfg.args("augment"), grey=False):
+            raise UserError("--augment-args", what, "leave out mixup and cutmix")
+    if weights != "" and loss.of_the_batch:
+        raise UserError("--loss-args", f"{cfg.loss} has no loss per image to weight", "leave out class_weights")
+    if weights == "balanced" and cfg.sampling == "balanced":
         raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
+
+
+def check_signatures(cfg: Config) -> None:
+    """Check name=value pairs by the signatures of what they are for; where there are any, torch is loaded.
+
+    Raises:
+        UserError: an unknown name, a value of the wrong type or out of range.
+    """
+    own = {name: value for name, value in cfg.args("loss").items() if name != "class_weights"}
+    for of, address, arguments in (
+        ("loss", LOSSES[cfg.loss].function, own),
+        ("schedule", SCHEDULES[cfg.schedule], cfg.args("schedule")),
+        ("select", SELECTIONS[cfg.select], cfg.args("select")),
+    ):
+        if arguments:
+            check_arguments(f"{of}-args", arguments, resolve_name(address))
 
 
 def check_file(flag: str, path: str) -> None:

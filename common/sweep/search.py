@@ -17,7 +17,7 @@ from common.base.locks import locked
 from common.base.result import Result
 from common.jobs.process import Job
 from common.jobs.runner import INTERRUPTED, device_slots, run_jobs
-from common.runs.config import Config
+from common.runs.config import Config, check_each
 from common.runs.layout import fold_folder
 from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags, out_of_fold
 
@@ -37,7 +37,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
     except ImportError:
         raise UserError("sweep.py search", "Optuna is not installed", "pip install optuna", ENVIRONMENT) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = dict(dimension(entry) for entry in vary)
+    space = dict(dimension(entry, cfg) for entry in vary)
     folder = Path(cfg.runs_dir) / f"{cfg.run_name}_search"
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
@@ -66,20 +66,30 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
     return Result({"nll_calibrated": best.value, **best.params}, folder / f"trial{best.number}")
 
 
-def dimension(entry: str) -> tuple[str, Any]:
-    """A setting and the values it may take: lr=1e-4..3e-2 (by ratio where it spans a decade), opt=adamw,sgd."""
+def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
+    """A setting and the values it may take: lr=1e-4..3e-2 (by ratio where it spans a decade), opt=adamw,sgd.
+
+    Raises:
+        UserError: an entry that cannot be read, or a value that the setting cannot have beside the others in ``cfg``.
+    """
     import optuna
 
     name, _, values = entry.partition("=")
     name = name.replace("-", "_")
     low, dots, high = values.partition("..")
+
+    def checked(text: str) -> Any:
+        value = getattr(parse(Config, flag_of(name, text)), name)
+        check_each(dataclasses.replace(cfg, **{name: value}))
+        return value
+
     try:
         if not dots:
             values = values.split(",")
             for value in values:
-                parse(Config, flag_of(name, value))
+                checked(value)
             return name, optuna.distributions.CategoricalDistribution(values)
-        ends = [getattr(parse(Config, flag_of(name, end)), name) for end in (low, high)]
+        ends = [checked(end) for end in (low, high)]
         kinds = {int: optuna.distributions.IntDistribution, float: optuna.distributions.FloatDistribution}
         return name, kinds[type(ends[0])](*ends, log=ends[0] > 0 and ends[1] >= 10 * ends[0])
     except (KeyError, ValueError) as error:

@@ -13,7 +13,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from common.base.cli import keyword_arguments
 from common.base.errors import UserError, warn
 from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
@@ -23,14 +22,14 @@ from common.data.images import Images, image_shape, pixels_of
 from common.data.tables import Table
 from common.model.averages import State
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
-from common.model.losses import ONE_HOT_ONLY, with_head_for
+from common.model.losses import with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
 from common.model.objectives import create_objective
 from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
 from common.model.selection import create_selection
 from common.model.weights import Loaded, hub_file, load_weights
-from common.runs.config import Config
+from common.runs.config import Config, check_signatures
 from common.score.metrics import check_metric
 from common.score.task import TASKS
 from common.train.hardware import check_compile, memory_format
@@ -44,8 +43,7 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
 
     ``grey``: the images have no colours, in however many channels.
     """
-    changes = keyword_arguments("augment-args", cfg.augment_args)
-    return create_augmentation(cfg.augment, changes, grey or cfg.channels == 1)
+    return create_augmentation(cfg.augment, cfg.args("augment"), grey or cfg.channels == 1)
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
@@ -62,7 +60,7 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
     Raises:
         UserError: a crop that does not exist, or one of images that are no photos.
     """
-    model_args = keyword_arguments("model-args", cfg.model_args)
+    model_args = cfg.args("model")
     if table.of_photos:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     for argument in CROPS.keys() & model_args.keys():
@@ -72,9 +70,8 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
     """The model without its weights, with the last layer that its loss trains."""
-    model_args = keyword_arguments("model-args", cfg.model_args)
-    model = create_model(cfg.model, model_args, num_classes, cfg.channels, cfg.img_size)
-    return with_head_for(model, cfg.loss, cfg.loss_args)
+    model = create_model(cfg.model, cfg.args("model"), num_classes, cfg.channels, cfg.img_size)
+    return with_head_for(model, cfg.loss, **cfg.args("loss"))
 
 
 def create_model_and_optimiser(
@@ -93,8 +90,7 @@ def create_model_and_optimiser(
     model = model.to(device)
     frozen = frozen_parts(cfg, model)
     frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is no business of the optimiser's
-    opt_args = keyword_arguments("opt-args", cfg.opt_args)
-    optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, opt_args)
+    optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
     scale_learning_rates(optimiser, model, cfg.layer_decay, cfg.backbone_lr_scale)
     return model, optimiser, frozen, loaded
 
@@ -112,21 +108,18 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
             that does not exist or does not work; a micro-batch of one image for a model with BatchNorm, which then has
             nothing to average; a warm-up longer than each of several nets trains.
     """
+    check_signatures(cfg)
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, steps=100))
     if cfg.warmup_epochs > (share := cfg.epochs // selection.nets):
         what = f"{cfg.warmup_epochs} exceeds the {share} epochs that each of the {selection.nets} nets trains"
         raise UserError("--warmup-epochs", what, f"use 0 to {share}")
-    create_schedule(cfg.schedule, cfg.schedule_args, length_of(cfg, 100, selection.nets))
+    create_schedule(cfg.schedule, length_of(cfg, 100, selection.nets), **cfg.args("schedule"))
     create_objective(cfg, torch.arange(len(classes)), len(classes))
-    if cfg.loss in ONE_HOT_ONLY and augmentation.mix:
-        raise UserError("--augment-args", f"{cfg.loss} takes hard labels only", "leave out mixup and cutmix")
     check_metric(cfg.metric, classes, TASKS[cfg.task].metrics)
     if cfg.compile:
         check_compile()
-    if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN) and (
-        processes() == 1 or not torch.cuda.is_available()
-    ):
+    if cfg.args("model").get(SYNC_BN) and (processes() == 1 or not torch.cuda.is_available()):
         what = "sync_bn=True averages over the GPUs of one training, but only one device is in use"
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
     model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
@@ -135,7 +128,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     if micro_batch == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         what = f"one image at a time leaves {cfg.model}'s BatchNorm nothing to average"
         raise UserError("--batch-size", what, "raise it, or lower --accumulate")
-    for size in augmentation.size.keywords["sizes"] if augmentation.size else ():
+    for size in augmentation.sizes:
         if not works_at(model, len(classes), cfg.channels, size):
             what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {size} px"
             raise UserError("--augment-args", what, "leave sizes out, or use a model that accepts any size")
@@ -144,7 +137,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
 
 def unused_at_first(cfg: Config) -> bool:
     """Whether parameters that train later have no gradient at first, which DDP must be told of."""
-    return any(part.startswith("backbone=") for part in cfg.freeze)
+    return "backbone" in cfg.args("freeze")
 
 
 def create_batches(
@@ -202,7 +195,7 @@ def prepare_training(
     example = next(batches.epoch(0))
     layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example.inputs)
     model = model.to(memory_format=getattr(torch, layout))
-    if keyword_arguments("model-args", cfg.model_args).get(SYNC_BN):
+    if cfg.args("model").get(SYNC_BN):
         model = convert_sync_batchnorm(model)  # not before the measurement, which the main process makes alone
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
     wrapped, optimiser = accelerator.prepare(model, optimiser)
@@ -224,7 +217,7 @@ def prepare_training(
         batches=batches,
         objective=create_objective(cfg, batches.targets[batches.rows], len(classes)),
         peak_lr=cfg.lr,
-        schedule=create_schedule(cfg.schedule, cfg.schedule_args, length),
+        schedule=create_schedule(cfg.schedule, length, **cfg.args("schedule")),
         selection=selection,
         metric=cfg.metric,
         memory_format=layout,
