@@ -6,6 +6,7 @@ data and ends with exit code 1 where it finds something.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import numpy as np
 
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
+from common.base.result import Result
 from common.base.system import cpu_count
 from common.data.dealing import Split, make_folds
 from common.data.decoding import check_photos
@@ -38,23 +40,38 @@ class Options:
     check: bool = False  # audit the folds file instead of writing it
 
 
-def main() -> None:
-    options = parse(Options)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(Options, argv)
+    result = run(options)
+    if options.check and result.score["findings"]:
+        sys.exit(1)
+
+
+def run(options: Options) -> Result:
+    """Write the folds file, or audit it; the number of rows and of findings, and the file's folder.
+
+    Raises:
+        UserError: options that contradict each other; a table that cannot be read; another folds file stands there.
+    """
     check_options(options)
     table = read_train_table(options.data)
     test = read_test_table(options.test, options.data) if options.test or options.data == EMBEDDED else None
-    for photos in (each for each in (table, test) if each is not None and each.of_photos):
-        check_photos(photos, cpu_count())
+    for photos in (table, test):
+        if photos is not None and photos.of_photos:
+            check_photos(photos, cpu_count())
+    path = Path(options.folds)
     if options.check:
-        audit(Path(options.folds), table, test)
+        found = audit(path, table, test)
     else:
         folds = make_folds(
             table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare
         )
-        write_once(Path(options.folds), folds, options.force)
+        write_once(path, folds, options.force)
         print(summary(table, folds))
-        for finding in leaks(folds, test):
+        found = leaks(folds, test)
+        for finding in found:
             warn(finding)
+    return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
 
 
 def check_options(options: Options) -> None:
@@ -107,14 +124,14 @@ def summary(table: Table, folds: Folds) -> str:
     return "\n".join(lines)
 
 
-def audit(path: Path, table: Table, test: Table | None) -> None:
-    """Print every finding and exit with 1, or say what was checked."""
+def audit(path: Path, table: Table, test: Table | None) -> list[str]:
+    """Print and return every finding, or say what was checked."""
     folds = read_folds(path)
     findings = changed_rows(folds, table) + leaks(folds, test)
     for finding in findings:
         print(f"{path}: {finding}")
     if findings:
-        sys.exit(1)
+        return findings
     print(f"{path} is clean. Checked against {table.source}:")
     print(f"- {len(folds.ids):,} rows have the ids, labels and images the folds were made from, in any order")
     print("- no image lies in two folds or has two labels")
@@ -126,6 +143,7 @@ def audit(path: Path, table: Table, test: Table | None) -> None:
         if test
         else "- (no --test: not compared with a test set)"
     )
+    return findings
 
 
 if __name__ == "__main__":

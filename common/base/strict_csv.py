@@ -38,29 +38,32 @@ def row_of(source: str | Path, index: int) -> str:
     return f"{source}, row {index + 1}"
 
 
-def file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path, remedy: str = "check the path") -> bytes:
     """A file's content; raises UserError where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
-        raise UserError(str(path), what, "check the path") from error
+        raise UserError(str(path), what, remedy) from error
 
 
-def csv_bytes(path: Path) -> bytes:
-    """The file as checked UTF-8 with plain newlines, the last one included."""
+def csv_bytes(path: Path, ours: bool = False) -> bytes:
+    """The file as checked UTF-8 with plain newlines, the last one included.
+
+    ``ours`` is a file that Fivefold adds row after row to: a last row that was cut short is left out with a warning.
+    """
     if not path.name.endswith((".csv", ".csv.gz")):
         if not path.exists():
             raise UserError(str(path), "does not exist", "check the path")
         raise UserError(str(path), "is not a .csv, a .csv.gz or a folder", "convert it to one of these")
-    content = file_bytes(path)
+    content = file_bytes(path, REMEDY) if ours else file_bytes(path)
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(str(path), f"is not a complete gzip file ({error})", "download it again") from error
     if not content.strip():
-        raise UserError(str(path), "is empty", "download it again")
+        raise UserError(str(path), "is empty", _remedy(ours))
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -72,6 +75,9 @@ def csv_bytes(path: Path) -> bytes:
         content = content.replace(b"\r\n", b"\n")
         if b"\r" in content:
             raise UserError(str(path), "has a carriage return inside a line", "save it with ordinary line endings")
+    if ours and b"\n" in content and not content.endswith(b"\n"):
+        warn(f"{path}: its last row is incomplete and is ignored")
+        content = content[: content.rindex(b"\n") + 1]
     if not content.endswith(b"\n"):
         warn(f"{path} does not end with a newline: is its last row complete?")
         content += b"\n"
@@ -97,7 +103,7 @@ def header_of(path: Path, line: str) -> list[str]:
     return header
 
 
-def cells_of(path: Path, text: str) -> dict[str, np.ndarray]:
+def cells_of(path: Path, text: str, ours: bool = False) -> dict[str, np.ndarray]:
     """Every column of a csv's text, by name."""
     header = header_of(path, text.partition("\n")[0])
     rows = []
@@ -111,8 +117,12 @@ def cells_of(path: Path, text: str) -> dict[str, np.ndarray]:
     except csv.Error as error:
         raise UserError(row_of(path, len(rows)), f"is not valid csv ({error})", "check its quotes") from error
     if not rows:
-        raise UserError(str(path), "has a header but no row", "download it again")
+        raise UserError(str(path), "has a header but no row", _remedy(ours))
     return {name: text_array(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+
+
+def _remedy(ours: bool) -> str:
+    return REMEDY if ours else "download it again"
 
 
 def wrong_width(path: Path, index: int, found: int, expected: int) -> UserError:
@@ -129,38 +139,21 @@ def read_records(
     A last row that was cut short is left out with a warning: its last number may be another one than was written.
 
     Raises:
-        UserError: missing, no text, without one of the columns or without a row; a row with other fields than the
-            header; a cell that is no number, with its row and column.
+        UserError: no such csv (:func:`csv_bytes`, :func:`cells_of`); without one of the columns; a cell that is no
+            number, with its row and column.
     """
     import pandas as pd
 
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        what = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise UserError(str(path), what, REMEDY) from error
-    whole, newline, rest = content.rpartition("\n")
-    if rest and newline:
-        warn(f"{path}: its last row is incomplete and is ignored")
-    try:
-        header, *rows = csv.reader((whole if newline else rest).splitlines(), strict=True)
-    except (csv.Error, ValueError) as error:
-        raise UserError(str(path), f"is not a valid table ({error})", REMEDY) from error
-    header = [name if old_names.get(name, name) in header else old_names[name] for name in header]
-    if missing := [name for name in columns if name not in header]:
+    cells = cells_of(path, csv_bytes(path, ours=True).decode(), ours=True)
+    table = pd.DataFrame(cells).rename(columns={old: new for old, new in old_names.items() if new not in cells})
+    if missing := [name for name in columns if name not in table]:
         raise UserError(str(path), f"has no column {missing[0]}", REMEDY)
-    if len(set(header)) < len(header) or not rows:
-        raise UserError(str(path), "has a duplicate column" if rows else "has no complete row", REMEDY)
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise UserError(f"{path}, row {number}", f"has {len(row)} fields, but the header has {len(header)}", REMEDY)
-    table = pd.DataFrame(rows, columns=header)
-    for name in (name for name in header if name not in text):
+    for name in (name for name in table if name not in text):
         numbers = pd.to_numeric(table[name], errors="coerce")
         wrong = numbers.isna() & ~table[name].isin(["", "nan", "NaN"])
         if wrong.any():
             row = int(wrong.argmax())
-            where = f"{path}, row {row + 1}, column {name}"
+            where = f"{row_of(path, row)}, column {name}"
             raise UserError(where, f"{table[name][row][:40]!r} is not a number", REMEDY)
         table[name] = numbers
     return table

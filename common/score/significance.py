@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, binomtest
 
 LEVEL = 0.05  # a difference with a smaller p is called shown
 DRAWS = 10_000
@@ -74,11 +73,15 @@ def _resampled_sums(per_unit: np.ndarray) -> np.ndarray:
 
 def p_value(wins: int, losses: int) -> float:
     """Two-sided p of a fair coin that falls ``wins`` and ``losses`` times to its two sides."""
+    from scipy.stats import binomtest  # most of a second that `report.py --help` does not pay
+
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def least_shown(changed: int) -> int:
     """The smallest difference in errors that is shown where ``changed`` rows change sides; above ``changed``: none."""
+    from scipy.stats import binom
+
     wins = int(binom.isf(LEVEL / 2, changed, 0.5)) + 1
     return 2 * wins - changed
 

@@ -65,7 +65,8 @@ def draw_tried(axes: Axes, cells: pd.DataFrame, law: Law) -> None:
             words = {"s": same.status.iloc[0], "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
         else:
             shade, short = norm(done.nll_calibrated.mean()), (done.steps < MIN_STEPS).any()
-            look = {"facecolor": "none" if short else colours(shade), "edgecolor": PALE, "linestyle": ":-"[not short]}
+            look = {"facecolor": "none", "linestyle": ":"} if short else {"facecolor": colours(shade)}
+            look["edgecolor"] = PALE
             repeats = f" x{len(done)}" if len(done) > 1 else ""
             words = {
                 "s": f"{done.nll_calibrated.mean():.3f}{repeats}",
