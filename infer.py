@@ -219,7 +219,7 @@ def predict_test(
 
 def source_of(models: "Sequence[FoldModel]", views: Sequence[View], options: Options) -> dict[str, Any]:
     """What predictions are made of, as their file says: ensemble.py compares it with what is there."""
-    sha256_of = {model.saved.folder: model.saved.sha256 for model in models}
+    sha256_of = {fold_folder(Path(), model.saved.fold).name: model.saved.sha256 for model in models}
     return {
         "fold": "full" if "full" in sha256_of else "all",
         "tta": options.tta,

@@ -28,7 +28,7 @@ def read(metadata: dict) -> SavedModel:
 def test_what_is_written_is_read(chain, metadata, tmp_path):
     """Written again from what was read, the file is the same to the byte."""
     model = load_model(chain / "one" / "fold1" / MODEL_FILE)
-    assert (model.saved.run, model.saved.fold, model.saved.folder, model.saved.micro_batch) == ("one", "1", "fold1", 8)
+    assert (model.saved.run, model.saved.fold, model.saved.micro_batch) == ("one", "1", 8)
     assert model.saved.preparation == Preparation(1, 8, 8) and model.saved.cfg.model == "digit_cnn"
     save_tensors(tmp_path / MODEL_FILE, model.tensors, model.saved.to_metadata())
     assert (tmp_path / MODEL_FILE).read_bytes() == (chain / "one" / "fold1" / MODEL_FILE).read_bytes()
@@ -50,6 +50,12 @@ def test_what_is_missing_or_of_the_wrong_kind_is_named(metadata, name, value):
     damaged = metadata | {name: value} if value else {key: value for key, value in metadata.items() if key != name}
     with pytest.raises(UserError, match=f"model.safetensors: has no valid {name}; restore it"):
         read(damaged)
+
+
+def test_a_task_of_a_newer_version_is_named(metadata):
+    """Its outputs would mean something else."""
+    with pytest.raises(UserError, match="model.safetensors: is of the task ranking, which this code does not know"):
+        read(metadata | {"task": "ranking"})
 
 
 @pytest.mark.parametrize("files", [0, 2])

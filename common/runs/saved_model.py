@@ -9,7 +9,7 @@ from typing import Any, get_origin
 from common.base.errors import UserError
 from common.data.decoding import Preparation
 from common.runs.config import Config, saved_config
-from common.runs.layout import fold_folder
+from common.score.task import TASKS
 
 # What metrics.json repeats, for readers that do not load torch.
 IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
@@ -55,9 +55,11 @@ class SavedModel:
             optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
             if not (isinstance(said.get(each.name), kind) or optional and each.name not in said):
                 raise UserError(str(path), f"has no valid {each.name}", remedy)
-        prepared = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in said["preparation"].items()
-        }
+        if said.get("task", cls.task) not in TASKS:
+            raise UserError(
+                str(path), f"is of the task {said['task']}, which this code does not know", "use matching code"
+            )
+        prepared = said["preparation"] | {"fill": tuple(said["preparation"].get("fill", Preparation.fill))}
         said |= {"image_shape": tuple(said["image_shape"]), "averaged": tuple(said.get("averaged", ()))}
         return cls(**said | {"preparation": Preparation(**prepared)})
 
@@ -69,11 +71,6 @@ class SavedModel:
     def cfg(self) -> Config:
         """The settings of the training, but for its places."""
         return saved_config(self.settings)
-
-    @property
-    def folder(self) -> str:
-        """The name of the fold's folder."""
-        return fold_folder(Path(), self.fold).name
 
     @property
     def micro_batch(self) -> int:

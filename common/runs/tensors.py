@@ -8,7 +8,8 @@ checked on reading.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,31 +86,28 @@ def remedy_for(path: Path) -> str:
 
 def read_metadata(path: Path, remedy: str) -> dict[str, Any]:
     """What a safetensors file says of itself, unchecked and without its tensors; empty where it is not ours."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _metadata_of(file)
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
+    with _opened(path, remedy) as (_, metadata):
+        return metadata
 
 
 def load_any(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of any safetensors file; no metadata where :func:`save_tensors` did not write it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = _metadata_of(file)
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
+    with _opened(path, remedy) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     if metadata:
         _check_hashes(path, tensors, metadata, remedy)
     _check_finite(path, tensors, "is not usable", remedy)
     return tensors, metadata
 
 
-def _metadata_of(file: safe_open) -> dict[str, Any]:
-    metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return metadata if isinstance(metadata, dict) else {}
+@contextmanager
+def _opened(path: Path, remedy: str) -> Iterator[tuple[safe_open, dict[str, Any]]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            yield file, metadata if isinstance(metadata, dict) else {}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(str(path), f"cannot be read as safetensors ({error})", remedy) from error
 
 
 def _check_hashes(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], remedy: str) -> None:
