@@ -1,9 +1,7 @@
 """A training step: accumulated batches, partial windows, clipping behind a loss scaler."""
 
 import dataclasses
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,8 +9,10 @@ from torch import nn
 from torch.amp import GradScaler
 from tqdm import tqdm
 
+from common.data.batches import Examples
 from common.data.images import load_images
 from common.data.tables import read_train_table
+from common.model.selection import Last
 from common.runs.config import Config
 from common.train.build import prepare_training
 from common.train.loop import train_epoch
@@ -25,22 +25,22 @@ CONFIG = dataclasses.replace(CONFIG, channels_last="no", epochs=2, threads=1)
 
 
 @pytest.fixture(scope="module")
-def digits() -> SimpleNamespace:
+def digits() -> Examples:
     """100 digits of 8 x 8 pixels: four whole batches of 24, and four digits over."""
     table = read_train_table("digits")
     classes = sorted(set(table.labels))
-    targets = np.array([classes.index(label) for label in table.labels[:100]])
-    return SimpleNamespace(images=load_images(table, 1, 8)[:100], targets=targets)
+    targets = torch.tensor([classes.index(label) for label in table.labels[:100]])
+    return Examples(load_images(table, 1, 8)[:100], targets, torch.arange(100), classes)
 
 
 def trained(cfg: Config, digits, clip_grad: float = 0.0, accelerator: Accelerator | None = None):
     """The training after its first epoch, with the weights it started from."""
     torch.manual_seed(0)
     accelerator = accelerator or Accelerator(cpu=True, gradient_accumulation_steps=cfg.accumulate)
-    training = prepare_training(cfg, accelerator, digits.images, digits.targets, np.arange(100), list("0123456789"))
+    training = prepare_training(cfg, accelerator, digits, Last(cfg.epochs, []))
     nn.init.normal_(training.model.get_classifier().weight, std=0.02)  # it starts at zero, and so would gradients
     start = [weight.detach().clone() for weight in training.model.parameters()]
-    train_epoch(accelerator, training, 0, clip_grad, tqdm(disable=True))
+    train_epoch(accelerator, training, clip_grad, tqdm(disable=True))
     return training, start
 
 

@@ -86,6 +86,12 @@ def flag_of(name: str, value: Any) -> list[str]:
     return [f"--{flag}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{flag}", text]
 
 
+def flags_of(options: Any) -> list[str]:
+    """The command line that gives these options (a dataclass), without those that have their defaults."""
+    pairs = ((field, getattr(options, field.name)) for field in dataclasses.fields(options))
+    return [flag for field, value in pairs if value != field.default for flag in flag_of(field.name, value)]
+
+
 @dataclass(frozen=True)
 class Range:
     """The numbers from ``low`` (or only those ``above`` it) to ``high``; ``whole``: integers alone."""

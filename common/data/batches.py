@@ -1,8 +1,9 @@
 """The batches of a training, cut from the images by a rule that knows nothing but the seed and the epoch."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from common.data.augment import Augmentation, Uniform
 from common.data.images import Images, pixels_of
 from common.data.mixing import size_of_batch
 from common.score.task import MULTICLASS, Task
+
+MEASURED_AT_ONCE = 4096  # images, when their mean is taken
 
 
 def seed_of(purpose: str, *parts: int) -> int:
@@ -46,6 +49,21 @@ class Normalise:
         mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a fold trains on: ``rows`` of a table, its images and targets; tensors are on the training device."""
+
+    images: Images  # of all n rows of the table
+    targets: Tensor  # their class numbers, int64 (n)
+    rows: Tensor  # those to train on, int64 (m)
+    classes: Sequence[str]
+
+    @cached_property
+    def normalise(self) -> Normalise:
+        """What brings the images of the rows to zero mean and unit deviation."""
+        return Normalise.of_batches(pixels_of(self.images, self.rows.split(MEASURED_AT_ONCE), self.rows.device))
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,8 @@ class TrainBatches:
     augment: Augmentation
     normalise: Normalise
     label_smoothing: float
-    epochs: int = 1  # of the training of one net
+    epochs: int = 1  # of the training
+    first_epoch: int = 0  # its number in the fold: the nets of --select members draw other orders
     sampling: str = "uniform"  # or "balanced"
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
     task: Task = MULTICLASS
@@ -106,7 +125,9 @@ class TrainBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The micro-batches of an epoch (from 0), ``micro_batches`` of them for each optimiser step."""
-        shares = self._shares(epoch)
+        mixes = self.augment.mix is not None and self.augment.mix.mixes_in(epoch, self.epochs)
+        epoch += self.first_epoch
+        shares = self._shares(self.order_of(epoch), mixes)
         wanted = (torch.cat([share.rows, share.partners]) for share in shares)
         found = pixels_of(self.images, wanted, self.rows.device)
         for share in shares:
@@ -116,14 +137,13 @@ class TrainBatches:
                 batch = self._batch(pixels, share, epoch)
             yield batch
 
-    def _shares(self, epoch: int) -> list[Share]:
-        """What this process takes of each global batch of an epoch, in order.
+    def _shares(self, order: Tensor, mixes: bool) -> list[Share]:
+        """What this process takes of each global batch of an epoch, whose rows are in ``order``, int64 (n).
 
         An image's partner in mixing is the one at the same place from the global batch's end.
         """
-        mix, size, shares = self.augment.mix, self.micro_batch_size, []
-        mixes = mix is not None and mix.mixes_in(epoch % self.epochs, self.epochs)
-        for step, batch in enumerate(self.order_of(epoch).split(self.batch_size)[: self.steps]):
+        size, shares = self.micro_batch_size, []
+        for step, batch in enumerate(order.split(self.batch_size)[: self.steps]):
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
                 place = slice(first, first + size)

@@ -6,40 +6,50 @@ A selection keeps whole states of the model (name -> tensor). One of them goes b
 
 from collections.abc import Mapping, Sequence
 from pkgutil import resolve_name
+from typing import Protocol
 
 from torch import Tensor
 
 from common.base.errors import UserError
-from common.model.averages import copy_of, mean_of
+from common.model.averages import State, copy_of, mean_of
 from common.model.schedules import Length, cycle_ends
 from common.runs.choices import SELECTIONS
 from common.runs.config import Config
 from common.score.metrics import best_epoch
 
 
-class Last:
-    """The weights of the last epoch."""
+class Selection(Protocol):
+    """What looks at a fold's finished epochs and keeps the weights that count."""
 
-    averages = False  # whether what is kept has BatchNorm statistics of its own
+    epochs: int  # of a net
+    keeps: int = 0  # whole states of the model that it holds at most; 0: the model's own are what counts
+    nets: int = 1  # trained one after another, each from weights of its own
+    averages: bool = False  # whether what it keeps has seen no BatchNorm statistics of its own
+    kept: list[State]
 
     def __init__(self, epochs: int, cycle_ends: Sequence[int]):
         self.epochs, self.cycle_ends, self.kept = epochs, cycle_ends, []
-        self.nets = 1  # trained one after another, each from weights of its own and for its share of the epochs
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
-        """Look at the weights after ``epoch`` (from 1), and at the scores (higher is better) of all epochs so far."""
+        """Look at a net's weights after its ``epoch`` (from 1), and at the scores (higher is better) of its epochs."""
 
     def stops(self, scores: Sequence[float]) -> bool:
         """Whether the training should end here."""
         return False
 
 
-class Best(Last):
+class Last(Selection):
+    """The weights of the last epoch."""
+
+
+class Best(Selection):
     """The weights of the first epoch with the best --metric; with ``patience``, stop after so many without a better.
 
     The epoch is chosen on the rows that score it, which flatters the score; an early stop leaves the learning rate
     in the middle of its schedule.
     """
+
+    keeps = 1
 
     def __init__(self, epochs: int, cycle_ends: Sequence[int], patience: int = 0):
         super().__init__(epochs, cycle_ends)
@@ -53,14 +63,14 @@ class Best(Last):
         return bool(scores) and 0 < self.patience < len(scores) - best_epoch(scores)
 
 
-class StochasticAverage(Last):
+class StochasticAverage(Selection):
     """The mean of the weights after each of the ``last`` epochs (SWA; Izmailov et al., arXiv 1803.05407).
 
     BatchNorm's statistics are measured anew on the training rows. It wants a learning rate that is still high then:
     --schedule constant, or restarts.
     """
 
-    averages = True
+    keeps, averages = 1, True
 
     def __init__(self, epochs: int, cycle_ends: Sequence[int], last: int = 5):
         super().__init__(epochs, cycle_ends)
@@ -78,7 +88,7 @@ class StochasticAverage(Last):
             self.kept = [mean_of(self.kept[0], state, 1 / count)]
 
 
-class Snapshots(Last):
+class Snapshots(Selection):
     """The weights at the end of each of the ``last`` cycles of --schedule restarts (0: all), as members.
 
     Source: Snapshot Ensembles (Huang et al., arXiv 1704.00109).
@@ -92,13 +102,14 @@ class Snapshots(Last):
             what = f"last={last} is out of range: there are {len(cycle_ends)} cycles"
             raise UserError("--select-args", what, f"use 0 (all) to {len(cycle_ends)}")
         self.cycle_ends = cycle_ends[-last:]
+        self.keeps = len(self.cycle_ends)
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
         if epoch in self.cycle_ends:
             self.kept.append(copy_of(state))
 
 
-class Independent(Last):
+class Independent(Selection):
     """The last weights of each of ``count`` nets, as members: trained one after another, each from a fresh start.
 
     Every net has its own initial weights and order, and epochs / count epochs, over which the schedule runs anew.
@@ -110,14 +121,14 @@ class Independent(Last):
         if not isinstance(count, int) or count < 2 or epochs % count:
             what = f"{epochs} epochs cannot be divided evenly among count={count} nets"
             raise UserError("--select-args", what, "use 2 nets or more and set --epochs to a multiple of that")
-        self.nets = count
+        self.epochs, self.nets, self.keeps = epochs // count, count, count
 
     def end_epoch(self, state: Mapping[str, Tensor], epoch: int, scores: Sequence[float]) -> None:
-        if epoch % (self.epochs // self.nets) == 0:
+        if epoch == self.epochs:
             self.kept.append(copy_of(state))
 
 
-def create_selection(cfg: Config, length: Length) -> Last:
+def create_selection(cfg: Config, length: Length) -> Selection:
     """The selection that ``--select`` names.
 
     Raises:

@@ -3,6 +3,7 @@
 What lies in it is said in common/runs/layout.py.
 """
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -79,6 +80,15 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
         write_json(folder / CONFIG_FILE, settings)
 
 
+def as_recorded(cfg: Config, folder: Path) -> Config:
+    """The settings with what only a training finds out (0 and auto mean: find out), as the fold's folder has it."""
+    recorded = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    open_ones = [name for name in ("channels", "img_size") if not getattr(cfg, name)]
+    if cfg.mixed_precision != "no":  # what was asked for may not have worked
+        open_ones.append("mixed_precision")
+    return dataclasses.replace(cfg, **{name: recorded[name] for name in open_ones if name in recorded})
+
+
 def check_shared(folder: Path, patience: float = 60) -> None:
     """Refuse to train beside processes of another machine on a run that this one cannot see.
 
@@ -123,12 +133,17 @@ def finished_line(folder: Path, fold: str, metric: str) -> str:
     return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "accuracy" in metrics else "")
 
 
-def say_result(run_folder: Path, folds: Folds, metric: str) -> None:
-    """Print the score of every fold, and of the joined out-of-fold predictions, the local CV; or what is left."""
+def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | None:
+    """Print the score of every fold, and of the joined out-of-fold predictions, the local CV, which is returned.
+
+    Where folds are missing, they are printed instead.
+    """
     numbers = [str(number) for number in range(folds.count)]
     if left := unfinished(run_folder, numbers):
         print(f"{run_folder.name}: no time left for fold {', '.join(left)}; run the same command to continue")
-        return
+        return None
     for number in numbers:
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
-    print(f"local CV of {run_folder.name}: {describe(oof_score(run_folder, folds), metric)}")
+    scores = oof_score(run_folder, folds)
+    print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
+    return scores

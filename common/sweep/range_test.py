@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from common.data.batches import seed_of
+from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, split_rows
 from common.data.images import read_images
 from common.data.tables import Table
 from common.model.optim import set_learning_rate
+from common.model.selection import create_selection
 from common.runs.config import Config, of_fold
 from common.runs.layout import DECODED_FOLDER
-from common.train.build import preparation_of, prepare_training, with_images_of
+from common.train.build import length_of, preparation_of, prepare_training, with_images_of
+from common.train.session import measured_format
 
 STEPS = 100
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
@@ -55,8 +57,12 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     prepare = preparation_of(cfg, table)
     images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads)
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
-    training = prepare_training(cfg, accelerator, images, folds.targets, rows, folds.classes)
-    training.start_epoch(0)
+    targets, rows = (torch.from_numpy(numbers).to(accelerator.device) for numbers in (folds.targets, rows))
+    examples = Examples(images, targets, rows, folds.classes)
+    selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
+    layout = measured_format(cfg, accelerator, len(folds.classes))
+    training = prepare_training(cfg, accelerator, examples, selection, layout)
+    training.start_epoch()
     model, optimiser = training.wrapped, training.optimiser
     parts = (part for epoch in count() for part in training.batches.epoch(epoch))
     lrs, losses, gradients, mean = np.geomspace(1e-6, 10, STEPS).tolist(), [], [], 0.0

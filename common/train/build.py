@@ -1,13 +1,11 @@
 """From the settings to what they name: images, model, optimiser, batches, and one Training of them all."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -16,26 +14,23 @@ from torch.optim import Optimizer
 from common.base.errors import UserError, warn
 from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
-from common.data.batches import Normalise, TrainBatches, seed_of
+from common.data.batches import Examples, Normalise, TrainBatches
 from common.data.decoding import Preparation
-from common.data.images import Images, image_shape, pixels_of
+from common.data.images import image_shape
 from common.data.tables import Table
-from common.model.averages import State
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
 from common.model.objectives import create_objective
 from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
-from common.model.selection import create_selection
+from common.model.selection import Selection, create_selection
 from common.model.weights import Loaded, hub_file, load_weights
 from common.runs.config import Config, check_signatures
 from common.score.metrics import check_metric
 from common.score.task import TASKS
-from common.train.hardware import check_compile, memory_format
+from common.train.hardware import check_compile
 from common.train.training import Training
-
-MEASURED_AT_ONCE = 4096  # images, when their mean is taken
 
 
 def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
@@ -89,15 +84,15 @@ def create_model_and_optimiser(
         loaded = load_weights(model, cfg.model, path, classes, cfg.channels)
     model = model.to(device)
     frozen = frozen_parts(cfg, model)
-    frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is no business of the optimiser's
+    frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is not given to the optimiser
     optimiser = create_optimiser(model, cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
     scale_learning_rates(optimiser, model, cfg.layer_decay, cfg.backbone_lr_scale)
     return model, optimiser, frozen, loaded
 
 
-def length_of(cfg: Config, steps: int, nets: int = 1) -> Length:
-    """The training's length, or that of each of several ``nets``; ``steps`` optimiser steps to an epoch."""
-    return Length(cfg.epochs // nets * steps, round(cfg.warmup_epochs * steps), steps)
+def length_of(cfg: Config, epochs: int, steps: int) -> Length:
+    """The length of a training of so many ``epochs``, each of ``steps`` optimiser steps."""
+    return Length(epochs * steps, round(cfg.warmup_epochs * steps), steps)
 
 
 def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: bool) -> str:
@@ -110,11 +105,13 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     """
     check_signatures(cfg)
     augmentation = augmentation_of(cfg, grey)
-    selection = create_selection(cfg, length_of(cfg, steps=100))
-    if cfg.warmup_epochs > (share := cfg.epochs // selection.nets):
-        what = f"{cfg.warmup_epochs} exceeds the {share} epochs that each of the {selection.nets} nets trains"
-        raise UserError("--warmup-epochs", what, f"use 0 to {share}")
-    create_schedule(cfg.schedule, length_of(cfg, 100, selection.nets), **cfg.args("schedule"))
+    selection = create_selection(cfg, length_of(cfg, cfg.epochs, steps=100))
+    if cfg.warmup_epochs > selection.epochs:
+        what = (
+            f"{cfg.warmup_epochs} exceeds the {selection.epochs} epochs that each of the {selection.nets} nets trains"
+        )
+        raise UserError("--warmup-epochs", what, f"use 0 to {selection.epochs}")
+    create_schedule(cfg.schedule, length_of(cfg, selection.epochs, steps=100), **cfg.args("schedule"))
     create_objective(cfg, torch.arange(len(classes)), len(classes))
     check_metric(cfg.metric, classes, TASKS[cfg.task].metrics)
     if cfg.compile:
@@ -140,28 +137,19 @@ def unused_at_first(cfg: Config) -> bool:
     return "backbone" in cfg.args("freeze")
 
 
-def create_batches(
-    cfg: Config,
-    images: Images,
-    targets: np.ndarray,
-    rows: np.ndarray,
-    num_classes: int,
-    normalise: Normalise,
-    device: torch.device,
-    grey: bool = False,
-) -> TrainBatches:
-    """The batches that a single process trains one net on, on ``device``; see :func:`prepare_training`."""
+def create_batches(cfg: Config, state: PartialState, examples: Examples, normalise: Normalise) -> TrainBatches:
+    """The batches that this process trains on."""
     return TrainBatches(
-        images=images,
-        targets=torch.from_numpy(targets).to(device),
-        rows=torch.from_numpy(rows).to(device),
-        num_classes=num_classes,
+        images=examples.images,
+        targets=examples.targets,
+        rows=examples.rows,
+        num_classes=len(examples.classes),
         batch_size=cfg.batch_size,
         micro_batches=cfg.accumulate,
-        process=0,
-        processes=1,
+        process=state.process_index,
+        processes=state.num_processes,
         seed=cfg.seed,
-        augment=augmentation_of(cfg, grey),
+        augment=augmentation_of(cfg),
         normalise=normalise,
         label_smoothing=cfg.label_smoothing,
         epochs=cfg.epochs,
@@ -172,41 +160,28 @@ def create_batches(
 
 
 def prepare_training(
-    cfg: Config, accelerator: Accelerator, images: Images, targets: np.ndarray, rows: np.ndarray, classes: Sequence[str]
+    cfg: Config,
+    accelerator: Accelerator,
+    examples: Examples,
+    selection: Selection,
+    layout: str = "contiguous_format",
+    net: int = 0,
 ) -> Training:
-    """Build model, optimiser, average and batches for the training ``rows``, int64 (m), of a table's n rows.
+    """Build model, optimiser, average and batches of the fold's training number ``net``, of ``selection.nets``.
 
-    ``images`` are those of every row (common/data/images.py), ``targets`` their class numbers, int64 (n).
-    The initial weights follow torch's random seed.
+    The initial weights follow torch's random seed. ``layout`` is torch's name of the memory format.
     """
-    seed = torch.initial_seed()
-    model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, classes, accelerator.device)
-    normalise = loaded.normalise or Normalise.of_batches(
-        pixels_of(images, torch.from_numpy(rows).split(MEASURED_AT_ONCE), accelerator.device)
-    )
-    selection = create_selection(cfg, length_of(cfg, len(rows) // cfg.batch_size))
-    batches = replace(
-        create_batches(cfg, images, targets, rows, len(classes), normalise, accelerator.device),
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        epochs=cfg.epochs // selection.nets,
-    )
-    run_folder = Path(cfg.runs_dir) / cfg.run_name
-    example = next(batches.epoch(0))
-    layout = memory_format(cfg.channels_last, run_folder, accelerator, model, example.inputs)
+    model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, examples.classes, accelerator.device)
+    batches = create_batches(cfg, accelerator.state, examples, loaded.normalise or examples.normalise)
+    batches = replace(batches, epochs=selection.epochs, first_epoch=net * selection.epochs)
     model = model.to(memory_format=getattr(torch, layout))
     if cfg.args("model").get(SYNC_BN):
-        model = convert_sync_batchnorm(model)  # not before the measurement, which the main process makes alone
+        model = convert_sync_batchnorm(model)
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
     wrapped, optimiser = accelerator.prepare(model, optimiser)
     if cfg.compile:
         model.compile()  # in place, so that no name in the weights file changes
-    length = length_of(cfg, batches.steps, selection.nets)
-
-    def start_weights(net: int) -> State:
-        torch.manual_seed(seed_of("member", seed, net))
-        return create_model_and_optimiser(cfg, classes, accelerator.device)[0].state_dict()
-
+    length = length_of(cfg, selection.epochs, batches.steps)
     return Training(
         model=model,
         wrapped=wrapped,
@@ -215,12 +190,8 @@ def prepare_training(
         ema=ema,
         frozen=frozen,
         batches=batches,
-        objective=create_objective(cfg, batches.targets[batches.rows], len(classes)),
-        peak_lr=cfg.lr,
+        objective=create_objective(cfg, examples.targets[examples.rows], len(examples.classes)),
         schedule=create_schedule(cfg.schedule, length, **cfg.args("schedule")),
         selection=selection,
         metric=cfg.metric,
-        memory_format=layout,
-        start_weights=start_weights,
-        start_of_optimiser=copy.deepcopy(optimiser.state_dict()),
     )

@@ -4,7 +4,7 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,12 +118,18 @@ def check_compile() -> None:
         raise UserError("--compile", what, "leave it out, or install a C++ compiler", ENVIRONMENT) from error
 
 
-def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model: nn.Module, images: Tensor) -> str:
+def memory_format(
+    asked: str,
+    run_folder: Path,
+    accelerator: Accelerator,
+    create_model: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+) -> str:
     """Name of torch's memory format to train in; with ``asked`` "auto" the faster on a few real steps.
 
     Measured once per run by the main process, recorded in the run's folder, and read back by its other
-    folds and processes; the record keeps a resumed run on the same arithmetic. ``images`` is one
-    normalised micro-batch (n, channels, side, side).
+    folds and processes; the record keeps a resumed run on the same arithmetic. ``shape`` is that of one
+    micro-batch (n, channels, side, side).
     """
     if asked != "auto":
         return {"yes": "channels_last", "no": "contiguous_format"}[asked]
@@ -131,7 +137,8 @@ def memory_format(asked: str, run_folder: Path, accelerator: Accelerator, model:
     if accelerator.is_main_process:
         with locked(run_folder, wait=True):  # folds side by side agree on one measurement
             if not record.exists():
-                seconds = _seconds_per_step(accelerator, model, images)
+                model, device = create_model().to(accelerator.device), accelerator.device
+                seconds = _seconds_per_step(accelerator, model, torch.rand(shape, device=device))
                 write_json(record, {"choice": min(seconds, key=seconds.get), "seconds_per_step": seconds})
     accelerator.wait_for_everyone()
     choice = read_json(record, choice=str)["choice"]

@@ -1,5 +1,7 @@
 """The two loops that everything uses: train_epoch, and that of a Predictor."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +14,15 @@ from tqdm import tqdm
 
 from common.base.errors import NUMBERS, UserError
 from common.base.profiling import part
-from common.data.batches import Normalise
+from common.data.batches import Normalise, TrainBatches, seed_of
+from common.data.folds import Folds
 from common.data.geometry import cropped
 from common.data.images import Images, pixels_of
 from common.data.views import TTA, View
+from common.jobs.screen import BAR_WANTED
 from common.model.optim import set_learning_rate
+from common.score.logits import Outputs
+from common.score.metrics import METRICS, score
 from common.train.hardware import autocast
 from common.train.training import Training
 
@@ -24,14 +30,16 @@ REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 
-def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_grad: float, bar: tqdm) -> float:
-    """Train for one epoch and return its mean loss over all processes; ``bar`` advances by images.
+def train_epoch(accelerator: Accelerator, training: Training, clip_grad: float, bar: tqdm) -> float:
+    """Train for the next epoch and return its mean loss over all processes; ``bar`` advances by images.
 
     Raises:
         UserError: the loss is no longer a finite number (exit 4), on every process at the same step.
     """
     model, optimiser, batches = training.wrapped, training.optimiser, training.batches
-    training.start_epoch(epoch)
+    epoch, seed = training.epoch, seed_of("dropout", batches.seed, len(training.log), accelerator.process_index)
+    torch.manual_seed(seed)
+    training.start_epoch()
     losses = torch.zeros(batches.steps, device=accelerator.device)
     for number, batch in enumerate(batches.epoch(epoch)):
         step = number // batches.micro_batches
@@ -51,25 +59,66 @@ def train_epoch(accelerator: Accelerator, training: Training, epoch: int, clip_g
             continue
         if training.ema is not None and not accelerator.optimizer_step_was_skipped:
             with part("average"):
-                training.ema.update(training.model, step=training.step_of_net(epoch * batches.steps + step))
+                training.ema.update(training.model, step=epoch * batches.steps + step)
         bar.update(batches.batch_size)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
             so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")
-            _check_finite(so_far, training, epoch)
+            _check_finite(so_far, training)
             bar.set_postfix(loss=f"{so_far[-LOOK_EVERY:].mean().item():.4f}")
     return so_far.mean().item()
 
 
-def _check_finite(losses: Tensor, training: Training, epoch: int) -> None:
+def _check_finite(losses: Tensor, training: Training) -> None:
     broken = torch.nonzero(~torch.isfinite(losses))
     if len(broken):
         step = broken[0].item()
+        lr = training.learning_rate(training.epoch * training.batches.steps + step)
         raise UserError(
-            f"epoch {epoch + 1}, step {step + 1}",
-            f"the loss is not a finite number (lr {training.learning_rate(epoch * training.batches.steps + step):g})",
+            f"epoch {len(training.log) + 1}, step {step + 1}",
+            f"the loss is not a finite number (lr {lr:g})",
             REMEDY,
             NUMBERS,
         )
+
+
+def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndarray, where: str) -> np.ndarray | None:
+    """Logits (rows, classes) of the rows held out by the weights that count, None without any.
+
+    Raises:
+        UserError: they are not finite numbers (exit 4), said of ``where``.
+    """
+    share_buffers(accelerator, training.model, training.scored)
+    if not len(rows):
+        return None
+    batches, at_once = training.batches, evaluation_batch(training.batches.micro_batch_size)
+    precision = accelerator.mixed_precision
+    predict = Predictor(accelerator, batches.images, batches.normalise, precision, at_once, batches.side)
+    with part("evaluation"):
+        [logits] = predict(training.scored, rows)
+        check_logits(where, logits, REMEDY)
+    return logits
+
+
+def scores_of(
+    accelerator: Accelerator, folds: Folds, rows: np.ndarray, logits: np.ndarray | None, metric: str
+) -> dict[str, float]:
+    """What log.csv says of an epoch's predictions of ``rows``, float32 (m, classes); nothing without any."""
+    if logits is None:
+        return {}
+    task, outputs, targets = folds.task, Outputs(logits), folds.targets[rows]
+    scores = share_scores(accelerator, score(task, outputs, targets, folds.classes))
+    row = {"nll": scores["nll"], "accuracy": scores["accuracy"], metric: scores[metric]}
+    if len(rows) > 1:  # an epoch chosen on one half is scored on the other
+        for first, half in enumerate(("even", "odd")):
+            answers = task.answers(outputs[first::2], targets[first::2], folds.classes)
+            row[f"{half}_{metric}"] = METRICS[metric].of(answers)
+    return row
+
+
+def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqdm:
+    """A live bar of an epoch's images, for a person at a terminal."""
+    disable = not (accelerator.is_main_process and (sys.stderr.isatty() or BAR_WANTED in os.environ))
+    return tqdm(total=batches.steps * batches.batch_size, desc=name, unit=" images", leave=False, disable=disable)
 
 
 def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:

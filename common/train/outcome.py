@@ -1,46 +1,14 @@
 """What a fold's training came to: the files it leaves, and the lines that say how good it is."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.data.decoding import Preparation
-from common.data.folds import Folds
-from common.runs.config import Config, training_settings
 from common.runs.folder import save_fold
 from common.runs.predictions import Predictions
 from common.runs.saved_model import SavedModel
-from common.runs.tensors import versions
 from common.score.metrics import best_epoch, describe, show
-from common.train.training import Training
-
-
-def saved_model_of(
-    cfg: Config,
-    folds: Folds,
-    fold: str,
-    training: Training,
-    image_shape: tuple[int, int],
-    preparation: Preparation,
-    processes: int,
-) -> SavedModel:
-    """What the weights file of ``fold`` will say of itself; ``image_shape`` is that of the table."""
-    return SavedModel(
-        settings=training_settings(cfg),
-        fold=fold,
-        fold_count=folds.count,
-        folds_fingerprint=folds.fingerprint,
-        classes=folds.classes,
-        image_shape=image_shape,
-        preparation=preparation,
-        normalise=asdict(training.batches.normalise),
-        memory_format=training.memory_format,
-        processes=processes,
-        threads=cfg.threads,
-        run=cfg.run_name,
-        versions=versions(),
-        task=cfg.task,
-    )
+from common.train.training import Training, scores_in
 
 
 def save_training(folder: Path, training: Training, saved: SavedModel, oof: Predictions | None, store: str) -> None:
@@ -68,8 +36,8 @@ def figures_of(training: Training) -> dict[str, Any]:
         "epochs": len(log),
         "steps": len(log) * batches.steps,
     }
-    if training.scores:
-        best = best_epoch(training.scores)
+    if scores := scores_in(log, metric):
+        best = best_epoch(scores)
         figures |= {"metric": metric, "last": log[-1][metric], "best": log[best][metric], "best_epoch": best + 1}
     return figures
 
@@ -78,7 +46,7 @@ def epochs_text(training: Training, metrics: dict[str, Any]) -> str:
     """The last epoch's score beside the best one's, or those of several nets."""
     metric = training.metric
     if training.selection.nets > 1:
-        ends = training.log[training.epochs_of_net - 1 :: training.epochs_of_net]
+        ends = training.log[training.batches.epochs - 1 :: training.batches.epochs]
         return "its nets alone " + ", ".join(show(metric, end[metric]) for end in ends)
     last = f"last epoch {show(metric, metrics['last'])}"
     if metrics["best"] == metrics["last"]:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from common.base.files import write_file
-from common.data.batches import Normalise
+from common.data.batches import Examples, Normalise
 from common.data.cache import Cache
 from common.data.folds import Folds
 from common.data.images import read_images
 from common.data.tables import Table
 from common.runs.config import Config
-from common.train.build import create_batches, preparation_of, with_images_of
+from common.train.build import augmentation_of, create_batches, preparation_of, with_images_of
 
 
 def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> None:
@@ -24,9 +25,10 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
     device, nothing_kept = torch.device("cpu"), Cache(0)
     images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
-    plain, grey = Normalise((0.0,), (1.0,)), not table.of_photos
-    batches = create_batches(cfg, images, folds.targets, rows, len(folds.classes), plain, device, grey)
-    batch = next(batches.epoch(0))
+    augmentation_of(cfg, grey=not table.of_photos)  # refuses what would do nothing
+    examples = Examples(images, torch.from_numpy(folds.targets), torch.from_numpy(rows), folds.classes)
+    plain = Normalise((0.0,), (1.0,))
+    batch = next(create_batches(cfg, PartialState(cpu=True), examples, plain).epoch(0))
     shares = [
         [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
         for row in batch.targets.numpy()

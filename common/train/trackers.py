@@ -1,6 +1,7 @@
 """Trackers (TensorBoard, Weights & Biases ...) through Accelerate: they get each epoch's row of log.csv."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ def check_trackers(names: Sequence[str]) -> None:
             raise UserError("--log-with", f"{name} is not installed", f"pip install {name}", ENVIRONMENT)
 
 
-def start_trackers(accelerator: Accelerator, run: str, fold: str, settings: dict[str, Any]) -> None:
-    """Start what the accelerator was told to log with; TensorBoard writes into ``<its project folder>/<run>``."""
+@contextmanager
+def tracked(accelerator: Accelerator, run: str, fold: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Log with what the accelerator was told to; TensorBoard writes into ``<its project folder>/<run>``."""
     accelerator.init_trackers(run, init_kwargs={"wandb": {"name": f"{run} {fold}"}})
     plain = {
         name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in settings.items()
@@ -29,11 +31,8 @@ def start_trackers(accelerator: Accelerator, run: str, fold: str, settings: dict
     for tracker in accelerator.trackers:
         if tracker.name != "tensorboard":  # it would open a second run for them; config.json lies beside its file
             tracker.store_init_configuration(plain)
-
-
-def finish_trackers(accelerator: Accelerator) -> None:
-    """Close them. Accelerator.end_training would end all communication too, and other folds may follow."""
-    for tracker in accelerator.trackers:
+    yield
+    for tracker in accelerator.trackers:  # Accelerator.end_training would end all communication, and folds may follow
         tracker.finish()
 
 

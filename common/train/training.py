@@ -1,23 +1,22 @@
 """What training changes, as one object: built once, saved after every epoch, restored as it was."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from common.base.errors import UserError, warn
 from common.data.batches import TrainBatches
-from common.model.averages import Members, State, measure_batchnorm
+from common.model.averages import Members, measure_batchnorm
 from common.model.finetune import Frozen
 from common.model.objectives import Objective
 from common.model.optim import lay_out_state
-from common.model.selection import Last
+from common.model.selection import Selection
 from common.runs.config import differences
 from common.runs.layout import LOG_FILE, OLD_NAMES, todays_names
 from common.runs.saved_model import SavedModel
@@ -37,7 +36,8 @@ from common.score.metrics import goodness
 class Training:
     """The model of one fold with everything that its next epoch depends on.
 
-    ``log`` has one row per finished epoch; ``selection`` holds the weights that ``--select`` keeps.
+    ``log`` has one row per finished epoch; ``selection`` holds the weights that ``--select`` keeps. Where a fold trains
+    several nets, one after another, each is a training of its own, and log and selection go from one to the next.
     """
 
     model: nn.Module
@@ -48,13 +48,9 @@ class Training:
     frozen: Frozen
     batches: TrainBatches
     objective: Objective
-    peak_lr: float
-    schedule: Callable[[int, Sequence[float]], float]
-    selection: Last
+    schedule: Callable[[int, Sequence[float]], float]  # the share of --lr at a step
+    selection: Selection
     metric: str  # what the schedule plateau, the best epoch and an early stop look at
-    memory_format: str  # torch's name of it
-    start_weights: Callable[[int], State]  # those that the net of this number, of several to be trained, starts from
-    start_of_optimiser: dict[str, Any]  # its state before the first step
     log: list[dict[str, Any]] = field(default_factory=list)
     members: Members | None = None  # at the end, where several states were kept
 
@@ -64,52 +60,40 @@ class Training:
         return self.members or (self.model if self.ema is None else self.ema.module)
 
     @property
+    def epoch(self) -> int:
+        """How many epochs are finished, which is the number of the next one; the log has those of earlier nets too."""
+        return len(self.log) - self.batches.first_epoch
+
+    @property
     def scores(self) -> list[float]:
         """The metric after each epoch, its sign turned where lower is better; empty without validation rows."""
-        return [goodness(self.metric, row[self.metric]) for row in self.log if self.metric in row]
+        return scores_in(self.log[self.batches.first_epoch :], self.metric)
 
     @property
     def is_over(self) -> bool:
         """Whether all epochs are done, or an early stop has ended them."""
-        return len(self.log) == self.selection.epochs or self.selection.stops(self.scores)
+        return self.epoch == self.batches.epochs or self.selection.stops(self.scores)
 
     @property
     def bytes_of_checkpoint(self) -> int:
         """About what :meth:`save` writes: weights, averages of them, two numbers each in the optimiser (Adam)."""
         weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-        kept = 0 if type(self.selection) is Last else self.selection.nets
-        return weights * (3 + (self.ema is not None) + kept)
-
-    @property
-    def epochs_of_net(self) -> int:
-        """Epochs of one net: all of them, or with several nets its share."""
-        return self.selection.epochs // self.selection.nets
-
-    def step_of_net(self, step: int) -> int:
-        """The optimiser step of the net that is trained, of one counted from the start of training."""
-        return step % (self.epochs_of_net * self.batches.steps)
+        return weights * (3 + (self.ema is not None) + self.selection.keeps)
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of an optimiser step, counted from the start of training."""
-        epochs_before = step // self.batches.steps // self.epochs_of_net * self.epochs_of_net
-        return self.peak_lr * self.schedule(self.step_of_net(step), self.scores[epochs_before:])
+        """The learning rate of an optimiser step (from 0): what --lr gave the optimiser times the schedule's share."""
+        return self.optimiser.defaults["lr"] * self.schedule(step, self.scores)
 
-    def start_epoch(self, epoch: int) -> None:
+    def start_epoch(self) -> None:
         """Training mode, except for what ``--freeze`` holds still in this epoch."""
         self.wrapped.train()
-        self.frozen.apply(self.model, epoch % self.epochs_of_net)
-        self.objective.start_epoch(epoch)
+        self.frozen.apply(self.model, self.epoch)
+        self.objective.start_epoch(self.epoch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch's row to the log, let the selection look at its weights, and begin the next net when due."""
+        """Add an epoch's row to the log and let the selection look at its weights."""
         self.log.append(row)
-        self.selection.end_epoch(self.scored.state_dict(), len(self.log), self.scores)
-        nets, epochs_left = divmod(len(self.log), self.epochs_of_net)
-        if nets < self.selection.nets and not epochs_left:
-            self.model.load_state_dict(self.start_weights(nets))
-            self.optimiser.load_state_dict(copy.deepcopy(self.start_of_optimiser))
-            if self.ema is not None:
-                self.ema.set(self.model)
+        self.selection.end_epoch(self.scored.state_dict(), self.epoch, self.scores)
 
     def use_selected(self) -> bool:
         """Put the weights that ``--select`` kept into the scored module, training being over; False: they are there."""
@@ -138,28 +122,50 @@ class Training:
         state = {"optimiser": optimiser, "scaler": scaler, "log": self.log, "kept": len(self.selection.kept)}
         save_tensors(path, tensors, saved.to_metadata() | state)
 
-    def restore(self, path: Path, saved: SavedModel) -> None:
-        """Go back to where :meth:`save` was called; warns where bit-identity is lost.
-
-        Raises:
-            UserError: a damaged file, or one of another fold, other folds or other settings.
-        """
-        tensors, metadata = load_tensors(path)
-        before = SavedModel.from_metadata(metadata, path, remedy_for(path))
-        if changed := differences(before.shared | {"fold": before.fold}, saved.shared | {"fold": saved.fold}):
-            raise UserError(str(path), f"belongs to another training run ({', '.join(changed)})", remedy_for(path))
-        for name in ("processes", "threads", "memory_format", "versions"):
-            old, new = getattr(before, name), getattr(saved, name)
-            if old != new:
-                warn(f"{path}: {name} changed from {old} to {new}: expect equivalent, not bit-identical, results")
+    def restore(self, checkpoint: "Checkpoint") -> None:
+        """Go back to where :meth:`save` was called, or, where another net had just ended, begin with what it left."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        device = next(self.model.parameters()).device
+        kept = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
+        self.selection.kept = [without_prefix(f"kept{number}", kept) for number in range(state["kept"])]
+        self.log = checkpoint.log
+        if self.epoch == 0:
+            return
         self.model.load_state_dict(without_prefix("model", tensors))
         if self.ema is not None:
             self.ema.module.load_state_dict(without_prefix("ema", tensors))
-        self.optimiser.load_state_dict(join_tensors(metadata["optimiser"], tensors))
+        self.optimiser.load_state_dict(join_tensors(state["optimiser"], tensors))
         lay_out_state(self.optimiser)
         if self.scaler:
-            self.scaler.load_state_dict(metadata["scaler"])
-        device = next(self.model.parameters()).device
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
-        self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(metadata["kept"])]
-        self.log = todays_names(metadata["log"], OLD_NAMES[LOG_FILE])
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def scores_in(log: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """The metric in each row of a log that has it, its sign turned where lower is better."""
+    return [goodness(metric, row[metric]) for row in log if metric in row]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What :meth:`Training.save` wrote."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    log: list[dict[str, Any]]  # a row for each finished epoch of the fold
+
+
+def load_checkpoint(path: Path, saved: SavedModel) -> Checkpoint:
+    """The checkpoint at ``path`` of a training whose weights file will say ``saved``; warns where bits may differ.
+
+    Raises:
+        UserError: a damaged file, or one of another fold, other folds or other settings.
+    """
+    tensors, metadata = load_tensors(path)
+    before = SavedModel.from_metadata(metadata, path, remedy_for(path))
+    if changed := differences(before.shared | {"fold": before.fold}, saved.shared | {"fold": saved.fold}):
+        raise UserError(str(path), f"belongs to another training run ({', '.join(changed)})", remedy_for(path))
+    for name in ("processes", "threads", "memory_format", "versions"):
+        old, new = getattr(before, name), getattr(saved, name)
+        if old != new:
+            warn(f"{path}: {name} changed from {old} to {new}: expect equivalent, not bit-identical, results")
+    return Checkpoint(tensors, metadata, todays_names(metadata["log"], OLD_NAMES[LOG_FILE]))

@@ -1,0 +1,224 @@
+"""What the folds of one call share: the machine, the images, and what each fold's files say of the run."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from common.base.errors import warn
+from common.base.files import check_folder
+from common.base.locks import locked
+from common.base.system import cpu_count, is_job, keep_freed_memory, local_processes
+from common.base.words import in_shares
+from common.data.batches import Examples, seed_of
+from common.data.cache import DEFAULT_GB, Cache
+from common.data.folds import Folds, split_rows
+from common.data.images import Images, conversion, image_shape, read_images
+from common.data.tables import Table
+from common.model.selection import create_selection
+from common.model.weights import check_unseen
+from common.runs.config import Config, of_fold, training_settings
+from common.runs.folder import check_shared, start_or_go_on, start_over
+from common.runs.layout import CHECKPOINT_FILE, DECODED_FOLDER, fold_folder
+from common.runs.saved_model import SavedModel
+from common.runs.tensors import versions
+from common.train.build import (
+    check_choices,
+    create_untrained,
+    length_of,
+    preparation_of,
+    prepare_training,
+    unused_at_first,
+    with_images_of,
+)
+from common.train.hardware import asked_precision, memory_format, out_of_memory_named, usable_precision
+from common.train.loop import agreed
+from common.train.trackers import check_trackers, tracking
+from common.train.training import Training, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the folds that one call trains have in common."""
+
+    cfg: Config  # with what the machine and the images decide: precision, threads, channels, size
+    folds: Folds
+    images: Images  # of every row
+    saved: SavedModel  # what each fold's weights file will say of the run
+    accelerator: Accelerator  # for what the processes agree on between two folds
+    log_with: tuple[str, ...]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's files lie."""
+        return Path(self.cfg.runs_dir) / self.cfg.run_name
+
+    def folder_of(self, fold: str) -> Path:
+        """Where the fold's files lie."""
+        return fold_folder(self.run_folder, fold)
+
+    def saved_model(self, fold: str, **normalise: Any) -> SavedModel:
+        """What the fold's weights file will say of itself."""
+        return dataclasses.replace(self.saved, fold=fold, normalise=normalise)
+
+    def accelerator_of(self, fold: str) -> Accelerator:
+        """One for each fold: what an accelerator has prepared, and its loss scaler, must not outlive the fold."""
+        return create_accelerator(self.cfg, **tracking(self.log_with, self.folder_of(fold)))
+
+
+def open_session(
+    cfg: Config, table: Table, folds: Folds, todo: list[str], cache_gb: float, log_with: tuple[str, ...]
+) -> Session:
+    """Get ready to train the folds ``todo`` in this process and in those that the launcher put beside it.
+
+    Raises:
+        UserError: something that ``cfg`` names does not exist or does not work here, or an image is broken.
+    """
+    kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
+    cfg = set_up_machine(cfg, table)
+    accelerator = create_accelerator(cfg)
+    share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
+    accelerator.print(
+        f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
+        f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {accelerator.device.type}, "
+        f"mixed precision {cfg.mixed_precision}{kept}"
+    )
+    if torch.cuda.device_count() > accelerator.num_processes:
+        warn(
+            f"{torch.cuda.device_count()} GPUs are available but only {accelerator.num_processes} is used: "
+            "accelerate launch --num_processes N, or --fold all, uses them"
+        )
+    for loaded in check_all_choices(cfg, table, folds, todo, share, log_with):
+        accelerator.print(f"weights: {loaded}")
+    if cfg.restart and accelerator.is_main_process:
+        start_over(Path(cfg.runs_dir) / cfg.run_name)
+    accelerator.wait_for_everyone()
+    images = open_images(cfg, table, folds, cache_gb, accelerator)
+    saved = SavedModel(
+        settings=training_settings(cfg),
+        fold="",
+        fold_count=folds.count,
+        folds_fingerprint=folds.fingerprint,
+        classes=folds.classes,
+        image_shape=image_shape(table),
+        preparation=preparation_of(cfg, table),
+        normalise={},
+        memory_format=measured_format(cfg, accelerator, len(folds.classes)),
+        processes=accelerator.num_processes,
+        threads=cfg.threads,
+        run=cfg.run_name,
+        versions=versions(),
+        task=cfg.task,
+    )
+    return Session(cfg, folds, images, saved, accelerator, log_with)
+
+
+def set_up_machine(cfg: Config, table: Table) -> Config:
+    """Set the number of threads; the settings with what the machine and the images decide."""
+    threads = cfg.threads or max(1, cpu_count() // local_processes())
+    torch.set_num_threads(threads)
+    precision = usable_precision(asked_precision(cfg.mixed_precision))
+    return dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=precision)
+
+
+def create_accelerator(cfg: Config, **tracking: Any) -> Accelerator:
+    """Accelerate's view of this process and of those beside it, on a GPU if there is one."""
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=cfg.mixed_precision,
+        gradient_accumulation_steps=cfg.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_at_first(cfg))],
+        **tracking,
+    )
+
+
+def check_all_choices(
+    cfg: Config, table: Table, folds: Folds, todo: list[str], micro_batch: int, log_with: tuple[str, ...]
+) -> list[str]:
+    """Refuse what the training of the folds ``todo`` would, before a folder is touched; what was loaded, in words.
+
+    ``cfg`` knows the images' channels and size (:func:`common.train.build.with_images_of`).
+    """
+    check_trackers(log_with)
+    of_each = {start.weights: start for start in (of_fold(cfg, fold) for fold in todo)}  # one, unless {fold} is in it
+    loaded = [check_choices(start, folds.classes, micro_batch, not table.of_photos) for start in of_each.values()]
+    if cfg.weights:
+        known = [check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in todo]
+        if not all(known) and not is_job():
+            what = "was trained with different folds: if on the same images, the out-of-fold score is flattered"
+            warn(f"{cfg.weights} {what}")
+    return list(filter(None, loaded))
+
+
+def open_images(cfg: Config, table: Table, folds: Folds, cache_gb: float, accelerator: Accelerator) -> Images:
+    """The images of every row, as the model is given them; says what is done to them and where they are kept."""
+    prepare = preparation_of(cfg, table)
+    if cache_gb != DEFAULT_GB and not table.of_photos:
+        warn("--cache-gb has no effect: the images are not photos")
+    if converted := conversion(table, prepare):
+        accelerator.print(f"images: {converted}")
+    cache = Cache(0 if cfg.limit else cache_gb, str(Path(cfg.runs_dir) / DECODED_FOLDER))
+    return read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads, accelerator.print)
+
+
+def measured_format(cfg: Config, accelerator: Accelerator, num_classes: int) -> str:
+    """Torch's name of the memory format that the run trains in (:func:`common.train.hardware.memory_format`)."""
+    shape = (cfg.batch_size // (accelerator.num_processes * cfg.accumulate), cfg.channels, cfg.img_size, cfg.img_size)
+    run_folder = Path(cfg.runs_dir) / cfg.run_name
+    return memory_format(cfg.channels_last, run_folder, accelerator, lambda: create_untrained(cfg, num_classes), shape)
+
+
+@contextmanager
+def fold_held(session: Session, accelerator: Accelerator, fold: str) -> Iterator[Callable[[], None]]:
+    """Hold a fold's folder; yields what raises UserError, on the main process, where it is no longer ours.
+
+    Raises:
+        UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3).
+    """
+    cfg, folder = session.cfg, session.folder_of(fold)
+    with out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate):
+        if not accelerator.is_main_process:
+            accelerator.wait_for_everyone()
+            check_shared(folder)
+            yield lambda: None
+            return
+        with locked(folder) as check_lock:
+            start_or_go_on(folder, cfg, session.folds)
+            accelerator.wait_for_everyone()
+            check_shared(folder)
+            yield check_lock
+
+
+def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Iterator[Training]:
+    """The trainings of a fold, each to be ended before the next is asked for: one, or several by --select members.
+
+    They begin where an interrupted call left them, and pass on the log and the weights that are kept.
+    """
+    cfg, folds, folder = of_fold(session.cfg, fold), session.folds, session.folder_of(fold)
+    path, device = folder / CHECKPOINT_FILE, accelerator.device
+    rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
+    targets = torch.from_numpy(folds.targets).to(device)
+    examples = Examples(session.images, targets, torch.from_numpy(rows).to(device), folds.classes)
+    selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
+    checkpoint = None
+    if agreed(accelerator, path.exists()):
+        checkpoint = load_checkpoint(path, session.saved_model(fold))
+    log = checkpoint.log if checkpoint else []
+    first = min(len(log) // selection.epochs, selection.nets - 1)
+    seed = seed_of("weights", cfg.seed, 0 if fold == "full" else int(fold) + 1)
+    for net in range(first, selection.nets):
+        torch.manual_seed(seed_of("member", seed, net) if net else seed)
+        accelerator.free_memory()  # of the net before
+        training = prepare_training(cfg, accelerator, examples, selection, session.saved.memory_format, net)
+        training.log = log
+        if checkpoint and net == first:
+            training.restore(checkpoint)
+            accelerator.print(f"fold {fold} resumes after epoch {len(log)}")
+        if accelerator.is_main_process:  # the new checkpoint lies beside the old one until it is whole
+            check_folder(folder, (1 if path.exists() else 2) * training.bytes_of_checkpoint)
+        yield training
