@@ -97,8 +97,9 @@ def run(cfg: Train) -> Result:
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
-    if cfg.weights:
-        for fold in todo:
+    for fold in todo:
+        filled_rows(folds, fold, cfg)
+        if cfg.weights:
             check_file("--weights", of_fold(cfg, fold).weights)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
