@@ -1,13 +1,12 @@
 """Decoded photos, kept so that they are decoded once: in memory, or in one file that folds and processes share.
 
-The file is a safetensors file with one tensor, ``images``, written in one step and mapped into memory by its readers.
-Its header holds the key of its content: the photos' hashes, their preparation, and the versions of what decoded them.
+The file is an .npy file, written in one step and mapped into memory by its readers. Its name is the key of its content:
+the photos' hashes, their preparation, and the versions of what decoded them.
 """
 
 import json
 import os
 import shutil
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,10 +63,9 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
             images[first : first + len(pixels)] = pixels
         say(f"photos: {len(decoder):,} decoded in {time.perf_counter() - started:.1f} s, {_gigabytes(size)} of memory")
         return images
-    header = _header(decoder, shape)
-    path = folder / f"{sha256(header)[:16]}.safetensors"
+    path = folder / f"{_key(decoder)[:32]}.npy"
     with locked(folder, wait=True):
-        if _is_whole(path, header, size):
+        if _mapped(path, shape) is not None:
             os.utime(path)
             say(f"photos: {_gigabytes(size)} in {path}, decoded before")
         else:
@@ -75,15 +73,14 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
             if shutil.disk_usage(folder).free < size + SPARE:
                 warn(f"{folder}: no room for {_gigabytes(size)} of decoded photos, so they are {again}")
                 return None
-            write_file(path, partial(_write, decoder, header))
+            write_file(path, partial(_write, decoder, shape))
             seconds = time.perf_counter() - started
             say(f"photos: {len(decoder):,} decoded in {seconds:.1f} s, {_gigabytes(size)} kept in {path}")
-    # Copy on write: torch wants to be allowed to write, and nothing does.
-    return np.memmap(path, np.uint8, mode="c", offset=len(header), shape=shape)
+        return _mapped(path, shape)
 
 
-def _write(decoder: Decoder, header: bytes, file: BinaryIO) -> None:
-    file.write(header)
+def _write(decoder: Decoder, shape: tuple[int, ...], file: BinaryIO) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     for _, pixels in _chunks(decoder):
         file.write(pixels.tobytes())
 
@@ -95,21 +92,18 @@ def _chunks(decoder: Decoder) -> Iterator[tuple[int, np.ndarray]]:
     yield from zip(firsts, tqdm(batches, "decoding", len(firsts), leave=False, disable=not shown), strict=True)
 
 
-def _header(decoder: Decoder, shape: tuple[int, ...]) -> bytes:
+def _key(decoder: Decoder) -> str:
     content = [RULES, PIL.__version__, asdict(decoder.prepare), list(decoder.row_shas)]
-    key = sha256(json.dumps(content).encode())
-    tensor = {"dtype": "U8", "shape": shape, "data_offsets": (0, int(np.prod(shape, dtype=np.int64)))}
-    text = json.dumps({"__metadata__": {"key": key}, "images": tensor}).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return sha256(json.dumps(content).encode())
 
 
-def _is_whole(path: Path, header: bytes, size: int) -> bool:
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The photos in a file, or None where it is not whole; copy on write, since torch wants to be allowed to write."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(header)) == header and path.stat().st_size == len(header) + size
-    except OSError:
-        return False
+        images = np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError):
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
 def _gigabytes(size: int) -> str:

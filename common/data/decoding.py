@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,13 @@ NAMED = 5  # broken files in a message
 AHEAD = 4  # batches that are being decoded while one is used
 AT_ONCE = 1024  # files that wait to be checked
 
-# Pillow raises above twice its limit and warns below: one limit is enough.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata, which is not used
+
+@cache
+def _set_up_pillow() -> None:
+    """Set Pillow's limit and silence its warnings, once a photo is read: both hold for the whole process."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises above twice its limit and warns below: one is enough
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata, which is not used
 
 
 def _fitted(photo: Image.Image, side: int, method: Image.Resampling, fill: tuple[int, ...]) -> Image.Image:
@@ -104,6 +108,7 @@ def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
     """
     if not content:
         raise ValueError("is empty")
+    _set_up_pillow()
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
             if at_least and (reduced := min(8, min(photo.size) // (2 * at_least))) > 1:

@@ -1,6 +1,6 @@
 """What a run's folder holds and how its files are called.
 
-runs/.decoded/<key>.safetensors                          photos as pixels, decoded once for all runs
+runs/.decoded/<key>.npy                                  photos as pixels, decoded once for all runs
 runs/<run>/memory_format.json                            measured once for all folds
 runs/<run>/fold<k>/  (or full/)
     config.json        settings, written first

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtrc
 
 BOUND = 10.0  # no slope and no doubling beyond this is believed, so an interval that knows nothing ends here
 
@@ -113,6 +112,8 @@ def f_test(few: np.ndarray, many: np.ndarray, groups: np.ndarray, y: np.ndarray)
 
 def p_of_f(squares: float, less: float, more: int, freedom: int) -> float:
     """p of the F test that ``more`` further parameters, which leave ``freedom``, took squares down by chance."""
+    from scipy.special import fdtrc  # `sweep.py --help` does not wait for it
+
     if freedom < 1 or not less > 0:
         return 1.0
     return float(fdtrc(more, freedom, max(squares - less, 0.0) / more / (less / freedom)))
