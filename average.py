@@ -23,6 +23,7 @@ from common.base.locks import locked
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import read_train_table
 from common.data.views import TTA
@@ -63,7 +64,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, argv)
+    options = parse(Options, argv, competition_flags)
     result = run(options)
     print(f"local CV of {options.run}: {describe(result.score)}")
 
@@ -83,7 +84,7 @@ def run(options: Options) -> Result:
         raise UserError(str(run_folder), "exists already", "give the average another --run")
     check_folder(run_folder)
     of_each_run = [finished_folds(runs_dir / name) for name in options.runs]
-    table = read_train_table(options.data)
+    table = read_train_table(options.data, read_competition(beside(options.folds)))
     folds = match_folds(read_folds(Path(options.folds)), table)
 
     keep_freed_memory()

@@ -19,6 +19,7 @@ from common.base.files import check_folder, read_json, write_json
 from common.base.locks import locked
 from common.base.result import Result
 from common.base.words import names_in_short
+from common.data.competition import competition_flags
 from common.data.folds import Folds, read_folds
 from common.runs.layout import (
     CONFIG_FILE,
@@ -93,7 +94,7 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse(Options, argv))
+    run(parse(Options, argv, competition_flags))
 
 
 def run(options: Options) -> Result:

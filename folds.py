@@ -6,8 +6,8 @@ data and ends with exit code 1 where it finds something.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,11 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.result import Result
 from common.base.system import cpu_count
+from common.data.competition import NOTHING_SAID, Competition, beside, read_competition, write_competition
 from common.data.dealing import Split, make_folds
 from common.data.decoding import check_photos
-from common.data.folds import Folds, changed_rows, folds_text, leaks, read_folds, write_folds
+from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
+from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 
 
@@ -32,12 +34,23 @@ class Options:
     folds: str = "folds.csv"  # the file to write or to check
     k: int = 5  # number of folds
     split: Split = "stratified"  # column: folds made by others; holdout: one of k parts validates, the rest train
+    images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
+    image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
+    label_column: str = ""  # column with the labels (default: by its name)
+    label_columns: tuple[str, ...] = ()  # one-hot columns in place of it: a row's class is the one that is 1
+    label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
+    test_images: tuple[str, ...] = ()  # folders with the test table's photos
+    sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
     group: str = ""  # column whose equal values stay in one fold
     fold_column: str = ""  # column with the folds made by others
     seed: int = 0  # for the shuffle before rows are dealt
     rare: Literal["error", "train"] = "error"  # classes with fewer than k images: refuse, or only train on them
+    as_written: bool = False  # go on where labels or groups differ only in spaces, or 16-bit photos use few values
     force: bool = False  # replace a folds file that differs
     check: bool = False  # audit the folds file instead of writing it
+
+
+SAID = (*(field.name for field in fields(Competition)), "as_written")  # what tells how files are read
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,33 +67,61 @@ def run(options: Options) -> Result:
         UserError: options that contradict each other; a table that cannot be read; another folds file stands there.
     """
     check_options(options)
-    table = read_train_table(options.data)
-    test = read_test_table(options.test, options.data) if options.test or options.data == EMBEDDED else None
-    for photos in (table, test):
-        if photos is not None and photos.of_photos:
-            check_photos(photos, cpu_count())
+    competition = described(options)
+    table, test = read_tables(options, competition)
     path = Path(options.folds)
     if options.check:
-        found = audit(path, table, test)
+        found = audit(path, table, test, options.as_written)
     else:
+        for finding in [] if options.as_written else spellings(table.labels, table.columns.get(options.group, ())):
+            remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
+            raise UserError(table.source, finding, remedy)
         folds = make_folds(
             table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare
         )
         write_once(path, folds, options.force)
+        if competition != NOTHING_SAID or beside(options.folds).is_file():
+            write_competition(beside(options.folds), competition)
         print(summary(table, folds))
-        found = leaks(folds, test)
+        found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
     return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
+
+
+def described(options: Options) -> Competition:
+    """What is said of the competition's files: by flags, or, where they are silent, when the folds were made."""
+    before = read_competition(beside(options.folds)) if options.check else NOTHING_SAID
+    said = {field.name: getattr(options, field.name) for field in fields(Competition)}
+    return replace(before, **{name: value for name, value in said.items() if value != getattr(Options, name)})
+
+
+def read_tables(options: Options, competition: Competition) -> tuple[Table, Table | None]:
+    """The train table and the test table, if there is one, with every photo decoded once."""
+    table, test = read_train_table(options.data, competition), None
+    if options.test or options.data == EMBEDDED:
+        test = read_test_table(options.test, options.data, options.sample, competition)
+    table, test = (
+        check_photos(each, cpu_count(), options.as_written) if each and each.of_photos else each
+        for each in (table, test)
+    )
+    return table, test
+
+
+def spellings(labels: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Labels, and groups, that somebody may have meant as one: a line each; labels may differ in case."""
+    for finding in set(look_alikes(labels, "label", any_case=True)) - set(look_alikes(labels, "label")):
+        warn(finding)
+    return look_alikes(labels, "label") + look_alikes(groups, "group", any_case=True)
 
 
 def check_options(options: Options) -> None:
     """Refuse flags that contradict each other or would have no effect."""
     path, used = "", [field.name for field in fields(Options)]
     if options.check:
-        path, used = "--check", ["data", "test", "folds", "check"]
+        path, used = "--check", ["data", "test", "folds", "check", *SAID]
     elif options.split == "column":
-        path, used = "--split column", ["data", "test", "folds", "split", "fold_column", "group", "force"]
+        path, used = "--split column", ["data", "test", "folds", "split", "fold_column", "group", "force", *SAID]
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")
@@ -112,22 +153,24 @@ def write_once(path: Path, folds: Folds, force: bool) -> None:
 
 def summary(table: Table, folds: Folds) -> str:
     """What was dealt, in a few lines."""
-    copies = len(folds.ids) - len(set(folds.row_shas))
+    copies = len(folds.ids) - len(set(by_pixels(folds, table).row_shas))
     sizes = [int(np.sum(folds.fold == number)) for number in range(folds.count)]
     lines = [
         f"data         {table.source}: {len(folds.ids):,} rows, {len(folds.classes)} classes, {copies:,} exact copies",
+        *table.taken,
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows",
         f"fingerprint  {folds.fingerprint[:16]}",
     ]
     if always := int(np.sum(folds.fold < 0)):
-        lines.insert(2, f"no fold      {always:,} rows that are only trained on")
+        lines.insert(-1, f"no fold      {always:,} rows that are only trained on")
     return "\n".join(lines)
 
 
-def audit(path: Path, table: Table, test: Table | None) -> list[str]:
+def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> list[str]:
     """Print and return every finding, or say what was checked."""
     folds = read_folds(path)
-    findings = changed_rows(folds, table) + leaks(folds, test)
+    findings = changed_rows(folds, table) + leaks(by_pixels(folds, table), test)
+    findings += [] if as_written else spellings(folds.labels, folds.groups)
     for finding in findings:
         print(f"{path}: {finding}")
     if findings:

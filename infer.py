@@ -23,6 +23,7 @@ from common.base.files import check_folder, write_json
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import Table, read_test_table, read_train_table
 from common.data.views import TTA, View
@@ -78,7 +79,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse(Options, argv))
+    run(parse(Options, argv, competition_flags))
 
 
 def run(options: Options) -> Result:
@@ -98,7 +99,7 @@ def run(options: Options) -> Result:
         finished_folds(runs_dir / name, options.fold)
         check_folder(out_dir / name)
     train = read_train(runs, options) if options.tta != "none" else None
-    test = read_test_table(options.test, options.data, options.sample)
+    test = read_test_table(options.test, options.data, options.sample, read_competition(beside(options.folds)))
     load_torch(options.threads)
     from common.train.fold_models import read_models
 
@@ -153,7 +154,7 @@ def check_options(options: Options) -> None:
 
 def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
     """The train table and its folds, for views that the runs' fold models score, even where --fold full predicts."""
-    table = read_train_table(options.data)
+    table = read_train_table(options.data, read_competition(beside(options.folds)))
     folds = match_folds(read_folds(Path(options.folds)), table)
     for name in runs:
         finished_folds(Path(options.runs_dir) / name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import check_folder, write_file
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.report.blend_sections import blend_sections, sweep_sections
@@ -49,7 +50,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, argv)
+    options = parse(Options, argv, competition_flags)
     out = Path(options.out)
     check_folder(out.parent)
     if out.suffix != ".html":
@@ -79,7 +80,8 @@ def gather(options: Options) -> Evidence:
     """
     folds, runs_dir = read_folds(Path(options.folds)), Path(options.runs_dir)
     check_metric(options.metric, folds.classes)
-    found = Evidence(folds, read_train_table(options.data), [], [], [], runs_dir, options.metric)
+    table = read_train_table(options.data, read_competition(beside(options.folds)))
+    found = Evidence(folds, table, [], [], [], runs_dir, options.metric)
     match_folds(folds, found.images)
     named = run_names(runs_dir, options.runs)
     for name in dict.fromkeys(named or sorted(path.name for path in runs_dir.glob("[!.]*/"))):

@@ -28,6 +28,7 @@ from common.base.errors import UserError, run_script, warn
 from common.base.files import read_json, write_json
 from common.base.result import Result
 from common.base.system import cpu_count
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.jobs.runner import SideBySide
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         raise UserError("sweep.py", f"there is no command {command}", f"use {', '.join(COMMANDS)}")
     options, do = COMMANDS[command]
-    do(parse(options, arguments[1:]))
+    do(parse(options, arguments[1:], competition_flags))
 
 
 def run(options: Run) -> Result:
@@ -271,7 +272,7 @@ def find(options: Find) -> Result:
     sweep = settled(find_sweep(options))
     batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
-    table = read_train_table(sweep.config.data)
+    table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
     folds = match_folds(read_folds(Path(sweep.config.folds), TASKS[sweep.config.task]), table)
 
     from common.sweep.range_test import range_test

@@ -27,6 +27,7 @@ from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
 from common.data.cache import DEFAULT_GB
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     end_with_starter()
     if processes() > 1:
         die_of_ctrl_c()
-    run(parse(Train, argv))
+    run(parse(Train, argv, competition_flags))
 
 
 def run(cfg: Train) -> Result:
@@ -83,7 +84,7 @@ def run(cfg: Train) -> Result:
     deadline = Deadline(cfg.hours)
     check_config(cfg, processes())
     check_store(cfg.store)
-    table = read_train_table(cfg.data)
+    table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
     folds = match_folds(read_folds(Path(cfg.folds), TASKS[cfg.task]), table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():

@@ -30,10 +30,15 @@ LARGEST = 1e30  # of a setting: beyond, torch's own numbers overflow
 WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 
 
-def parse(options: type[Options], argv: Sequence[str] | None = None) -> Options:
+def parse(
+    options: type[Options],
+    argv: Sequence[str] | None = None,
+    defaults: Callable[[type[Options], Sequence[str]], list[str]] | None = None,
+) -> Options:
     """Build ``options`` (a dataclass) from ``argv`` (default: the process's own).
 
     Its class attribute OLD_FLAGS, if it has one, maps flags that an earlier version had to today's; they still work.
+    ``defaults`` may give flags that count where neither the command line nor a recipe says otherwise.
 
     Raises:
         UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad recipe.
@@ -41,9 +46,11 @@ def parse(options: type[Options], argv: Sequence[str] | None = None) -> Options:
     old = getattr(options, "OLD_FLAGS", {})
     parted = [argument.partition("=") for argument in (sys.argv[1:] if argv is None else argv)]
     arguments = ["".join((old.get(flag, flag), *value)) for flag, *value in parted]
-    recipe = _value_of("--config", arguments)
+    recipe = value_of("--config", arguments)
     if recipe and any(field.name == "config" for field in dataclasses.fields(options)):
         arguments = recipe_flags(Path(recipe)) + arguments
+    if defaults:
+        arguments = defaults(options, arguments) + arguments
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -193,7 +200,8 @@ def chosen(flag: str, name: str, registry: Mapping[str, Any]) -> Any:
     return registry[name]
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str:
+def value_of(flag: str, arguments: Sequence[str]) -> str:
+    """What the last ``--flag value`` or ``--flag=value`` says; empty where there is none."""
     value = ""
     for position, argument in enumerate(arguments):
         if argument == flag and position + 1 < len(arguments):

@@ -1,5 +1,6 @@
 """A user's mistake ends with one line on stderr and an exit code; a bug keeps its traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,9 @@ NUMBERS = 4  # the training itself broke down
 
 # With these words the message of a batch that does not fit begins; a sweep that reads them records a failed cell.
 OUT_OF_MEMORY = "out of memory at"
+
+# What any path that a user typed may meet, whichever function asks for it first.
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 
 class UserError(Exception):
@@ -64,6 +68,13 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         _say(f"error: {error}", own=isinstance(error, OwnError))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        where = str(error.filename or "a file")
+        where = where if len(where) <= 200 else f"{where[:80]} ..."
+        _say(f"error: {where}: cannot be used ({error.strerror}); check its permissions or choose another name")
+        sys.exit(INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback

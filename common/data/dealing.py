@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.base.errors import UserError
+from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
 from common.data.tables import Table
@@ -45,7 +45,7 @@ def make_folds(
     if split == "column":
         fold = fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
         return Folds(table.ids, labels, fold, row_shas, groups, task)
-    images = _numbered(row_shas)
+    images = _numbered(_one_name(row_shas, table.pixel_shas) if table.pixel_shas.size else row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images
     fold = np.full(len(labels), ALWAYS_TRAINING)
     dealt = _rows_to_deal(table.source, strata, images, units, k, rare)
@@ -73,7 +73,30 @@ def make_folds(
             table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
         )
     refuse_holes(fold, table.source, "lower --k or try another --seed")
+    if "group" in split:
+        _warn_of_a_giant(table.source, groups[dealt], units[dealt], fold[dealt])
     return Folds(table.ids, labels, fold, row_shas, groups, task)
+
+
+def _one_name(row_shas: np.ndarray, pixel_shas: np.ndarray) -> np.ndarray:
+    """The files' hashes, with the smallest for all files that show the same pixels."""
+    smallest = {}
+    for pixels, row_sha in zip(pixel_shas, row_shas, strict=True):
+        smallest[pixels] = min(smallest.get(pixels, row_sha), row_sha)
+    return text_array(smallest[pixels] for pixels in pixel_shas)
+
+
+def _warn_of_a_giant(source: str, names: np.ndarray, units: np.ndarray, fold: np.ndarray) -> None:
+    """Say where one group, or what copies tie together, has more rows than a fold should."""
+    sizes = np.bincount(units)
+    rows_of_fold = np.bincount(fold)
+    if sizes.max() > len(units) / len(rows_of_fold):
+        name = names[np.flatnonzero(units == sizes.argmax())[0]]
+        shares = ", ".join(f"{rows:,}" for rows in sorted(rows_of_fold.tolist(), reverse=True))
+        warn(
+            f"{source}: the largest group ({name}) has {sizes.max():,} of {len(units):,} rows, "
+            f"so the folds are uneven: {shares} rows"
+        )
 
 
 def _splitter(split: Split, k: int, seed: int):

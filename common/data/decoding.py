@@ -2,7 +2,7 @@
 
 Each odd kind of image has its rule, so that the training and the test set are read alike:
 
-- EXIF orientation is applied. Colour profiles are not.
+- EXIF orientation is applied, where it can be read. Colour profiles are not.
 - Transparent pixels (RGBA, grey with alpha, palette or tRNS transparency) are laid on white.
 - CMYK, YCbCr, palette and 1-bit images are converted as Pillow converts them.
 - 16-bit grey is scaled by 255/65535, never clipped; so are 32-bit integers, which must lie within 16 bits. Floats must
@@ -16,9 +16,10 @@ Each odd kind of image has its rule, so that the training and the test set are r
 import io
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from common.base.errors import UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import file_bytes, row_of
+from common.base.strict_csv import file_bytes, row_of, text_array
 from common.data.tables import Table
 
 RULES = 1  # to be raised with every change of what the pixels become: decoded photos are kept in files
@@ -37,6 +38,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # the only decoders tha
 NAMED = 5  # broken files in a message
 AHEAD = 4  # batches that are being decoded while one is used
 AT_ONCE = 1024  # files that wait to be checked
+ORIENTATION = 0x0112  # the one EXIF tag that is used
+PNG = b"\x89PNG\r\n\x1a\n"
+DEEPEST = 65535  # of 16 bits
 
 
 @cache
@@ -100,21 +104,38 @@ class Preparation:
         return said + (f", the model sees {self.side} px of them" if self.side < self.stored else "")
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A decoded image, and what its file says of itself."""
+
+    image: Image.Image  # upright, L or RGB
+    animated: bool
+    peak: int  # the largest value of a 16-bit file; -1: it has fewer bits, or floats
+
+
 def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
     """The image in ``content``, upright, its mode L or RGB; a JPEG may come at a reduced size (see ``at_least``, px).
 
     Raises:
         ValueError: it cannot be decoded whole, or has too many pixels; why.
     """
+    return decode(content, at_least).image
+
+
+def decode(content: bytes, at_least: int = 0) -> Photo:
+    """As :func:`read_photo`, with what the file says of itself."""
     if not content:
         raise ValueError("is empty")
     _set_up_pillow()
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
-            if at_least and (reduced := min(8, min(photo.size) // (2 * at_least))) > 1:
-                photo.draft(None, (photo.width // reduced, photo.height // reduced))
-            photo.load()
-            return _eight_bits(ImageOps.exif_transpose(photo))
+        try:
+            return _decode(content, at_least)
+        except (Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception:
+            if (pixels_alone := _without_notes(content)) == content:
+                raise
+            return _decode(pixels_alone, at_least)
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {MAX_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
@@ -123,6 +144,52 @@ def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
         raise
     except Exception as error:  # decoders meet damaged bytes with exceptions of every kind
         raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _decode(content: bytes, at_least: int) -> Photo:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+        if at_least and (reduced := min(8, min(photo.size) // (2 * at_least))) > 1:
+            photo.draft(None, (photo.width // reduced, photo.height // reduced))
+        animated = photo.format != "MPO" and getattr(photo, "is_animated", False)  # MPO: a JPEG with a preview
+        deep_colour = any(";16" in str(tile[3]) for tile in photo.tile)  # which Pillow reads as 8 bits
+        photo.load()
+        peak = -1
+        if photo.mode.startswith("I"):
+            peak = int(np.asarray(photo).max())
+        elif deep_colour:
+            peak = 257 * int(np.asarray(photo.convert("RGB")).max())
+        return Photo(_eight_bits(_upright(photo)), animated, peak)
+
+
+def _upright(photo: Image.Image) -> Image.Image:
+    """The photo turned as its camera says, if that can be read; a broken note leaves the pixels as they are."""
+    turns = Image.Transpose
+    by_number = (turns.FLIP_LEFT_RIGHT, turns.ROTATE_180, turns.FLIP_TOP_BOTTOM, turns.TRANSPOSE)
+    by_number += (turns.ROTATE_270, turns.TRANSVERSE, turns.ROTATE_90)
+    try:
+        number = photo.getexif().get(ORIENTATION, 1)
+        number = number[0] if isinstance(number, bytes | tuple) else int(number)
+        return photo.transpose(by_number[number - 2]) if 2 <= number <= 8 else photo
+    except Exception:  # as many kinds as there are ways to write a wrong note
+        return photo
+
+
+def _without_notes(content: bytes) -> bytes:
+    """A PNG without texts, colour profiles and what else is not used, however long or damaged these are.
+
+    Source: PNG Specification, 5.3: a chunk is its length, type, data and CRC.
+    """
+    if not content.startswith(PNG):
+        return content
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4])
+        kind, whole = content[at + 4 : at + 8], content[at + 4 : end - 4]
+        is_sound = content[end - 4 : end] == zlib.crc32(whole).to_bytes(4)
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (kind == b"eXIf" and is_sound):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _eight_bits(photo: Image.Image) -> Image.Image:
@@ -188,26 +255,30 @@ class Decoder:
             pool.shutdown(cancel_futures=True)
 
 
-def check_photos(table: Table, workers: int) -> None:
-    """Decode every photo of a table and throw the pixels away; warns of animations.
+def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
+    """Decode every photo of a table and throw the pixels away; the table with the hash of each photo's pixels.
+
+    Warns of animations.
 
     Raises:
-        UserError: how many cannot be decoded, and the first of them with their rows.
+        UserError: how many cannot be decoded, and the first of them with their rows; 16-bit files that use few of
+            their values, unless they are taken ``as_written``.
     """
 
-    def look(path: Path) -> tuple[str, bool]:
+    def look(path: Path) -> tuple[str, bool, int, str]:
         content = file_bytes(path)
         try:
-            read_photo(content, at_least=1)
+            photo = decode(content)
         except ValueError as error:
-            return str(error), False
-        return "", _is_animated(content)
+            return str(error), False, -1, ""
+        pixels = photo.image.convert("RGB")  # grey written as colour looks the same
+        return "", photo.animated, photo.peak, sha256(str(pixels.size).encode() + pixels.tobytes())[:16]
 
     found, shown = [], sys.stderr.isatty()
     with ThreadPoolExecutor(workers) as pool:
         for first in tqdm(range(0, len(table.images), AT_ONCE), "checking", leave=False, disable=not shown):
             found += pool.map(look, table.images[first : first + AT_ONCE])
-    broken = [(row, what) for row, (what, _) in enumerate(found) if what]
+    broken = [(row, what) for row, (what, *_) in enumerate(found) if what]
     if broken:
         first, what = broken[0]
         named = f"{table.images[first]} {what}"
@@ -215,11 +286,12 @@ def check_photos(table: Table, workers: int) -> None:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
             named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
         raise UserError(row_of(table.source, first), named, "restore them or remove their rows")
-    if moving := [row for row, (_, animated) in enumerate(found) if animated]:
+    _, animated, peaks, shas = zip(*found, strict=True)
+    if moving := [row for row, moves in enumerate(animated) if moves]:
         file = table.images[moving[0]].name
         warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
-
-
-def _is_animated(content: bytes) -> bool:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
-        return photo.format != "MPO" and getattr(photo, "is_animated", False)  # MPO: a camera's JPEG with a preview
+    if 0 <= (peak := max(peaks)) < DEEPEST // 4 and not as_written:
+        what = f"{sum(each >= 0 for each in peaks)} images have 16 bits but no value above {peak:,} of {DEEPEST:,}"
+        what += f", so that the model would see at most {round(peak * 255 / DEEPEST) + 1} grey levels"
+        raise UserError(table.source, what, "scale them to 8 bits, or take them so with --as-written")
+    return replace(table, pixel_shas=text_array(shas))

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -188,10 +188,18 @@ def changed_rows(folds: Folds, table: Table, hash_images: bool = True) -> list[s
     return findings
 
 
+def by_pixels(folds: Folds, table: Table) -> Folds:
+    """The folds with the hashes of what decoded photos show instead of their files', as far as they are known."""
+    if not table.pixel_shas.size:
+        return folds
+    known = dict(zip(table.ids, table.pixel_shas, strict=True))
+    return replace(folds, row_shas=text_array(map(known.get, folds.ids, folds.row_shas)))
+
+
 def leaks(folds: Folds, test: Table | None = None) -> list[str]:
     """What would make a validation or test score untrue: one line for each kind, naming the rows."""
     by_class = dict(missing_classes(folds))
-    in_test = set() if test is None else set(test.row_shas())
+    in_test = set() if test is None else set(test.image_shas())
     found = {
         "are exact copies that lie in different folds": _divided(folds.row_shas, folds.fold),
         "are exact copies with different labels": _divided(folds.row_shas, folds.labels),

@@ -59,7 +59,7 @@ def read_images(
     try:
         kept = keep(decoder, cache, say)
     except UserError:
-        check_photos(table, workers)  # one broken file seldom comes alone
+        check_photos(table, workers, as_written=True)  # one broken file seldom comes alone
         raise
     return decoder if kept is None else torch.from_numpy(kept)
 

@@ -1,97 +1,168 @@
-"""Photos as files: those that a table's rows name, and those that lie in a folder."""
+"""The photos that a table's rows name, wherever they lie."""
 
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PureWindowsPath
 
-from common.base.errors import UserError, warn
-from common.base.strict_csv import read_cells, row_of
+from common.base.errors import UserError
+from common.base.strict_csv import row_of
+from common.data.image_folders import (
+    IMAGE_SUFFIXES,
+    IMAGE_WORDS,
+    NamedImages,
+    entries_of,
+    files_below,
+    refuse_outside,
+    words_of,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MOST_LOOKED_AT = 200_000  # files, in search of the folder that an error proposes
 
 
-def image_file(path: Path, index: int, name: str) -> Path:
-    """The file a row of the csv ``path`` names, with or without its suffix; never one outside the csv's folder.
+class PhotoSearch:
+    """Finds the files that the rows of a csv name.
 
-    It lies in the csv's folder, in images/ below it, or in a folder called like the csv: train.csv's in train/ or
-    train_images/.
+    ``folders`` are those that the user named: all that lies below them counts, links included. Without any, three
+    places are searched, the first that has a photo being its place:
+
+    - the path that a cell spells out, below the csv's folder;
+    - folders called like the csv (of train.csv: train, train_images, images/train), to any depth;
+    - the csv's folder itself, and images/ in it, but not for some rows of a table whose others lie in the former.
     """
-    root, where = path.parent, row_of(path, index)
-    named = PureWindowsPath(name)  # knows both kinds of slashes and drives
-    if named.anchor or ".." in named.parts:
-        raise UserError(where, f"{name!r} points outside of {root}", "name images by their path below the csv's folder")
-    called = path.name.partition(".")[0]
-    for folder in ("", "images", called, f"{called}_images"):
-        exact = os.path.join(root, folder, name)
-        candidates = [exact] if os.path.isfile(exact) else [exact + suffix for suffix in IMAGE_SUFFIXES]
-        # unlike Path.is_file, os.path.isfile says no to a name that is too long
-        found = [Path(candidate) for candidate in candidates if os.path.isfile(candidate)]
-        if len(found) > 1:
-            what = f"{name!r} may mean {' or '.join(file.name for file in found)}"
-            raise UserError(where, what, "add the suffix, or remove the others")
-        if found:
-            _refuse_outside(root, found[0], where)
-            return found[0]
-    raise UserError(where, f"there is no image {name!r} below {root}", "put it there or remove the row")
+
+    def __init__(self, path: Path, folders: Sequence[str] = ()):
+        self.path, self.root = path, path.parent
+        self._listed: dict[str, NamedImages] = {}
+        self._below: dict[Path, NamedImages] = {}
+        self.named = [Path(folder) for folder in folders]
+        if self.named:
+            self.known = NamedImages(each for folder in self.named for each in _images_below(folder, trusted=True))
+        else:
+            self.called_alike = _folders_called_like(path)
+            self.plain = [self.root, *(folder for folder in _folders_in(self.root) if _is_for_images(folder))]
+
+    @property
+    def searched(self) -> list[Path]:
+        """Every folder that was looked into."""
+        return self.named or [*self.called_alike, *self.plain]
+
+    def find(self, name: str) -> list[Path]:
+        """Every file that a cell may mean: none, one, or several where it cannot be told."""
+        if self.named:
+            return self.known.find(name)
+        if "/" in name and (found := self._in(self.root, name)):
+            return found
+        return self._called_alike(name) or _merged(self._in(folder, name) for folder in self.plain)
+
+    def files(self, names: Sequence[str], column: str) -> list[Path]:
+        """The file of each row.
+
+        Raises:
+            UserError: a cell that points outside of the csv's folder, or that means no image or several.
+        """
+        files = []
+        for index, name in enumerate(names):
+            where = row_of(self.path, index)
+            written = PureWindowsPath(name)  # knows both kinds of slashes and drives
+            if ".." in written.parts or (written.anchor and not self.named):
+                remedy = "name the images' folder with --images"
+                raise UserError(where, f"{name!r} points outside of {self.root}", remedy)
+            found = self.find(name)
+            if not found:
+                raise UserError(where, f"there is no image {name!r} in {self._places()}", self._proposal(name, column))
+            if len(found) > 1:
+                what = f"{name!r} may mean {' or '.join(map(self._shown, found[:3]))}"
+                raise UserError(where, what, "add the suffix or folder, or name the right folder with --images")
+            if not self.named:
+                refuse_outside(self.root, found[0], where)
+            files.append(found[0])
+        if not self.named:
+            self._refuse_a_mixture(names, files)
+        return files
+
+    def _in(self, folder: Path, name: str) -> list[Path]:
+        """The files in one folder that a cell may mean, whose own folders are taken as they are written."""
+        inside, name = os.path.split(os.path.join(folder, name))
+        if inside not in self._listed:
+            self._listed[inside] = NamedImages(_files_in(Path(inside)))
+        return self._listed[inside].find(name)
+
+    def _called_alike(self, name: str) -> list[Path]:
+        if found := _merged(self._in(folder, name) for folder in self.called_alike):
+            return found
+        for folder in self.called_alike:
+            if folder not in self._below:
+                self._below[folder] = NamedImages(_images_below(folder))
+        return _merged(self._below[folder].find(name) for folder in self.called_alike)
+
+    def _refuse_a_mixture(self, names: Sequence[str], files: Sequence[Path]) -> None:
+        """A photo that the folder called like the csv lacks is not taken from where others' photos may lie."""
+        elsewhere = [
+            index
+            for index, (name, file) in enumerate(zip(names, files, strict=True))
+            if "/" not in name and not any(file.is_relative_to(folder) for folder in self.called_alike)
+        ]
+        if elsewhere and len(elsewhere) < sum("/" not in name for name in names):
+            first, folders = elsewhere[0], ", ".join(map(self._shown, self.called_alike))
+            shown = self._shown(files[first])
+            what = f"{names[first]!r} is not in {folders}, where others are, but {shown} is there"
+            raise UserError(row_of(self.path, first), what, "restore it, or name all folders with --images")
+
+    def _shown(self, path: Path) -> str:
+        return str(path if self.named else path.relative_to(self.root))
+
+    def _places(self) -> str:
+        folders = [str(folder) for folder in self.searched]
+        return " or ".join(filter(None, [", ".join(folders[:-1]), folders[-1]]))
+
+    def _proposal(self, name: str, column: str) -> str:
+        """What to do about a missing image: the folder below the csv's that has it, if there is one."""
+        remedy = f"name the images' folder with --images, or another column than {column} with --image-column"
+        if not self.named:
+            try:
+                found = NamedImages(islice(_images_below(self.root), MOST_LOOKED_AT)).find(name)
+            except UserError:  # a folder that cannot be read, or a link, says nothing of this name
+                return remedy
+            if found and "/" not in name:
+                return f"it may be {found[0]}: name its folder with --images {found[0].parent}"
+        return remedy
 
 
-def class_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The images in the folders of ``root``, as :func:`images_in` gives them, and the folder of each: its label."""
-    stray = [file.name for file in root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    if stray:
-        raise UserError(str(root), f"holds {len(stray)} images beside its class folders ({stray[0]})", "move them")
-    images = images_in(root)
-    labels = [name.partition("/")[0] for name in images]
-    folders = {folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")}
-    if empty := sorted(folders - set(labels)):
-        raise UserError(str(root / empty[0]), "is a class folder without images", "fill it or remove it")
-    return images, labels
+def _merged(found: Iterable[list[Path]]) -> list[Path]:
+    return [file for files in found for file in files]
 
 
-def images_in(root: Path) -> dict[str, Path]:
-    """Every image below ``root`` by its path relative to it, in the order of these paths as text."""
-    visible = (name for name in root.rglob("*") if not any(part[0] == "." for part in name.relative_to(root).parts))
-    files = [file for file in visible if file.is_file()]
-    images = {file.relative_to(root).as_posix(): file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-    if not images:
-        raise UserError(str(root), "contains no images", f"name a folder of {', '.join(IMAGE_SUFFIXES)} files")
-    if len(images) < len(files):
-        other = next(file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES)
-        warn(f"{root}: {len(files) - len(images)} files are not images and are left out ({other.name})")
-    for name, file in images.items():
-        _refuse_outside(root, file, f"{root}, {name}")
-    return dict(sorted(images.items()))
+def _images_below(folder: Path, trusted: bool = False) -> Iterator[tuple[str, Path]]:
+    return (each for each in files_below(folder, trusted) if each[1].suffix.lower() in IMAGE_SUFFIXES)
 
 
-def named_as_in(sample: Path, images: dict[str, Path]) -> dict[str, Path]:
-    """The images of a folder by the names that a sample submission's first column has for them, in its order.
-
-    A name may lack the suffix, or have more or fewer folders in front.
-
-    Raises:
-        UserError: an image without a row, a row without an image, or one that may be several.
-    """
-    cells = read_cells(sample)
-    column, ids = next(iter(cells.items()))
-    if set(ids) == images.keys():
-        return images
-    known = {}
-    for name, file in images.items():
-        known.setdefault(PurePosixPath(name).name, []).append(file)
-        known.setdefault(PurePosixPath(name).stem, []).append(file)
-    named = {}
-    for index, name in enumerate(ids):
-        found = known.get(PurePosixPath(name).name, [])
-        if len(found) != 1:
-            what = f"{name!r} matches {len(found)} of the folder's images" if found else f"there is no image {name!r}"
-            raise UserError(f"{row_of(sample, index)}, column {column}", what, "name each test image once")
-        named[name] = found[0]
-    if len(set(named.values())) < len(images):
-        unnamed = next(file.name for file in images.values() if file not in set(named.values()))
-        what = f"names {len(set(named.values()))} of the folder's {len(images)} images, but not {unnamed}"
-        raise UserError(str(sample), what, "use the sample submission that belongs to the folder")
-    return named
+def _files_in(folder: Path) -> list[tuple[str, Path]]:
+    """The files in one folder; none where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    return [(entry.name, folder / entry.name) for entry in entries_of(folder) if entry.is_file()]
 
 
-def _refuse_outside(root: Path, file: Path, where: str) -> None:
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise UserError(where, f"{file.name} is a link that points outside of {root}", "copy the image into the folder")
+def _folders_in(root: Path) -> list[Path]:
+    if not os.path.isdir(root):
+        return []
+    return [root / entry.name for entry in entries_of(root) if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _is_for_images(folder: Path) -> bool:
+    """Whether a folder is called images, photos, jpeg or the like."""
+    return folder.name.lower() in IMAGE_WORDS
+
+
+def _folders_called_like(path: Path) -> list[Path]:
+    """Folders beside a csv, or in images/ beside it, whose names say the same as the csv's."""
+    exact = path.name.partition(".")[0]
+    called, names = words_of(exact), (exact, f"{exact}_images")
+    beside = _folders_in(path.parent)
+    inside = [folder for images in filter(_is_for_images, beside) for folder in _folders_in(images)]
+    return [
+        folder
+        for folder in [*beside, *inside]
+        if (called and words_of(folder.name) == called) or (folder.name in names and folder.parent == path.parent)
+    ]

@@ -1,4 +1,4 @@
-"""Tables whose cells are pixels: label,pixel0,pixel1, ...
+"""Tables whose cells are pixels: label,pixel0,pixel1, ... or label,1x1,1x2, ... or label,0,1,2, ...
 
 Reading tens of thousands of rows takes seconds, and every fold, sweep cell and script would pay them again: what was
 read from a large table is kept in the user's cache folder, under the hash of its content.
@@ -10,6 +10,7 @@ import re
 import zipfile
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,12 @@ from common.base.errors import UserError
 from common.base.files import make_room, sha256, write_file
 from common.base.strict_csv import row_of, text_array, wrong_width
 
-_PIXEL = re.compile(r"pixel(0|[1-9][0-9]*)")
+# How pixel columns are called, and how many there must be: a bare number may be anything, but a square of them is not.
+_CALLED = (
+    (re.compile(r"(?:pixels?|pix|px)[ _.-]?([0-9]+)", re.IGNORECASE), 1),
+    (re.compile(r"p?[_.-]?([0-9]+)", re.IGNORECASE), 16),
+    (re.compile(r"([0-9]+)[x_-]([0-9]+)", re.IGNORECASE), 16),  # row and column
+)
 _COMMA, _NEWLINE, _ZERO = b",\n0"
 _BLOCK = 512  # rows parsed at once: few enough to stay in the processor's cache
 _LARGE = 10e6  # bytes of a table that is worth keeping
@@ -28,7 +34,19 @@ _PARSER = 1  # to be raised when this file reads the same table to other values
 
 def is_pixel_header(header: list[str]) -> bool:
     """Whether a table with these columns holds its images' pixels."""
-    return any(_PIXEL.fullmatch(name) for name in header)
+    return bool(_numbered_columns(header))
+
+
+def _numbered_columns(header: list[str]) -> dict[tuple[int, ...], list[str]]:
+    """The pixel columns' names by their numbers: of the pixel, or of its row and column."""
+    for pattern, least in _CALLED:
+        found = {}
+        for name in header:
+            if match := pattern.fullmatch(name):
+                found.setdefault(tuple(map(int, match.groups())), []).append(name)
+        if len(found) >= least and (least == 1 or math.isqrt(len(found)) ** 2 == len(found)):
+            return found
+    return {}
 
 
 def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -71,15 +89,19 @@ def _keep(kept: Path, pixels: np.ndarray, columns: dict[str, np.ndarray]) -> Non
 
 
 def _pixel_columns(path: Path, header: list[str]) -> list[int]:
-    """Where pixel0, pixel1, ... stand in the header."""
-    positions = {int(name[5:]): at for at, name in enumerate(header) if _PIXEL.fullmatch(name)}
-    count = len(positions)
-    for number in range(count):
-        if number not in positions:
-            raise UserError(str(path), f"has {count} pixel columns but no pixel{number}", "download it again")
+    """Where the pixels stand in the header, in the order of their numbers, which begin with 0 or 1."""
+    names = _numbered_columns(header)
+    count, first = len(names), min(1, *min(names))
+    if doubled := next((of_one for of_one in names.values() if len(of_one) > 1), None):
+        raise UserError(str(path), f"has columns {' and '.join(doubled)} for one pixel", "remove one of them")
+    side = range(first, first + math.isqrt(count))
+    expected = list(product(side, side)) if len(min(names)) > 1 else [(first + number,) for number in range(count)]
+    if gap := next((number for number in expected if number not in names), None):
+        called = "x".join(map(str, gap)) if len(gap) > 1 else f"pixel{gap[0]}"
+        raise UserError(str(path), f"has {count} pixel columns but no {called}", "download it again")
     if math.isqrt(count) ** 2 != count:
         raise UserError(str(path), f"has {count} pixel columns, which is not a square number", "download it again")
-    return [positions[number] for number in range(count)]
+    return [header.index(names[number][0]) for number in expected]
 
 
 def _parse_pixels(
@@ -95,7 +117,8 @@ def _parse_pixels(
     if not line_ends.size:
         raise UserError(str(path), "has a header but no row", "download it again")
     pixels = np.empty((len(line_ends), len(pixel_columns)), np.uint8)
-    texts = {name: (at, []) for at, name in enumerate(header) if not _PIXEL.fullmatch(name)}
+    others = set(range(len(header))).difference(pixel_columns)
+    texts = {name: (at, []) for at, name in enumerate(header) if at in others}
     begin = 0
     for first in range(0, len(line_ends), _BLOCK):
         lines = line_ends[first : first + _BLOCK]
@@ -118,7 +141,7 @@ def _parse_pixels(
             row, number = np.argwhere(~valid)[0]
             at = pixel_columns[number]
             cell = block[starts[row, at] : ends[row, at]].tobytes().decode()
-            where = f"{row_of(path, first + row)}, column pixel{number}"
+            where = f"{row_of(path, first + row)}, column {header[at]}"
             raise UserError(where, f"{cell[:40]!r} is not an integer from 0 to 255", "correct the value")
         pixels[first : first + len(lines)] = values
     return pixels, {name: text_array(cells) for name, (_, cells) in texts.items()}

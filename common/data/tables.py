@@ -3,23 +3,30 @@
 Ids and labels stay the text that was written; a mistake names its row (the first row below the header is row 1).
 """
 
+import os
+import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import cells_of, csv_bytes, file_bytes, header_of, row_of, text_array
-from common.data.photos import class_folders, image_file, images_in, named_as_in
+from common.base.strict_csv import cells_of, csv_bytes, file_bytes, header_of, read_cells, row_of, text_array
+from common.data.competition import NOTHING_SAID, Competition
+from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts
+from common.data.labels import NO_LABELS, take_labels
+from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
 
 EMBEDDED = "digits"
-IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")  # the first one present names the photo
-ID_COLUMNS = ("id", "image_id", "ImageId")  # the first one present names the rows of a pixel table
-LABEL_COLUMNS = ("label", "predict", "target", "class")
+# The first one present names the photo, or a pixel table's rows; in any case, with or without _.
+IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")
+ID_COLUMNS = ("id", "image_id", "ImageId")
+ID_LIKE = ("id", "ids", "imageid", "imgid", "sampleid", "rowid", "index", "idx", "key", "uid", "uuid")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Table:
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
+    taken: tuple[str, ...] = ()  # what was taken for what, a line each, with the flag that changes it
+    pixel_shas: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n: of decoded photos; empty: unknown
 
     @property
     def of_photos(self) -> bool:
@@ -44,9 +53,15 @@ class Table:
         contents = (file_bytes(image) if isinstance(image, Path) else image.tobytes() for image in self.images)
         return text_array(sha256(content)[:16] for content in contents)
 
+    def image_shas(self) -> np.ndarray:
+        """Text, n: equal for rows that show the same pixels, as far as photos were decoded; else :meth:`row_shas`."""
+        return self.pixel_shas if self.pixel_shas.size else self.row_shas()
 
-def read_train_table(data: str) -> Table:
+
+def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Table:
     """Read ``digits`` (embedded), a ``.csv`` or ``.csv.gz`` of pixels or photo names, or a folder of class folders.
+
+    ``competition`` says where the photos lie and what the columns mean, where the files do not tell it.
 
     Raises:
         UserError: the file, row or column that is wrong.
@@ -54,13 +69,14 @@ def read_train_table(data: str) -> Table:
     if data == EMBEDDED:
         return _embedded_digits(test=False)
     path = Path(data)
-    table = _class_folders(path) if path.is_dir() else _csv_table(path, test=False)
-    if not table.labels.size:
-        raise UserError(data, "has no label column", f"rename one of its columns to {LABEL_COLUMNS[0]}")
+    if os.path.isdir(path):
+        table = _class_folders(path, competition)
+    else:
+        table = _csv_table(path, competition, competition.images, test=False)
     return _with_whole_labels(table)
 
 
-def read_test_table(test: str, data: str, sample: str = "") -> Table:
+def read_test_table(test: str, data: str, sample: str = "", competition: Competition = NOTHING_SAID) -> Table:
     """Read a test table (``.csv``, ``.csv.gz``) or a folder of images; its labels are kept where it has them.
 
     The images of a folder are called as ``sample`` (a sample submission, "" for none) calls them: with or without
@@ -71,58 +87,134 @@ def read_test_table(test: str, data: str, sample: str = "") -> Table:
     if not test:
         raise UserError("--test", "is missing", "name the test table or the folder of test images")
     path = Path(test)
-    if path.is_dir():
-        images = images_in(path)
+    if os.path.isdir(path):
+        images = images_in(path, trusted=test in competition.test_images)
+        refuse_parts(path, images, "test")
         return _folder_table(path, named_as_in(Path(sample), images) if sample else images)
-    table = _csv_table(path, test=True)
-    if not any(table.labels):  # a column that waits to be filled in
+    table = _csv_table(path, competition, competition.test_images, test=True, sample=sample)
+    if why := _no_answers(table, sample):
+        if any(table.labels):
+            warn(f"{test}: its label column is not scored: {why}")
         return replace(table, labels=text_array([]))
     return _with_whole_labels(table)
 
 
-def _csv_table(path: Path, test: bool) -> Table:
+def _no_answers(table: Table, sample: str) -> str:
+    """Why the label column of a test table holds no answers; empty where it may."""
+    if not any(table.labels):
+        return "it is empty"  # a column that waits to be filled in
+    called = Path(table.source).name.lower()
+    if "sample" in called and "submission" in called:
+        return "it is a sample submission's"
+    if sample:
+        cells = list(read_cells(Path(sample)).values())
+        if len(cells) == 2 and dict(zip(*cells, strict=True)) == dict(zip(table.ids, table.labels, strict=True)):
+            return "it is the sample submission's"
+    if len(table.labels) > 1 and len(set(table.labels)) == 1:
+        return f"all {len(table.labels)} cells are {table.labels[0]!r}, which is no set of answers"
+    return ""
+
+
+def _csv_table(path: Path, competition: Competition, images: Sequence[str], test: bool, sample: str = "") -> Table:
     content = csv_bytes(path)
     header = header_of(path, content.partition(b"\n")[0].decode())
     if is_pixel_header(header):
-        return _pixel_table(path, header, content)
-    return _photo_table(path, cells_of(path, content.decode()), test)
+        return _pixel_table(path, header, content, competition, test, sample)
+    return _photo_table(path, cells_of(path, content.decode()), competition, images, test)
 
 
-def _pixel_table(path: Path, header: list[str], content: bytes) -> Table:
+def _pixel_table(
+    path: Path, header: list[str], content: bytes, competition: Competition, test: bool, sample: str
+) -> Table:
     """Ids are those of an id column, or else row numbers from 1."""
     images, columns = read_pixels(path, header, content)
-    labels = columns.pop("label", text_array([]))
-    id_name = next((name for name in ID_COLUMNS if name in columns), "")
+    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
+    id_name = _id_column(path, columns, competition, test, sample)
     ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, len(images) + 1))
     _refuse_doubles(path, ids, id_name)
-    return Table(str(path), ids, labels, images, id_name or "ImageId", "Label", columns)
+    called = f"column {id_name}" if id_name else "the rows' numbers from 1"
+    taken = (f"ids          {called} (--image-column)", *labels.taken)
+    label_name = labels.name if labels.name not in ("", "label") else "Label"
+    return Table(str(path), ids, labels.cells, images, id_name or "ImageId", label_name, columns, taken)
 
 
-def _photo_table(path: Path, columns: dict[str, np.ndarray], test: bool) -> Table:
+def _id_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str) -> str:
+    """The column of a pixel table that names its rows; empty where they are numbered.
+
+    Of a test table each column that may name the rows counts: numbers in its place would put answers on other rows.
+    """
+    if competition.image_column in columns:
+        return competition.image_column
+    if sample and (first := next(iter(read_cells(Path(sample))))) in columns:
+        return first
+    unique = [name for name, cells in columns.items() if len(set(cells)) == len(cells)]
+    known = [name for name in ID_COLUMNS if name in columns]
+    known += [name for name in columns if _plain(name) in ID_LIKE and (test or name in unique)]
+    if known or not test or not unique:
+        return next(iter(known), "")
+    if len(unique) > 1:
+        what = f"has several columns that may be the ids: {', '.join(unique)}"
+        raise UserError(str(path), what, "name the right one with --image-column")
+    warn(f"{path}: its ids are taken from the column {unique[0]}, where all cells differ")
+    return unique[0]
+
+
+def _plain(name: str) -> str:
+    """A column's name without regard to case, spaces and underscores."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _photo_table(
+    path: Path, columns: dict[str, np.ndarray], competition: Competition, images: Sequence[str], test: bool
+) -> Table:
     """Ids are the image column's cells; where the files lie, common/data/photos.py says."""
-    id_name = next((name for name in IMAGE_COLUMNS if name in columns), "")
-    if not id_name:
-        what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)})"
-        raise UserError(str(path), what, f"name the image column one of {', '.join(IMAGE_COLUMNS)}")
+    search = PhotoSearch(path, images)
+    id_name = _image_column(path, columns, competition, search)
     ids = columns.pop(id_name)
     _refuse_doubles(path, ids, id_name)
-    images = [image_file(path, index, name) for index, name in enumerate(ids)]
-    label_name = next((name for name in LABEL_COLUMNS if name in columns), "")
-    if not label_name and not test and len(columns) == 1:
-        label_name = next(iter(columns))
-    labels = columns.pop(label_name, text_array([]))
-    return Table(str(path), ids, labels, images, id_name, label_name or LABEL_COLUMNS[0], columns)
+    files = search.files(ids, id_name)
+    labels = take_labels(path, columns, ids, competition, test, alone=True)
+    places = ", ".join(sorted({str(file.parent) for file in files})[:3])
+    taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
+    return Table(str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken)
 
 
-def _class_folders(root: Path) -> Table:
-    """Labels are the names of the folders in ``root``."""
-    images, labels = class_folders(root)
-    return replace(_folder_table(root, images), labels=text_array(labels))
+def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, search: PhotoSearch) -> str:
+    """The column that names the photos: the one that was said, one of the usual names, or the one with photos."""
+    if name := competition.image_column:
+        if name not in columns:
+            raise UserError(str(path), f"has no column {name!r}", f"its columns: {', '.join(columns)}")
+        return name
+    usual = [name for name in IMAGE_COLUMNS if name in columns]
+    plain = [_plain(name) for name in IMAGE_COLUMNS]
+    usual += sorted((name for name in columns if _plain(name) in plain and name not in usual), key=len)
+    with_photos = [name for name, cells in columns.items() if any(map(search.find, cells))]
+    for name in usual:
+        if name in with_photos or not with_photos:
+            return name
+    if len(with_photos) == 1:
+        return with_photos[0]
+    places = ", ".join(map(str, search.searched))
+    what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)}) in {places}"
+    remedy = "name the image column with --image-column and the images' folder with --images"
+    raise UserError(str(path), what, remedy)
+
+
+def _class_folders(root: Path, competition: Competition) -> Table:
+    """Labels are the names of the folders in ``root``, or what ``label_from_name`` finds in each image's path."""
+    trusted = str(root) in competition.images
+    if competition.label_from_name:
+        images = images_in(root, trusted)
+        found = take_labels(root, {}, text_array(images), competition, test=False, alone=False)
+        return replace(_folder_table(root, images), labels=found.cells, taken=found.taken)
+    images, labels = class_folders(root, trusted)
+    taken = ("labels       the names of the folders (--label-from-name)",)
+    return replace(_folder_table(root, images), labels=text_array(labels), taken=taken)
 
 
 def _folder_table(root: Path, images: dict[str, Path]) -> Table:
     """Ids are paths relative to ``root``."""
-    return Table(str(root), text_array(images), text_array([]), list(images.values()), "image", LABEL_COLUMNS[0], {})
+    return Table(str(root), text_array(images), NO_LABELS.cells, list(images.values()), "image", "label", {})
 
 
 def _with_whole_labels(table: Table) -> Table:

@@ -21,6 +21,8 @@ Number = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 
+LONGEST_NAME = 200  # bytes of a run's name: most file systems take 255, and a sweep adds to it
+
 
 @dataclass(frozen=True)
 class Config:
@@ -131,6 +133,8 @@ def check_each(cfg: Config) -> None:
         raise UserError(
             "--run", f"{cfg.run_name} is not a valid folder name", "give a plain name; --runs-dir sets the folder"
         )
+    if len(cfg.run_name.encode()) > LONGEST_NAME:
+        raise UserError("--run", f"{cfg.run_name[:40]}... is too long for a folder", "choose a shorter name")
     task = TASKS[cfg.task]
     names = {"loss": task.losses, "metric": task.metrics}
     names |= {"schedule": SCHEDULES, "select": SELECTIONS, "augment": AUGMENTS}

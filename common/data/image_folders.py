@@ -1,0 +1,225 @@
+"""The image files in a folder: which there are, which one a name means, and which folder is a class."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from common.base.errors import UserError, warn
+from common.base.strict_csv import read_cells, row_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Folders that unzipping, a file server or a disk leaves among the others, in lower case.
+LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+
+# A folder or table called by nothing but these words says nothing of what it holds.
+IMAGE_WORDS = frozenset(
+    ("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pics", "jpg", "jpeg", "jpegs", "png")
+)
+FILLER = IMAGE_WORDS.union(
+    ("data", "dataset", "set", "label", "labels", "df", "table", "csv", "meta", "metadata", "list", "ids"),
+    ("corrected", "clean", "fixed", "new", "folds"),
+)
+_PARTS = {
+    "train": ("train", "training", "trn"),
+    "test": ("test", "testing", "tst"),
+    "valid": ("valid", "val", "validation", "dev", "eval", "holdout"),
+}
+PART_OF = {word: part for part, words in _PARTS.items() for word in words}
+
+
+def words_of(name: str) -> frozenset[str]:
+    """What a folder's or table's name says, but for filling words: trainLabels, train_images and training: train."""
+    found = re.findall("[a-z]+|[0-9]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    return frozenset(PART_OF.get(word, word) for word in found) - FILLER
+
+
+# ---- one name, one file
+
+
+class NamedImages:
+    """Image files by the names that a table has for them.
+
+    A name may lack the suffix or have it in another case, and have more or fewer folders in front: of two paths that
+    are compared, one must end with the other, and the files that share most folders with the name are meant.
+    """
+
+    def __init__(self, files: Iterable[tuple[str, Path]]):
+        """``files``: the path below the folder that was searched, and the file."""
+        self._by_name: dict[str, list[tuple[int, Path]]] = {}
+        for name, file in files:
+            path = PurePosixPath(name)
+            for key in {_folded(path.name), _folded(path.stem if _suffix(name) else path.name)}:
+                self._by_name.setdefault(key, []).append((len(path.parts), file))
+
+    def find(self, name: str) -> list[Path]:
+        """Every file that ``name`` may mean: none, one, or several where it cannot be told."""
+        parts = PurePosixPath(name).parts
+        if not parts:
+            return []
+        shared = []
+        for depth, file in self._by_name.get(_folded(parts[-1]), ()):
+            same = 1 + _same_at_the_end(parts[:-1], file.parts[:-1])
+            if same >= min(len(parts), depth):
+                shared.append((same, file.name == parts[-1], file))
+        best = max((each[:2] for each in shared), default=None)
+        return list(dict.fromkeys(file for *closeness, file in shared if tuple(closeness) == best))
+
+
+def _folded(name: str) -> str:
+    """One text for the names that mean the same: the suffix in lower case, accents in one Unicode form."""
+    name = unicodedata.normalize("NFC", name)
+    suffix = _suffix(name)
+    return name[: len(name) - len(suffix)] + suffix
+
+
+def _suffix(name: str) -> str:
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ""
+
+
+def _same_at_the_end(some: Sequence[str], others: Sequence[str]) -> int:
+    count = 0
+    for one, other in zip(reversed(some), reversed(others), strict=False):
+        if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other):
+            break
+        count += 1
+    return count
+
+
+def named_as_in(sample: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """The images of a folder by the names that a sample submission's first column has for them, in its order.
+
+    Raises:
+        UserError: an image without a row, a row without an image, or one that may be several.
+    """
+    cells = read_cells(sample)
+    column, ids = next(iter(cells.items()))
+    if set(ids) == images.keys():
+        return images
+    known, named = NamedImages(images.items()), {}
+    for index, name in enumerate(ids):
+        found = known.find(name)
+        if len(found) != 1:
+            what = f"there is no image {name!r}"
+            if found:
+                what = f"{name!r} matches {len(found)} of the folder's images ({found[0]} and {found[1]})"
+            raise UserError(f"{row_of(sample, index)}, column {column}", what, "name each test image once")
+        named[name] = found[0]
+    if len(set(named.values())) < len(images):
+        unnamed = next(file.name for file in images.values() if file not in set(named.values()))
+        what = f"names {len(set(named.values()))} of the folder's {len(images)} images, but not {unnamed}"
+        raise UserError(str(sample), what, "use the sample submission that belongs to the folder")
+    return named
+
+
+# ---- folders
+
+
+def images_in(root: Path, trusted: bool = False) -> dict[str, Path]:
+    """Every image below ``root`` by its path relative to it, in the order of these paths as text.
+
+    Links must stay below ``root`` unless it is ``trusted``. What a disk or a zip file left behind does not count.
+
+    Raises:
+        UserError: there is no image; a folder that cannot be read, a link that leads outside or to nothing.
+    """
+    images, others = {}, []
+    for name, file in files_below(root, trusted):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images[name] = file
+        else:
+            others.append(file.name)
+    if not images:
+        raise UserError(str(root), "contains no images", f"name a folder of {', '.join(IMAGE_SUFFIXES)} files")
+    if others:
+        warn(f"{root}: {len(others)} files are not images and are left out ({min(others)})")
+    return dict(sorted(images.items()))
+
+
+def files_below(root: Path, trusted: bool = False, above: tuple[Path, ...] = ()) -> Iterator[tuple[str, Path]]:
+    """The visible files below ``root`` with their paths relative to it; linked folders are followed.
+
+    ``above`` are the folders that led here: a link back to one of them would never end.
+    """
+    above = (*above, root)
+    for entry in entries_of(root):
+        file = root / entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not trusted:
+            refuse_outside(above[0], file, f"{root}, {entry.name}")
+        if entry.is_dir():
+            if entry.name.lower() in LITTER:
+                warn(f"{file}: is left out: no folder of images, but what a program left there")
+            elif entry.is_symlink() and any(file.samefile(folder) for folder in above):
+                raise UserError(str(file), "is a link to a folder that it lies in", "remove the link")
+            else:
+                for name, inner in files_below(file, trusted, above):
+                    yield f"{entry.name}/{name}", inner
+        elif entry.is_file():
+            yield entry.name, file
+        elif entry.is_symlink() and (not file.suffix or file.suffix.lower() in IMAGE_SUFFIXES):
+            raise UserError(str(file), "is a link to a file that is not there", "restore the file or remove the link")
+
+
+def entries_of(folder: Path) -> list[os.DirEntry]:
+    """What lies in a folder, by name; UserError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise UserError(str(folder), what, "check its permissions or name another folder") from error
+
+
+def refuse_outside(root: Path, file: Path, where: str) -> None:
+    """Raise UserError where ``file`` is a link to what does not lie below ``root``."""
+    real = Path(os.path.realpath(file))
+    if not real.is_relative_to(os.path.realpath(root)):
+        what = f"{file.name} is a link that points outside of {root}"
+        raise UserError(where, what, f"name the folder that it points into: --images {real.parent}")
+
+
+def class_folders(root: Path, trusted: bool = False) -> tuple[dict[str, Path], list[str]]:
+    """The images in the folders of ``root``, as :func:`images_in` gives them, and the folder of each: its label."""
+    images = images_in(root, trusted)
+    if stray := [name for name in images if "/" not in name]:
+        remedy = "move them, or say what the label is in a file's path with --label-from-name"
+        raise UserError(str(root), f"holds {len(stray)} images beside its class folders ({stray[0]})", remedy)
+    refuse_parts(root, images, "train")
+    labels = [name.partition("/")[0] for name in images]
+    folders = {entry.name for entry in entries_of(root) if entry.is_dir() and not entry.name.startswith(".")}
+    if empty := sorted(name for name in folders - set(labels) if name.lower() not in LITTER):
+        raise UserError(str(root / empty[0]), "is a class folder without images", "fill it or remove it")
+    _refuse_an_outer_level(root, images)
+    return images, labels
+
+
+def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
+    """Raise UserError where folders of ``root`` are parts of a data set; of these ``wanted`` (train) is meant."""
+    folders = sorted({name.partition("/")[0] for name in images if "/" in name})
+    parts = [name for name in folders if len(words := words_of(name)) == 1 and words <= set(_PARTS)]
+    if len(parts) > 1:
+        proposed = next((name for name in parts if words_of(name) == {wanted}), parts[0])
+        what = f"its folders {', '.join(parts)} are parts of a data set, not classes"
+        remedy = f"name one of them, such as {root / proposed}"
+        remedy += ", or say what the label is with --label-from-name" if wanted == "train" else ""
+        raise UserError(str(root), what, remedy)
+
+
+def _refuse_an_outer_level(root: Path, images: Mapping[str, Path]) -> None:
+    """Raise UserError where all folders of ``root`` hold folders of the same names: these are the classes."""
+    inner = {}
+    for name in images:
+        outer, *rest = name.split("/")
+        inner.setdefault(outer, set()).add(rest[0] if len(rest) > 1 else "")
+    shared = set.intersection(*inner.values())
+    if any("" in names for names in inner.values()) or len(shared) < 2:
+        return
+    what = f"its folders {', '.join(sorted(inner)[:5])} hold the same folders ({', '.join(sorted(shared)[:5])})"
+    if len(inner) == 1:
+        what = f"its only folder, {min(inner)}, holds folders ({', '.join(sorted(shared)[:5])})"
+    remedy = f"name one of them, such as {root / min(inner)}, or say what the label is: --label-from-name '^([^/]+)/'"
+    raise UserError(str(root), what, remedy)

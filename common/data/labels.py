@@ -1,0 +1,113 @@
+"""Which column of a table holds the labels, or which columns, or which part of an image's name."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.strict_csv import row_of, text_array
+from common.base.words import names_in_short
+from common.data.competition import Competition
+
+LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
+_ONE_HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of n rows as text; none where a table has none."""
+
+    cells: np.ndarray
+    name: str = ""
+    taken: tuple[str, ...] = ()
+
+
+NO_LABELS = Labels(text_array([]))
+
+
+def take_labels(
+    path: Path, columns: dict[str, np.ndarray], ids: np.ndarray, competition: Competition, test: bool, alone: bool
+) -> Labels:
+    """The labels of a table's rows, taken out of its ``columns``.
+
+    Args:
+        path: the table, for messages.
+        columns: text, n each; a label column is removed from it.
+        ids: text, n: the images' names.
+        competition: what was said of the columns.
+        test: whether the table may have no labels.
+        alone: whether a column that is left alone holds the labels, whatever it is called.
+
+    Raises:
+        UserError: a train table has no labels, a column that was named is missing, a one-hot row has not one 1.
+    """
+    if competition.label_from_name and ids.size:
+        return NO_LABELS if test else _from_names(path, ids, competition.label_from_name)
+    said = competition.label_columns or tuple(filter(None, [competition.label_column]))
+    if missing := [name for name in said if name not in columns]:
+        if test:
+            return NO_LABELS
+        raise UserError(str(path), f"has no column {missing[0]!r}", f"its columns: {', '.join(columns) or 'none'}")
+    if competition.label_columns:
+        return _from_one_hot(path, columns, said)
+    name = next(iter(said), "") or _usual_column(columns)
+    if not name and not test and alone and len(columns) == 1:
+        name = next(iter(columns))
+    if name:
+        return Labels(columns.pop(name), name, (f"labels       column {name} (--label-column)",))
+    if test:
+        return NO_LABELS
+    switches = [name for name, cells in columns.items() if {cell.lower() for cell in cells} <= _ONE_HOT.keys()]
+    if len(switches) > 1 and len(switches) == len(columns) and (_ones(columns, switches).sum(axis=1) == 1).all():
+        return _from_one_hot(path, columns, switches)
+    remedy = f"name it with --label-column: {names_in_short(list(columns))}" if columns else "use another table"
+    if len(switches) > 1:
+        remedy += f"; or name one-hot columns with --label-columns {' '.join(switches[:12])}"
+    raise UserError(str(path), "has no label column", remedy)
+
+
+def _usual_column(columns: dict[str, np.ndarray]) -> str:
+    exact = [name for name in LABEL_COLUMNS if name in columns]
+    return next(iter(exact + [name for name in columns if name.strip().lower() in LABEL_COLUMNS]), "")
+
+
+def _ones(columns: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Which of the columns ``names`` are 1, int (n, columns)."""
+    return np.array([[_ONE_HOT[cell.lower()] for cell in columns[name]] for name in names]).T
+
+
+def _from_one_hot(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> Labels:
+    for name in names:
+        for index, cell in enumerate(columns[name]):
+            if cell.lower() not in _ONE_HOT:
+                raise UserError(f"{row_of(path, index)}, column {name}", f"{cell!r} is not 0 or 1", "correct it")
+    ones = _ones(columns, names)
+    if (wrong := np.flatnonzero(ones.sum(axis=1) != 1)).size:
+        what = f"has {ones[wrong[0]].sum()} ones in the columns {names_in_short(names)}"
+        raise UserError(row_of(path, wrong[0]), what, "a row has exactly one label; name other columns")
+    cells = text_array(names[at] for at in ones.argmax(axis=1))
+    for name in names:
+        del columns[name]
+    return Labels(cells, "label", (f"labels       one-hot columns {names_in_short(names)} (--label-columns)",))
+
+
+def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise UserError("--label-from-name", f"{expression} is no regular expression ({error})", "correct it") from None
+    if pattern.groups != 1:
+        what = f"{expression} has {pattern.groups} groups"
+        raise UserError("--label-from-name", what, "put the part that is the label, and no other, into brackets")
+    labels = []
+    for index, name in enumerate(ids):
+        found = pattern.search(name)
+        if not found or not found[1]:
+            what = f"{expression} finds no label in {name!r}"
+            raise UserError(row_of(path, index), what, "correct --label-from-name")
+        labels.append(found[1])
+    taken = f"labels       what {expression} finds in the images' names (--label-from-name)"
+    return Labels(text_array(labels), "label", (taken,))
