@@ -11,6 +11,7 @@ from conftest import train
 import average
 import infer
 from common.base.errors import UserError
+from common.base.result import Result
 from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.data.views import TTA
@@ -28,14 +29,15 @@ def runs(chain, tiny, tmp_path):
     return tmp_path
 
 
-def make(runs, tiny, *names: str) -> None:
-    places = ["--runs-dir", str(runs), "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
-    average.main(["--runs", *names, "--run", "soup", *places, "--threads", "1"])
+def make(runs, tiny, *names: str) -> Result:
+    places = {"runs_dir": str(runs), "data": str(tiny / "train.csv"), "folds": str(tiny / "folds.csv")}
+    return average.run(average.Options(runs=names, run="soup", threads=1, **places))
 
 
 def test_an_average_is_a_run_like_any_other(runs, tiny):
     """Each fold's weights are the mean, its OOF is what infer.py predicts from its file, and infer.py submits it."""
-    make(runs, tiny, "one", "two", "one")
+    result = make(runs, tiny, "one", "two", "one")
+    assert result.folder == runs / "soup" and result.score["n"] == 60
     table = read_train_table(str(tiny / "train.csv"))
     folds = match_folds(read_folds(tiny / "folds.csv"), table)
     rows = [np.flatnonzero(folds.fold == fold) for fold in range(3)]

@@ -223,8 +223,9 @@ def test_views_of_the_full_model_are_chosen_by_the_fold_models(tiny, tmp_path):
 def test_score_tta_writes_nothing(chain, tiny, capsys):
     """--score-tta prints each view's interval and leaves every file as it was."""
     before = {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file()}
-    places = ["--runs-dir", str(chain), "--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
-    infer.main([*places, "--runs", "one", "--score-tta", "--views", "shifts", "flips"])
+    places = {"runs_dir": str(chain), "data": str(tiny / "train.csv"), "folds": str(tiny / "folds.csv")}
+    result = infer.run(infer.Options(**places, runs=("one",), score_tta=True, views=("shifts", "flips")))
+    assert result.score["one"]["n"] == 60 and result.folder == chain
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in ("identity", "left", "mirrored", "upside down"))
     assert {path: path.stat().st_mtime_ns for path in chain.rglob("*") if path.is_file()} == before

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.base.errors import ENVIRONMENT, OwnError, UserError
 from common.base.files import check_folder, read_json, remove_strays, write_json
@@ -34,9 +34,6 @@ from common.runs.oof import oof_score
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
 from common.score.metrics import describe
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:
@@ -105,7 +102,7 @@ def check_shared(folder: Path, patience: float = 60) -> None:
 def save_fold(
     folder: Path,
     saved: SavedModel,
-    tensors: Mapping[str, "Tensor"],
+    tensors: Mapping[str, Any],
     oof: Predictions | None,
     store: str,
     figures: Mapping[str, Any],
