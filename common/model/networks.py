@@ -1,9 +1,9 @@
-"""Models by name: everything timm has, and digit_cnn, a small plain network for small grey images."""
+"""Models by name: everything timm has, and digit_cnn."""
 
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,15 +11,17 @@ import timm
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
-from timm.models import register_model
-from torch import Tensor, nn
+from timm.models import get_deprecated_models
+from torch import nn
 
 from common.base.errors import UserError
 from common.data.decoding import CROP_MODES, Preparation
+from common.model import digit_cnn  # noqa: F401  (registers it with timm)
 
-# The sizes that are tried, in this order, to tell a user which one a model can work at.
+# The sizes that are tried, with the model's own, to tell a user which one a model can work at.
 USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 
+LONGEST_REASON = 200  # characters of a library's message that a line of ours repeats
 LEAST_SEEN = 0.75  # share of an image's side that a model must look at
 PATCHES_PER_SIDE = 7  # a vision transformer of fewer sees too little of where things are
 
@@ -32,110 +34,63 @@ SYNC_BN = "sync_bn"
 CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 
 
-class DigitCNN(nn.Module):
-    """Stages of convolutions with BatchNorm, each ending in a pooling: the classic shape for 28 x 28 digits.
-
-    A stage has its entry of ``widths`` channels and of ``depths`` convolutions, 3 x 3 but for the very first one, which
-    is ``first_kernel`` wide. ``img_size`` (at least 2 to the power of stages) fixes the width of the last, fully
-    connected layer. Input is (n, in_chans, img_size, img_size), output (n, num_classes).
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        in_chans: int = 1,
-        img_size: int = 28,
-        widths: Sequence[int] = (24, 48, 96),
-        depths: Sequence[int] = (1, 2, 2),
-        first_kernel: int = 5,
-        drop_rate: float = 0.0,
-    ):
-        super().__init__()
-        if len(widths) != len(depths):
-            raise ValueError(f"{len(widths)} widths and {len(depths)} depths: give one of each for every stage")
-        self.num_classes = num_classes
-
-        def convolution(inputs: int, outputs: int, kernel: int, pooled: bool) -> list[nn.Module]:
-            # The maximum of what is rectified is the rectified maximum: to the same bits for a quarter of the work.
-            return [
-                nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(outputs),
-                *[nn.MaxPool2d(2)] * pooled,
-                nn.ReLU(inplace=True),
-            ]
-
-        layers: list[nn.Module] = []
-        inputs = in_chans
-        for width, depth in zip(widths, depths, strict=True):
-            for number in range(1, depth + 1):
-                layers += convolution(inputs, width, 3 if layers else first_kernel, pooled=number == depth)
-                inputs = width
-        self.features = nn.Sequential(*layers)
-        side = img_size // 2 ** len(widths)
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(inputs * side**2, num_classes))
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """timm's way to number a model's layers from the input on: stages end at a pooling, layers are convolutions."""
-
-        def number_of(name: str) -> float:
-            if not name.startswith("features."):
-                return float("inf")
-            up_to = self.features[: int(name.split(".")[1]) + 1]
-            return sum(isinstance(module, nn.MaxPool2d if coarse else nn.Conv2d) for module in up_to)
-
-        return number_of
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer, by timm's name for it."""
-        return self.head[-1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
-
-
-@register_model
-def digit_cnn(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> DigitCNN:
-    """:class:`DigitCNN` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model digit_cnn", "has no pretrained weights", "train it from scratch")
-    return DigitCNN(**model_args)
-
-
 def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int) -> nn.Module:
     """Build an untrained model at the size of its input, checked by one dry forward pass.
 
     Models with a position table (ViT, EVA ...) are built for ``img_size``; others take any size that
-    survives their strides. The last layer starts at zero, so that training starts from a uniform guess: timm's own
+    survives their strides. The last layers start at zero, so that training starts from a uniform guess: timm's own
     start suits 1,000 classes, and with ten costs tf_efficientnet_b0 its first hundred steps (loss 2.25 after 120
     steps of 64 digits, 1.27 from zero).
 
     Raises:
-        UserError: no such model, an argument it does not know, or a size it cannot work at or looks at only a part
-            of, with settings that do work.
+        UserError: no such model, an argument it does not know or cannot be built with, or a size it cannot work at or
+            looks at only a part of, with settings that do work.
     """
-    model_args = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, *CROPS)}
     for argument in DECIDED_ELSEWHERE & model_args.keys():
         raise UserError("--model-args", f"{argument} is set by the data and other flags", "leave it out")
-    _check_name(name)
-    model = build(name, model_args, num_classes, channels, img_size)
-    works, whole = (False, False) if isinstance(model, Exception) else _look(model, num_classes, channels, img_size)
-    if works and whole:
-        head = model.get_classifier()
-        if isinstance(head, nn.Linear):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        return model
+    name, failure = current_name(name), None
+    try:
+        model = build(name, model_args, num_classes, channels, img_size)
+        if sees_whole(model, num_classes, channels, img_size):
+            start_at_zero(model)
+            return model
+    except UserError:
+        raise
+    except Exception as error:  # timm's builders raise whatever their arguments and sizes run into
+        failure = error
     remedies = []
     for size, arguments in working_settings(name, model_args, num_classes, channels, img_size):
         pairs = " ".join(f"{argument}={value}".replace(" ", "") for argument, value in arguments.items())
         remedies.append(f"--img-size {size}" if size != img_size else f"--model-args {pairs}")
     if not remedies:
-        reason = model if isinstance(model, Exception) else "its forward pass fails at every usual size"
-        raise UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
-    what = "would see only part of each image" if works else "does not support that size"
+        raise _refusal(name, model_args, num_classes, channels, img_size, failure) from failure
+    what = "would see only part of each image" if failure is None else "does not support that size"
     raise UserError("--model", f"the images are {img_size} px and {name} {what}", f"use {', or '.join(remedies)}")
+
+
+def current_name(name: str) -> str:
+    """timm's name today of a model: those from before 2023 are called otherwise now, with their weights after a dot.
+
+    Raises:
+        UserError: timm has no such model, or no such weights (after the dot) of it.
+    """
+    model, dot, tag = name.partition(".")
+    if not timm.is_model(model):
+        names = {_bare(each): each for each in timm.list_models()}
+        near = [each for key, each in names.items() if key.startswith(_bare(model))]
+        near += [names[key] for key in difflib.get_close_matches(_bare(model), names, n=3) if names[key] not in near]
+        remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() lists them all"
+        raise UserError("--model", f"timm has no model {name}", remedy)
+    renamed = get_deprecated_models().get(model) or model
+    model = renamed.partition(".")[0]
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise UserError("--model", f"timm has no weights {tag} for {model}", f"use one of: {', '.join(tags) or 'none'}")
+    return f"{model}.{tag}" if tag else renamed
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def photo_size(name: str) -> int:
@@ -144,8 +99,7 @@ def photo_size(name: str) -> int:
     Raises:
         UserError: timm has no such model.
     """
-    _check_name(name)
-    facts = timm.get_pretrained_cfg(name)
+    facts = timm.get_pretrained_cfg(current_name(name))
     return facts.input_size[-1] if facts else 0
 
 
@@ -158,7 +112,7 @@ def photo_preparation(name: str, model_args: Mapping[str, Any], channels: int, i
     Raises:
         UserError: a crop or interpolation that does not exist.
     """
-    facts = timm.get_pretrained_cfg(name)
+    facts = timm.get_pretrained_cfg(current_name(name))
     own = resolve_data_config(pretrained_cfg=facts.to_dict()) if facts else {}
     used = {argument: model_args.get(argument, own.get(argument, default)) for argument, default in CROPS.items()}
     known = {"crop_mode": CROP_MODES, "interpolation": [each.name.lower() for each in Image.Resampling]}
@@ -181,12 +135,16 @@ def working_settings(
     """Sizes and arguments near the asked ones with which a model works; all of them keep pretrained weights.
 
     A smaller patch is resampled from the pretrained one, a size a little above the images' own is padding (a larger
-    one resizes), and an output stride turns the last strides into dilation. The first of each kind that works.
+    one resizes), and an output stride turns the last strides into dilation. The first of each kind that works; among
+    the sizes is the model's own, which may be the only one, and a smaller one comes last.
     """
     patches = [patch for patch in range(img_size // PATCHES_PER_SIDE, 1, -1) if img_size % patch == 0]
+    sizes = sorted(
+        {*USUAL_SIZES, photo_size(name)} - {0, img_size}, key=lambda size: (size < img_size, abs(size - img_size))
+    )
     kinds = [
         [(img_size, {**model_args, "patch_size": patch}) for patch in patches if "patch_size" not in model_args],
-        [(size, dict(model_args)) for size in USUAL_SIZES if size > img_size],
+        [(size, dict(model_args)) for size in sizes],
         [(img_size, {**model_args, "output_stride": 8})] if "output_stride" not in model_args else [],
     ]
     tried = (
@@ -200,33 +158,20 @@ def fits(name: str, model_args: Mapping[str, Any], num_classes: int, channels: i
     try:
         with torch.device("meta"):
             model = build(name, model_args, num_classes, channels, img_size)
-            if isinstance(model, Exception):
-                return False
             return model.eval()(torch.zeros(2, channels, img_size, img_size)).shape == (2, num_classes)
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, UserError):
+    except Exception:  # as in create_model
         return False
 
 
-def _check_name(name: str) -> None:
-    """Refuse a model that timm does not have, or weights (after the dot) that it does not have of it."""
-    model, _, tag = name.partition(".")
-    if not timm.is_model(model):
-        names = {each.replace("_", ""): each for each in timm.list_models()}
-        bare = model.replace("_", "")
-        near = [each for key, each in names.items() if key.startswith(bare)]
-        near += [names[key] for key in difflib.get_close_matches(bare, names, n=3) if names[key] not in near]
-        remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() lists them all"
-        raise UserError("--model", f"timm has no model {name}", remedy)
-    tags = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", pretrained=True)]
-    if tag and tag not in tags:
-        raise UserError("--model", f"timm has no weights {tag} for {model}", f"use one of: {', '.join(tags) or 'none'}")
+def build(name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int) -> nn.Module:
+    """The model as timm makes it, unchecked.
 
-
-def build(
-    name: str, model_args: Mapping[str, Any], num_classes: int, channels: int, img_size: int
-) -> nn.Module | Exception:
-    """The model as timm makes it, unchecked, or the exception with which timm refuses this size."""
-    arguments = {"num_classes": num_classes, "in_chans": channels, **model_args}
+    Raises:
+        UserError: an argument that it does not know.
+        Exception: of any kind, where timm refuses this size or the value of an argument.
+    """
+    own = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, *CROPS)}
+    arguments = {"num_classes": num_classes, "in_chans": channels, **own}
     try:
         try:
             return timm.create_model(name, img_size=img_size, **arguments)
@@ -238,28 +183,88 @@ def build(
         # Python's words: argument 'x'; timm's own, of some families: argument(s): ['x'].
         if unknown := re.search(r"unexpected keyword argument[^']*'(\w+)'", str(error)):
             raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its constructor") from error
-        return error
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError, NotImplementedError) as error:
-        return error
+        raise
+
+
+def _refusal(
+    name: str,
+    model_args: Mapping[str, Any],
+    num_classes: int,
+    channels: int,
+    img_size: int,
+    failure: Exception | None,
+) -> UserError:
+    """What to say of a model that works at no size: that an argument's value is wrong, where it works without."""
+    reason = in_a_line(failure) if failure else "it sees only part of each image at every usual size"
+    sizes = {img_size, photo_size(name) or img_size}
+
+    def works_without(*left_out: str) -> bool:
+        others = {argument: value for argument, value in model_args.items() if argument not in left_out}
+        return any(fits(name, others, num_classes, channels, size) for size in sizes)
+
+    wrong = [argument for argument in model_args if works_without(argument)]
+    if not wrong and model_args and works_without(*model_args):
+        wrong = list(model_args)
+    if not wrong:
+        return UserError("--model", f"{name} cannot be used ({reason})", "check --model-args and --img-size")
+    values = " ".join(f"{argument}={model_args[argument]}" for argument in wrong)
+    return UserError("--model-args", f"{name} cannot be built with {values} ({reason})", "correct it or leave it out")
+
+
+def in_a_line(error: Exception) -> str:
+    """An exception of a library in a line: its kind, unless its text is a sentence of its own, and its text."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def last_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that depend on the number of classes, by name: those that timm names as a model's classifiers.
+
+    There are several where a model has several heads (volo, distilled transformers), and they are a part of what
+    ``get_classifier()`` gives where that is more than one layer (caformer). Of a head without a name in timm it is the
+    last layer.
+    """
+    modules = dict(model.named_modules())
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    layers = [modules[name] for name in ([named] if isinstance(named, str) else named) if name in modules]
+    heads = model.get_classifier()
+    for head in heads if isinstance(heads, tuple | list) else [heads]:
+        if not any(layer is part for layer in layers for part in head.modules()):
+            layers.append(([head] + [part for part in head.modules() if isinstance(part, nn.Linear | nn.Conv2d)])[-1])
+    return {name: module for name, module in modules.items() if any(module is layer for layer in layers)}
+
+
+def start_at_zero(model: nn.Module) -> None:
+    """Let every last layer give zeros, so that training starts from a uniform guess."""
+    for layer in last_layers(model).values():
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
 
 
 def works_at(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
     """Whether a model gives logits for images of this size too."""
-    return _look(model, num_classes, channels, img_size)[0]
+    try:
+        sees_whole(model, num_classes, channels, img_size)
+    except Exception:  # as in create_model
+        return False
+    return True
 
 
 @torch.no_grad()
-def _look(model: nn.Module, num_classes: int, channels: int, img_size: int) -> tuple[bool, bool]:
-    """Whether the model gives logits for such images, and whether these depend on the lower right of an image.
+def sees_whole(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
+    """Whether the logits that a model gives for such images depend on the lower right of an image.
 
     A ViT with patches of 16 px takes images of 28 px without a word and looks at the first 16 x 16 alone. NaN gets
     through everything that a pixel can get through, also through branches that start at zero.
+
+    Raises:
+        Exception: of any kind, where the model takes no such images; ValueError where its output is no logits.
     """
     images = torch.zeros(2, channels, img_size, img_size, device=next(model.parameters()).device)
     border = int(LEAST_SEEN * img_size)
     images[1, :, border:, border:] = torch.nan
-    try:
-        logits = model.eval()(images)  # eval: leaves BatchNorm's statistics alone
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
-        return False, False
-    return logits.shape == (2, num_classes), bool(logits[1].isnan().any())
+    logits = model.eval()(images)  # eval: leaves BatchNorm's statistics alone
+    if logits.shape != (2, num_classes):
+        raise ValueError(f"its output is {tuple(logits.shape)} for 2 images of {num_classes} classes")
+    return bool(logits[1].isnan().any())

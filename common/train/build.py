@@ -20,7 +20,7 @@ from common.data.images import image_shape
 from common.data.tables import Table
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
-from common.model.networks import CROPS, SYNC_BN, create_model, photo_preparation, photo_size, works_at
+from common.model.networks import CROPS, SYNC_BN, create_model, current_name, photo_preparation, photo_size, works_at
 from common.model.objectives import create_objective
 from common.model.optim import create_optimiser
 from common.model.schedules import Length, create_schedule
@@ -42,11 +42,18 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
-    """The settings with channels and size where 0 asks for the images' own, or for photos the pretrained model's."""
+    """The settings with channels and size where 0 asks for the images' own, or for photos the pretrained model's.
+
+    A model's name from before 2023 becomes today's; the run keeps the name that it has.
+
+    Raises:
+        UserError: timm has no such model.
+    """
     channels, size = image_shape(table)
     if table.of_photos:
         size = photo_size(cfg.model) or size
-    return replace(cfg, channels=cfg.channels or channels, img_size=cfg.img_size or size)
+    own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
+    return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
 
 def preparation_of(cfg: Config, table: Table) -> Preparation:
@@ -81,7 +88,8 @@ def create_model_and_optimiser(
     loaded = Loaded("", None)
     if cfg.pretrained or cfg.weights:
         path = Path(cfg.weights) if cfg.weights else hub_file(cfg.model)
-        loaded = load_weights(model, cfg.model, path, classes, cfg.channels)
+        model_args = keyword_arguments("model-args", cfg.model_args)
+        loaded = load_weights(model, cfg.model, path, classes, cfg.channels, model_args)
     model = model.to(device)
     frozen = frozen_parts(cfg, model)
     frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is not given to the optimiser
