@@ -1,6 +1,7 @@
 """The settings of a training run: one flat table that is flag, json key and column alike."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ class Config:
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
-    freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all: last layer only), stages=N (plus the stem), batchnorm=True
+    freeze: tuple[
+        str, ...
+    ] = ()  # backbone=N epochs (N = --epochs: last layer only), stages=N (and stem), batchnorm=True
     img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: Count = 10  # passes over the training folds
@@ -129,6 +132,12 @@ def check_each(cfg: Config) -> None:
         value, allowed = getattr(cfg, field.name), allowed_by(field.type)
         if allowed is not None and value not in allowed:
             raise UserError(f"--{field.name.replace('_', '-')}", f"{value} is out of range", f"use {allowed}")
+    if any(mark in cfg.model for mark in ":/\\"):  # an address on the hub; timm's own names have none of these
+        address = re.split(r"[:/\\]+", cfg.model)
+        ours = "timm" in address[:-1] or address[:-1] in (["hf-hub"], ["hf_hub"])
+        other = "use timm's name of the model, and --weights FILE for its weights"
+        remedy = f"did you mean {address[-1]}?" if ours else other
+        raise UserError("--model", f"{cfg.model} is not a name of a model in timm", remedy)
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
         raise UserError(
             "--run", f"{cfg.run_name} is not a valid folder name", "give a plain name; --runs-dir sets the folder"

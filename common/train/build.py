@@ -88,8 +88,7 @@ def create_model_and_optimiser(
     loaded = Loaded("", None)
     if cfg.pretrained or cfg.weights:
         path = Path(cfg.weights) if cfg.weights else hub_file(cfg.model)
-        model_args = keyword_arguments("model-args", cfg.model_args)
-        loaded = load_weights(model, cfg.model, path, classes, cfg.channels, model_args)
+        loaded = load_weights(model, cfg.model, path, classes, cfg.channels, cfg.args("model"))
     model = model.to(device)
     frozen = frozen_parts(cfg, model)
     frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is not given to the optimiser

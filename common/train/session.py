@@ -80,6 +80,7 @@ def open_session(
         UserError: something that ``cfg`` names does not exist or does not work here, or an image is broken.
     """
     kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
+    asked = cfg.model
     cfg = set_up_machine(cfg, table)
     accelerator = create_accelerator(cfg)
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
@@ -88,6 +89,8 @@ def open_session(
         f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {accelerator.device.type}, "
         f"mixed precision {cfg.mixed_precision}{kept}"
     )
+    if cfg.model != asked:
+        accelerator.print(f"model: {asked} is {cfg.model} today")
     if torch.cuda.device_count() > accelerator.num_processes:
         warn(
             f"{torch.cuda.device_count()} GPUs are available but only {accelerator.num_processes} is used: "
