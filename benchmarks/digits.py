@@ -28,7 +28,7 @@ from common.jobs.runner import LocalSlot, run_jobs
 from common.runs.layout import OOF_FILE, fold_folder, is_finished, read_metrics
 from common.runs.predictions import Predictions, read_predictions
 from common.score.calibration import PARTS, cross_fitted
-from common.score.logits import count_errors, log_mean_probability, paired_difference
+from common.score.logits import Outputs, paired_difference
 from common.score.significance import compare
 
 REPORT = Path(__file__).with_suffix(".csv")
@@ -112,7 +112,7 @@ def study_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.Da
     for name, runs in found.items():
         if not runs:
             continue
-        wrong = [count_errors(oof.logits, oof.targets) for oof, _ in runs.values()]
+        wrong = [int((oof.predicted != oof.labels).sum()) for oof, _ in runs.values()]
         row = {"setting": name, "seeds": len(runs), "n": sum(len(oof.ids) for oof, _ in runs.values())}
         row |= {"accuracy": 1 - sum(wrong) / row["n"], "errors": np.mean(wrong)}
         row |= {"sd": np.std(wrong, ddof=1) if len(wrong) > 1 else np.nan}
@@ -143,10 +143,10 @@ def members_table(found: dict[str, dict[int, tuple[Predictions, float]]]) -> pd.
     for what, names in (("seeds of the base", shapes[:1]), ("shapes and seeds", shapes)):
         nets = [oof for name in names for oof, _ in found[name].values()]
         for count in range(1, len(nets) + 1):
-            means = [
-                count_errors(log_mean_probability([oof.logits for oof in some]), some[0].targets)
-                for some in combinations(nets, count)
-            ]
+            means = []
+            for some in combinations(nets, count):
+                task, outputs = some[0].task, Outputs(np.stack([oof.logits for oof in some]))
+                means.append(task.cost(task.average(outputs), some[0].targets).sum().item())
             row = {"nets of": what, "in the mean": count, "sets": len(means), "errors": np.mean(means)}
             rows.append(row | {"fewest": min(means), "most": max(means), "n": len(nets[0].ids)})
     return pd.DataFrame(rows)

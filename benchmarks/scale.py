@@ -29,8 +29,7 @@ from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
 from common.data.tables import Table
 from common.runs.predictions import Predictions, read_predictions, short_form, write_predictions
-from common.score.calibration import temperature
-from common.score.logits import blocks, nll
+from common.score.logits import blocks
 
 TABLE, PIECES, REPORT = (Path(__file__).with_name(f"scale{end}") for end in (".csv", "_pieces.csv", ".md"))
 SIDE = 32
@@ -254,8 +253,8 @@ def forms_table() -> list[str]:
                 path = Path(folder) / "oof.npz"
                 write_predictions(path, run, store)
                 stored, size = read_predictions(path), path.stat().st_size / 2**20
-            scale = temperature(stored.logits, stored.places, stored.others)
-            tempered = nll(stored.logits / scale, stored.places, stored.others)
+            scale = stored.task.calibrate(stored.outputs, stored.places)
+            tempered = stored.task.loss(stored.outputs / scale, stored.places).mean()
             scores = stored.score()
             found[store] += [f"{scores['accuracy']:.2%}", f"{scores['nll']:.4f}", f"{tempered:.4f}"]
             megabytes[store] = f"{size:.1f}"

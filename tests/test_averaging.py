@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import train
+from scores import log_mean_probability
 from torch import nn
 
 import infer
@@ -22,7 +23,6 @@ from common.model.selection import SELECTIONS, Best, Snapshots, StochasticAverag
 from common.runs.layout import finished_folds
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_model, load_tensors, without_prefix
-from common.score.logits import log_mean_probability
 from common.train.fold_models import FoldModels, create_saved, read_models
 
 # What each kind of run does beyond the default; every epoch of it depends on more than the weights.

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, SMALL, run_script, train
+from scores import log_mean_probability
 
 import infer
 from common.base.errors import UserError
@@ -24,7 +25,7 @@ from common.runs.layout import finished_folds, finished_runs
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
-from common.score.logits import Outputs, log_mean_probability
+from common.score.logits import Outputs
 from common.score.metrics import score
 from common.score.task import MULTICLASS, targets_of
 from common.train.fold_models import FoldModels, read_models

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scores import count_errors, log_mean_probability, log_softmax, nll, row_losses, softmax
 
 from common.base.errors import UserError
 from common.base.files import write_json
@@ -29,7 +30,7 @@ from common.runs.predictions import Predictions, read_predictions, write_predict
 from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.calibration import temperature
-from common.score.logits import Outputs, count_errors, log_mean_probability, log_softmax, nll, row_losses, softmax
+from common.score.logits import Outputs
 from common.score.nesting import (
     choose,
     choose_nested,
@@ -370,7 +371,7 @@ def test_a_temperature_is_fitted_after_averaging():
     logits, targets = confident_models(1500, [6, 6, 6, 6])
     logits = logits * 3
     tried = try_method(BLENDS["mean"], oof_of(logits, targets))
-    assert tried.temperature < min(temperature(member, targets) for member in logits)
+    assert tried.temperature < min(temperature(Outputs(member), targets) for member in logits)
     assert nll(tried.tempered.values, targets) < nll(tried.outputs.values, targets)
     assert (tried.tempered.values.argmax(axis=1) == tried.outputs.values.argmax(axis=1)).all()
 

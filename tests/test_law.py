@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scores import nll
 
 from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced, by_hand, first_stage, measure
 from common.base.errors import UserError
 from common.score.calibration import calibrated_loss, temperature
-from common.score.logits import Outputs, nll
+from common.score.logits import Outputs
 from common.score.task import MULTICLASS
 from common.sweep.grid import Grid
 from common.sweep.law import LAWS, fates, fit_law
@@ -134,4 +135,6 @@ def test_confidence_alone_does_not_change_the_loss():
     logits[np.arange(400), targets] += 2
     calm, sure = (calibrated_loss(Outputs(logits * scale), targets, MULTICLASS) for scale in (1, 3))
     assert calm == pytest.approx(sure, rel=1e-3)
-    assert calm > nll(logits / temperature(logits, targets), targets) + 1e-5  # no row helps to fit its own temperature
+    assert (
+        calm > nll(logits / temperature(Outputs(logits), targets), targets) + 1e-5
+    )  # no row helps to fit its own temperature

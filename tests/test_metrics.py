@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scores import softmax
 from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
-from common.score.logits import Outputs, count_errors, log_mean_probability, nll, softmax
+from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, check_metric, describe, goodness, score, wilson
 from common.score.task import MULTICLASS, targets_of
 
@@ -22,8 +23,8 @@ def answers_of(logits: np.ndarray, targets: np.ndarray, names: list[str] = GRADE
 
 def test_log_loss_and_accuracy_equal_scikit_learns():
     """Our numbers are the ones everybody else computes."""
-    assert nll(LOGITS, TARGETS) == pytest.approx(sklearn_metrics.log_loss(TARGETS, softmax(LOGITS)), rel=1e-12)
     found = score(MULTICLASS, Outputs(LOGITS), TARGETS)
+    assert found["nll"] == pytest.approx(sklearn_metrics.log_loss(TARGETS, softmax(LOGITS)), rel=1e-12)
     assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(TARGETS, LOGITS.argmax(1)))
     assert found["errors"] == (LOGITS.argmax(1) != TARGETS).sum() and found["n"] == 200
 
@@ -105,21 +106,25 @@ def test_no_kappa_of_labels_that_are_no_numbers(names):
     assert found.keys() == {"n", *MULTICLASS.metrics} - {"quadratic_kappa"}
 
 
+def averaged(*logits: np.ndarray, weights=()) -> np.ndarray:
+    return MULTICLASS.average(Outputs(np.stack(logits)), weights).values
+
+
 def test_mean_of_probabilities_not_of_logits():
     """Averages are taken over probabilities, with the given shares."""
     other = RANDOM.normal(size=(200, 4)).astype(np.float32)
     expected = 0.25 * softmax(LOGITS) + 0.75 * softmax(other)
-    np.testing.assert_allclose(np.exp(log_mean_probability([LOGITS, other], [1, 3])), expected, atol=1e-6)
-    np.testing.assert_allclose(softmax(log_mean_probability([LOGITS, LOGITS])), softmax(LOGITS), atol=1e-6)
+    np.testing.assert_allclose(np.exp(averaged(LOGITS, other, weights=[1, 3])), expected, atol=1e-6)
+    np.testing.assert_allclose(softmax(averaged(LOGITS, LOGITS)), softmax(LOGITS), atol=1e-6)
 
 
 def test_extreme_logits_stay_finite():
     """A net that is certain of a wrong class gives a huge loss, never inf or NaN."""
     certain = np.array([[5000.0, 0.0]])
-    assert nll(certain, np.array([1])) == 5000.0
-    assert np.isfinite(log_mean_probability([certain, certain])).all()
+    assert MULTICLASS.loss(Outputs(certain), np.array([1])) == 5000.0
+    assert np.isfinite(averaged(certain, certain)).all()
     with np.errstate(all="raise"):
-        assert np.isfinite(log_mean_probability([LOGITS, LOGITS], [0, 1])).all()
+        assert np.isfinite(averaged(LOGITS, LOGITS, weights=[0, 1])).all()
 
 
 def test_interval_is_wilsons():
@@ -136,4 +141,4 @@ def test_labels_outside_the_classes_are_refused():
     assert targets_of(["b", "a"], ["a", "b"]).tolist() == [1, 0]
     with pytest.raises(UserError, match="'c' is not one of a, b"):
         targets_of(["a", "c"], ["a", "b"])
-    assert count_errors(np.array([[0.0, 1.0]]), np.array([0])) == 1
+    assert MULTICLASS.cost(Outputs(np.array([[0.0, 1.0]])), np.array([0])).all()

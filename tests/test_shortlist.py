@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_script
+from scores import log_softmax, softmax
 
 import ensemble
 import infer
@@ -26,7 +27,7 @@ from common.runs.predictions import Predictions, read_predictions, short_form, s
 from common.runs.submission import write_submission
 from common.score.blending import BLENDS, OofOutputs
 from common.score.calibration import temperature
-from common.score.logits import Outputs, log_softmax, nll, softmax
+from common.score.logits import Outputs
 from common.score.metrics import describe, score
 from common.score.task import MULTICLASS
 
@@ -103,8 +104,8 @@ def test_scores_of_a_short_form_are_those_of_its_long_one(name):
     """Nobody has to know in which form a run was stored."""
     short = short_form(a_run(1), 4)
     assert short.score()[name] == pytest.approx(long_form(short).score()[name], rel=1e-6)
-    assert temperature(short.logits, short.places, short.others) == pytest.approx(
-        temperature(long_form(short).logits, short.targets), rel=1e-6
+    assert temperature(short.outputs, short.places) == pytest.approx(
+        temperature(long_form(short).outputs, short.targets), rel=1e-6
     )
 
 
@@ -218,7 +219,7 @@ def test_no_step_needs_the_matrix_thrice(tmp_path):
     assert peak(lambda: write_predictions(tmp_path / "top.npz", oof, "top64")) < slack
     assert peak(lambda: read_predictions(whole)) < 1 + slack
     assert peak(oof.score) < slack
-    assert peak(lambda: nll(oof.logits, oof.targets)) < slack
+    assert peak(lambda: MULTICLASS.loss(oof.outputs, oof.targets)) < slack
     run = write_run(tmp_path, "run", oof, "float32", folds)
     assert peak(lambda: join_oof(run, folds)) < 2 + slack
     assert peak(lambda: join_oof(run, folds, kept=64)) < 0.5 + slack

@@ -4,11 +4,12 @@ from math import comb
 
 import numpy as np
 import pytest
+from scores import nll, softmax
 
 from common.report.audit import label_audit, likely_errors
 from common.runs.predictions import Predictions
 from common.score.calibration import calibration_error, cross_fitted, reliability
-from common.score.logits import Outputs, nll, softmax
+from common.score.logits import Outputs
 from common.score.significance import LEVEL, compare, holm, least_shown, p_value, says_p, verdict
 from common.score.task import MULTICLASS
 

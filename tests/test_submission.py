@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scores import softmax
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.runs.predictions import Predictions
 from common.runs.submission import Sheet, check_submission, read_form, share_differences, write_submission
-from common.score.logits import softmax
 
 REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
 TEST = Predictions(

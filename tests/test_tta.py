@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import train, write_pixel_csv
+from scores import count_errors, log_mean_probability
 
 import infer
 import train_fold
@@ -19,7 +20,7 @@ from common.data.views import TTA
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
-from common.score.logits import Outputs, count_errors, log_mean_probability
+from common.score.logits import Outputs
 from common.score.task import MULTICLASS
 from common.score.view_choice import choose_views, choose_weights, score_views
 from common.train import fold_models

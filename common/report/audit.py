@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from common.runs.predictions import Predictions
-from common.score.logits import log_softmax
+from common.score.logits import Outputs
 
 CONFIDENT = 0.9  # of the mean probability of another label
 
@@ -30,7 +30,7 @@ def label_audit(rows: Predictions, logits: Sequence[np.ndarray]) -> pd.DataFrame
     each, places = np.arange(len(rows.ids)), rows.places
     probabilities, margin, against = np.zeros(logits[0].shape), np.zeros(len(each)), np.zeros_like(each)
     for run in logits:
-        log_probabilities = log_softmax(run, rows.others)
+        log_probabilities = Outputs(run, rows.others).log_softmax()
         of_label = log_probabilities[each, places]
         probabilities += np.exp(log_probabilities) / len(logits)
         log_probabilities[each, places] = -np.inf

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from common.base.files import write_file
 from common.base.strict_csv import read_cells, row_of
 from common.base.words import names_in_short, rows_named
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
-from common.score.logits import blocks, softmax
+from common.score.logits import Outputs, blocks
 from common.score.task import MULTICLASS, Task
 
 Fault = tuple[int, str, str]  # index of a row, what is wrong with it, what to do
@@ -33,7 +33,7 @@ class Form:
     reads: Callable[[Mapping[str, Sequence[str]], Sequence[str]], int | None]
     # Predictions, the columns without the id's -> their cells, row by row.
     cells: Callable[[Predictions, Sequence[str]], Iterator[Sequence[str]]]
-    checks: Callable[[Sequence[Sequence[str]], Sequence[str]], Iterator[Fault]]  # cells, outputs -> what is wrong
+    checks: Callable[[Iterable[Sequence[str]], Sequence[str]], Iterator[Fault]]  # cells, outputs -> what is wrong
 
 
 def reads_label(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
@@ -46,7 +46,7 @@ def label_cells(predictions: Predictions, columns: Sequence[str]) -> Iterator[Se
     return zip(predictions.predicted, strict=True)
 
 
-def check_labels(rows: Sequence[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
+def check_labels(rows: Iterable[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
     """Every label is a class."""
     known = set(outputs)
     for index, (label,) in enumerate(rows):
@@ -66,11 +66,11 @@ def probability_cells(predictions: Predictions, columns: Sequence[str]) -> Itera
     number = {name: at for at, name in enumerate(predictions.classes)}
     wanted = [number[name] for name in columns]
     for rows in blocks(len(predictions.ids), len(number)):
-        for shares in softmax(predictions.long(rows))[:, wanted]:
+        for shares in Outputs(predictions.long(rows)).softmax()[:, wanted]:
             yield [f"{share:.9g}" for share in shares]
 
 
-def check_probabilities(rows: Sequence[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
+def check_probabilities(rows: Iterable[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
     """Every row holds numbers from 0 to 1 that sum to 1."""
     for index, cells in enumerate(rows):
         if not _are_probabilities(cells):
@@ -172,7 +172,7 @@ def check_submission(where: str, content: str, sheet: Sheet, outputs: Sequence[s
     for index, (row_id, expected) in enumerate(zip(ids, sheet.ids, strict=True)):
         if row_id != expected:
             raise UserError(row_of(where, index), f"has id {row_id}", f"expected {expected}: keep the order")
-    fault = next(FORMS[sheet.form].checks([sheet.without_id(row) for row in rows], outputs), None)
+    fault = next(FORMS[sheet.form].checks(map(sheet.without_id, rows), outputs), None)
     if fault:
         index, what, remedy = fault
         raise UserError(row_of(where, index), what, remedy)

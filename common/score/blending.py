@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from common.score.logits import Outputs, log_softmax
+from common.score.logits import Outputs
 from common.score.task import MULTICLASS, Task
 
 GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples of 1/50
@@ -90,7 +90,7 @@ class GeometricMean:
     def __call__(self, outputs: Outputs) -> Outputs:
         weighted = zip(self.weights, outputs, strict=True)
         total = sum(weight * run.log_softmax() for weight, run in weighted)
-        return replace(outputs, values=log_softmax(total, outputs.others).astype(np.float32))
+        return replace(outputs, values=replace(outputs, values=total).log_softmax().astype(np.float32))
 
 
 def geometric_mean(data: OofOutputs) -> GeometricMean:

@@ -31,12 +31,15 @@ class Outputs:
         return replace(self, values=self.values / scale)
 
     def log_softmax(self) -> np.ndarray:
-        """Log probabilities, float64 (..., n, columns)."""
-        return log_softmax(self.values, self.others)
+        """Log probabilities, float64 (..., n, columns); the last column's is that of each of its ``others`` classes."""
+        logits = np.asarray(self.values, dtype=np.float64)
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        powers = np.exp(shifted)
+        return shifted - np.log(powers.sum(axis=-1, keepdims=True) + (self.others - 1) * powers[..., -1:])
 
     def softmax(self) -> np.ndarray:
-        """Probabilities, float64 (..., n, columns); the last column's is that of each of its ``others`` classes."""
-        return softmax(self.values, self.others)
+        """Probabilities, as :meth:`log_softmax`."""
+        return np.exp(self.log_softmax())
 
 
 def blocks(rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
@@ -45,60 +48,31 @@ def blocks(rows: int, width: int, numbers: int = BLOCK) -> Iterator[slice]:
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
-def log_softmax(logits: np.ndarray, others: int = 1) -> np.ndarray:
-    """Log probabilities, float64, over the last axis, whose last column stands for ``others`` classes."""
-    logits = np.asarray(logits, dtype=np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    powers = np.exp(shifted)
-    return shifted - np.log(powers.sum(axis=-1, keepdims=True) + (others - 1) * powers[..., -1:])
+def mean_probability(outputs: Outputs, weights: Sequence[float] | np.ndarray = ()) -> Outputs:
+    """The log of the (weighted) mean probability of several models or views: (m, n, columns) -> float32 (n, columns).
 
-
-def softmax(logits: np.ndarray, others: int = 1) -> np.ndarray:
-    """Probabilities, float64, over the last axis; the last column's is that of each of its ``others`` classes."""
-    return np.exp(log_softmax(logits, others))
-
-
-def log_mean_probability(
-    logits: Sequence[np.ndarray] | np.ndarray, weights: Sequence[float] = (), others: int = 1
-) -> np.ndarray:
-    """The log of the (weighted) mean probability of several models or views: m x (n, C) -> (n, C), float32.
-
-    The sum is taken in logs, so a probability too small for a float stays finite.
-
-    Args:
-        logits: m arrays (n, C).
-        weights: m numbers >= 0, at least one above 0; they are scaled to sum to 1. Without them all are equal.
-        others: how many classes the last column stands for.
+    The sum is taken in logs, so a probability too small for a float stays finite. ``weights`` are m numbers >= 0, at
+    least one above 0, scaled to sum to 1; without them all are equal.
     """
-    shares = np.asarray(weights, dtype=np.float64) if len(weights) else np.ones(len(logits))
+    shares = np.asarray(weights, dtype=np.float64) if len(weights) else np.ones(len(outputs))
     shares = shares / shares.sum()
-    mean = np.empty(np.shape(logits[0]), dtype=np.float32)
+    mean = np.empty(outputs.values.shape[1:], dtype=np.float32)
     for rows in blocks(*mean.shape):
         total = np.full(mean[rows].shape, -np.inf)
-        for member, share in zip(logits, shares, strict=True):
+        for member, share in zip(outputs, shares, strict=True):
             if share > 0:
-                total = np.logaddexp(total, log_softmax(member[rows], others) + np.log(share))
+                total = np.logaddexp(total, member[rows].log_softmax() + np.log(share))
         mean[rows] = total
-    return mean
+    return replace(outputs, values=mean)
 
 
-def row_losses(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> np.ndarray:
-    """Negative log likelihood of each row (n), nats; ``targets`` are columns of the logits."""
+def log_loss(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each row (n), nats; ``targets`` are columns of the outputs."""
     found = np.empty(len(targets))
-    for rows in blocks(*logits.shape):
+    for rows in blocks(*outputs.values.shape):
         own = targets[rows]
-        found[rows] = -log_softmax(logits[rows], others)[np.arange(len(own)), own]
+        found[rows] = -outputs[rows].log_softmax()[np.arange(len(own)), own]
     return found
-
-
-def nll(logits: np.ndarray, targets: np.ndarray, others: int = 1) -> float:
-    """Mean negative log likelihood (log loss), nats per row."""
-    return float(row_losses(logits, targets, others).mean())
-
-
-def count_errors(logits: np.ndarray, targets: np.ndarray) -> int:
-    """Rows whose largest logit is not the target's."""
-    return int((np.argmax(logits, axis=-1) != targets).sum())
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.calibration import temperature
-from common.score.logits import Outputs, blocks, log_mean_probability, row_losses
+from common.score.logits import Outputs, blocks, log_loss, mean_probability
 from common.score.metrics import Answers
 
 Decision = Sequence[float]  # what a decision learned on OOF, such as thresholds; empty: nothing
@@ -92,24 +92,9 @@ def smoothed_one_hot(targets: Any, numbers: Any, smoothing: float) -> Any:
     return (targets[:, None] == numbers) * (1 - smoothing) + smoothing / len(numbers)
 
 
-def mean_probability(outputs: Outputs, weights: Sequence[float] | np.ndarray = ()) -> Outputs:
-    """The log of the (weighted) mean probability, float32: an average of logits would let one model have a veto."""
-    return Outputs(log_mean_probability(outputs.values, weights, outputs.others), outputs.others)
-
-
-def log_loss(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
-    """Negative log likelihood of each row's class, nats (n)."""
-    return row_losses(outputs.values, targets, outputs.others)
-
-
 def is_wrong(outputs: Outputs, targets: np.ndarray, decision: Decision = ()) -> np.ndarray:
     """Whether the likeliest class is another than the row's, bool (..., n)."""
     return likeliest(outputs, decision) != targets
-
-
-def class_temperature(outputs: Outputs, targets: np.ndarray) -> float:
-    """The temperature of lowest log loss (common/score/calibration.py)."""
-    return temperature(outputs.values, targets, outputs.others)
 
 
 def likeliest(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
@@ -160,7 +145,7 @@ TASKS: dict[str, Task] = {
             average=mean_probability,
             loss=log_loss,
             cost=is_wrong,
-            calibrate=class_temperature,
+            calibrate=temperature,
             decide=likeliest,
             answers=class_answers,
             likelihoods=right_class,
