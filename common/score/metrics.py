@@ -106,6 +106,13 @@ def accuracy_interval(answers: Answers) -> tuple[float, float]:
     return wilson(errors(answers), len(answers.costs))
 
 
+def accuracy_words(found: Mapping[str, float]) -> str:
+    """Accuracy, errors of n, 95 % interval; ``found`` holds at least these and n."""
+    low, high = wilson(int(found["errors"]), int(found["n"]))
+    counts = f"{found['errors']:,} errors of {found['n']:,}"
+    return f"{100 * found['accuracy']:.3f} %, {counts}, 95 % interval {100 * low:.3f} - {100 * high:.3f} %"
+
+
 # ---- the table
 
 
@@ -145,10 +152,11 @@ class Metric:
     needs: Need = ANYTHING  # where it is not met, the metric has no value
     says_nothing_up_to: int = 1  # with so many outputs its value is always the same
     interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: not known
+    words: Callable[[Mapping[str, float]], str] | None = None  # of a score; None: its name and value say enough
 
 
 METRICS = {
-    "accuracy": Metric(accuracy, interval=accuracy_interval),
+    "accuracy": Metric(accuracy, interval=accuracy_interval, words=accuracy_words),
     "errors": Metric(errors, shown="g", lower_is_better=True),
     "nll": Metric(nll, shown=".4f", lower_is_better=True),
     "balanced_accuracy": Metric(balanced_accuracy, needs=CLASSES),
@@ -193,12 +201,11 @@ def score_of(answers: Answers, metrics: Sequence[str]) -> dict[str, float | int]
     return {"n": len(answers.losses)} | {name: metric.of(answers) for name, metric in known.items()}
 
 
-def describe(found: Mapping[str, float], metric: str = "accuracy") -> str:
-    """A score in words: accuracy, errors of n, 95 % interval, and ``metric``; ``found`` holds at least these and n."""
-    low, high = wilson(int(found["errors"]), int(found["n"]))
-    counts = f"{found['errors']:,} errors of {found['n']:,}"
-    words = f"{100 * found['accuracy']:.3f} %, {counts}, 95 % interval {100 * low:.3f} - {100 * high:.3f} %"
-    return words if metric in ("accuracy", "errors") else f"{words}, {metric} {show(metric, found[metric])}"
+def describe(found: Mapping[str, float], metric: str = "") -> str:
+    """A score in words: the first metric of METRICS that it holds, and ``metric`` if that is another one."""
+    first = next(name for name in METRICS if name in found)
+    words = METRICS[first].words(found) if METRICS[first].words else f"{first} {show(first, found[first])}"
+    return words if metric in ("", first, "errors") else f"{words}, {metric} {show(metric, found[metric])}"
 
 
 def best_epoch(scores: Sequence[float]) -> int:
