@@ -11,7 +11,7 @@ import torch
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
-from common.model.losses import LOSSES
+from common.runs.choices import LOSSES
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import FORMS, write_submission
 from common.score.blending import BLENDS, OofOutputs, unusable
