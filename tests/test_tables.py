@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from common.base.errors import UserError
-from common.base.strict_csv import read_cells
+from common.base.strict_csv import read_columns
 from common.data import pixels
 from common.data.tables import read_test_table, read_train_table
 
@@ -292,7 +292,7 @@ def test_photo_table_faults_name_the_row(tmp_path, rows, message):
 
 def test_cells_keep_line_separators_inside_text(tmp_path):
     """Only a newline ends a row: a quoted newline and the separators of Unicode are part of the text."""
-    cells = read_cells(Path(write(tmp_path / "a.csv", 'id,note\n1,"two\nlines, ""quoted"""\n2,a\u2028b\x0bc\n')))
+    cells = read_columns(Path(write(tmp_path / "a.csv", 'id,note\n1,"two\nlines, ""quoted"""\n2,a\u2028b\x0bc\n')))
     assert cells["note"].tolist() == ['two\nlines, "quoted"', "a\u2028b\x0bc"]
 
 

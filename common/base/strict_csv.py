@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_cells(path: Path) -> dict[str, np.ndarray]:
+def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Every column of a small csv as text, by name; each row has one cell per column."""
-    return cells_of(path, csv_bytes(path).decode())
+    return columns_of(path, csv_bytes(path).decode())
 
 
 def text_array(texts) -> np.ndarray:
@@ -103,7 +103,7 @@ def header_of(path: Path, line: str) -> list[str]:
     return header
 
 
-def cells_of(path: Path, text: str, ours: bool = False) -> dict[str, np.ndarray]:
+def columns_of(path: Path, text: str, ours: bool = False) -> dict[str, np.ndarray]:
     """Every column of a csv's text, by name."""
     header = header_of(path, text.partition("\n")[0])
     rows = []
@@ -139,12 +139,12 @@ def read_records(
     A last row that was cut short is left out with a warning: its last number may be another one than was written.
 
     Raises:
-        UserError: no such csv (:func:`csv_bytes`, :func:`cells_of`); without one of the columns; a cell that is no
+        UserError: no such csv (:func:`csv_bytes`, :func:`columns_of`); without one of the columns; a cell that is no
             number, with its row and column.
     """
     import pandas as pd
 
-    cells = cells_of(path, csv_bytes(path, ours=True).decode(), ours=True)
+    cells = columns_of(path, csv_bytes(path, ours=True).decode(), ours=True)
     table = pd.DataFrame(cells).rename(columns={old: new for old, new in old_names.items() if new not in cells})
     if missing := [name for name in columns if name not in table]:
         raise UserError(str(path), f"has no column {missing[0]}", REMEDY)

@@ -17,5 +17,6 @@ def names_in_short(names: Sequence[str]) -> str:
 def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
     """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
     counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
-    counts += [(images, "image", "images")] * bool(images)
+    if images:
+        counts.append((images, "image", "images"))
     return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.files import sha256, write_file
-from common.base.strict_csv import read_cells, row_of, text_array
+from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.tables import Table
 from common.score.task import MULTICLASS, Task
@@ -95,7 +95,7 @@ def read_folds(path: Path, task: Task = MULTICLASS) -> Folds:
     """
     if not path.exists():
         raise UserError(str(path), "does not exist", "make it with: python folds.py")
-    cells = read_cells(path)
+    cells = read_columns(path)
     if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
         raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")
     ids, labels, row_shas = cells["id"], cells["label"], cells["row_sha"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.base.errors import UserError, warn
-from common.base.strict_csv import read_cells, row_of
+from common.base.strict_csv import read_columns, row_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Folders that unzipping, a file server or a disk leaves among the others, in lower case.
@@ -94,7 +94,7 @@ def named_as_in(sample: Path, images: dict[str, Path]) -> dict[str, Path]:
     Raises:
         UserError: an image without a row, a row without an image, or one that may be several.
     """
-    cells = read_cells(sample)
+    cells = read_columns(sample)
     column, ids = next(iter(cells.items()))
     if set(ids) == images.keys():
         return images

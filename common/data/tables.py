@@ -15,7 +15,7 @@ import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import cells_of, csv_bytes, file_bytes, header_of, read_cells, row_of, text_array
+from common.base.strict_csv import columns_of, csv_bytes, file_bytes, header_of, read_columns, row_of, text_array
 from common.data.competition import NOTHING_SAID, Competition
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts
 from common.data.labels import NO_LABELS, take_labels
@@ -107,7 +107,7 @@ def _no_answers(table: Table, sample: str) -> str:
     if "sample" in called and "submission" in called:
         return "it is a sample submission's"
     if sample:
-        cells = list(read_cells(Path(sample)).values())
+        cells = list(read_columns(Path(sample)).values())
         if len(cells) == 2 and dict(zip(*cells, strict=True)) == dict(zip(table.ids, table.labels, strict=True)):
             return "it is the sample submission's"
     if len(table.labels) > 1 and len(set(table.labels)) == 1:
@@ -120,7 +120,7 @@ def _csv_table(path: Path, competition: Competition, images: Sequence[str], test
     header = header_of(path, content.partition(b"\n")[0].decode())
     if is_pixel_header(header):
         return _pixel_table(path, header, content, competition, test, sample)
-    return _photo_table(path, cells_of(path, content.decode()), competition, images, test)
+    return _photo_table(path, columns_of(path, content.decode()), competition, images, test)
 
 
 def _pixel_table(
@@ -145,7 +145,7 @@ def _id_column(path: Path, columns: dict[str, np.ndarray], competition: Competit
     """
     if competition.image_column in columns:
         return competition.image_column
-    if sample and (first := next(iter(read_cells(Path(sample))))) in columns:
+    if sample and (first := next(iter(read_columns(Path(sample))))) in columns:
         return first
     unique = [name for name, cells in columns.items() if len(set(cells)) == len(cells)]
     known = [name for name in ID_COLUMNS if name in columns]

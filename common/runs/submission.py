@@ -12,7 +12,7 @@ import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import write_file
-from common.base.strict_csv import read_cells, row_of
+from common.base.strict_csv import read_columns, row_of
 from common.base.words import names_in_short, rows_named
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
 from common.score.logits import Outputs, blocks
@@ -110,7 +110,7 @@ def read_form(sample: str, ids: Sequence[str] | np.ndarray, outputs: Sequence[st
     Raises:
         UserError: a sample that cannot be read, is of no form, or does not name exactly the test's ids.
     """
-    cells = read_cells(Path(sample))
+    cells = read_columns(Path(sample))
     columns = list(cells)
     for name in task.forms:
         id_column = FORMS[name].reads(cells, outputs)

@@ -32,7 +32,9 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     figure.get_layout_engine().set(hspace=0.06, wspace=0.03)
     panels = figure.subplot_mosaic([["tried", "tried", "ridge", "ridge"], ["parabolas", "parabolas", "loss", "time"]])
     verdict, about_curve, *_ = sentences(law)
-    below = [about_curve] * law.surges + [f"{title}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes"]
+    below = [f"{title}; {len(cells)} runs, {cells.seconds.sum() / 60:.0f} minutes"]
+    if law.surges:
+        below.insert(0, about_curve)
     figure.suptitle(f"{verdict[0].upper()}{verdict[1:]}" + "\n" * len(below), fontsize=15, color=INK)
     figure.text(0.5, 0.97, "\n".join(below), ha="center", va="top", fontsize=11, color=GREY)
     colours = batch_size_colours(cells)
