@@ -1,7 +1,7 @@
 """Blend runs of one folds file, compare every way of doing it honestly, and write the one that holds up.
 
     python ensemble.py                                              # every finished run below runs/
-    python ensemble.py --runs tf_efficientnet_b0 convnext_atto --weights 0.7 0.3
+    python ensemble.py --runs tf_efficientnet_b0 convnext_atto --shares 0.7 0.3
 
 Writes runs/ensemble/: weights.json, oof.npz and, where every run has its test.npz, test.npz and submission.csv.
 """
@@ -9,7 +9,7 @@ Writes runs/ensemble/: weights.json, oof.npz and, where every run has its test.n
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -65,12 +65,13 @@ from common.score.nesting import noise_members, smallest_set
 class Options:
     """Blend runs by what their OOF predictions say: python ensemble.py --runs A B"""
 
+    OLD_FLAGS: ClassVar = {"--weights": "--shares"}
     runs: tuple[str, ...] = ()  # names of the runs to blend (default: all that have finished every fold)
     folds: str = "folds.csv"  # the folds file they were trained with
     runs_dir: str = "runs"  # folder that holds every run
     run: str = "ensemble"  # name of the blend: its folder below runs_dir
     method: str = "auto"  # which blend to write (auto: the mean, unless another beats it in the nested comparison)
-    weights: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
+    shares: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
     noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
     sample: str = ""  # the competition's sample submission (csv)
 
@@ -185,7 +186,7 @@ def read_inputs(options: Options) -> Inputs:
     check_folder(options.folder)
     folds = read_folds(Path(options.folds))
     runs = chosen_runs(options)
-    check_weights(options, runs)
+    check_shares(options, runs)
     groups = groups_of(options, runs)
     check_method(options, groups, folds)
     tests, oofs, tta = read_runs(options, runs, folds)
@@ -195,7 +196,7 @@ def read_inputs(options: Options) -> Inputs:
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
     outputs = Outputs(np.stack(columns), oof.others)
-    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.weights), oof.task)
+    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), oof.task)
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
@@ -218,19 +219,19 @@ def chosen_runs(options: Options) -> list[str]:
     return runs
 
 
-def check_weights(options: Options, runs: Sequence[str]) -> None:
+def check_shares(options: Options, runs: Sequence[str]) -> None:
     """Raise UserError unless the weights by hand, if there are any, are one number >= 0 for each run."""
-    if not options.weights:
+    if not options.shares:
         return
-    if len(options.weights) != len(runs):
-        what = f"{len(options.weights)} weights for {len(runs)} runs"
-        raise UserError("--weights", what, f"give one for each of {', '.join(runs)}, in this order")
-    if not np.isfinite(options.weights).all() or min(options.weights) < 0 or not sum(options.weights):
+    if len(options.shares) != len(runs):
+        what = f"{len(options.shares)} shares for {len(runs)} runs"
+        raise UserError("--shares", what, f"give one for each of {', '.join(runs)}, in this order")
+    if not np.isfinite(options.shares).all() or min(options.shares) < 0 or not sum(options.shares):
         raise UserError(
-            "--weights", f"{' '.join(map(str, options.weights))} is not valid", "each must be 0 or more, one above 0"
+            "--shares", f"{' '.join(map(str, options.shares))} is not valid", "each must be 0 or more, one above 0"
         )
-    if not np.isclose(sum(options.weights), 1):
-        print(f"--weights sum to {sum(options.weights):g}: scaled to sum to 1")
+    if not np.isclose(sum(options.shares), 1):
+        print(f"--shares sum to {sum(options.shares):g}: scaled to sum to 1")
 
 
 def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
@@ -245,7 +246,7 @@ def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
 
 def check_method(options: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
-    reasons = unusable(groups, options.weights, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
+    reasons = unusable(groups, options.shares, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
     if options.method not in ("auto", *BLENDS):
         raise UserError("--method", f"{options.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
     if options.method in reasons:

@@ -495,7 +495,7 @@ def test_a_tempered_blend_can_be_made_by_hand(place):
 
 def test_test_rows_are_joined_by_id(place):
     """Runs whose test rows lie in different orders give each id the mixture of its own rows, at one temperature."""
-    main(["--weights", "1", "2", "1", "--method", "hand", "--runs", "good", "fair", "poor"])
+    main(["--shares", "1", "2", "1", "--method", "hand", "--runs", "good", "fair", "poor"])
     scale = json.loads(Path("runs/ensemble/weights.json").read_text())["temperature"]
     blended = read_predictions(Path("runs/ensemble/test.npz"))
     position = {row_id: row for row, row_id in enumerate(blended.ids)}
@@ -518,14 +518,14 @@ def test_same_inputs_give_the_same_files(place):
 
 def test_weights_by_hand_are_scaled_and_compared(place, capsys):
     """Hand weights get their own row; a sum other than 1 is scaled and said."""
-    main(["--runs", "good", "poor", "--weights", "3", "1"])
+    main(["--runs", "good", "poor", "--shares", "3", "1"])
     out = capsys.readouterr().out
-    assert "--weights sum to 4: scaled to sum to 1" in out and "\nhand " in out
-    main(["--runs", "good", "poor", "--weights", "0.75", "0.25", "--method", "hand"])
+    assert "--shares sum to 4: scaled to sum to 1" in out and "\nhand " in out
+    main(["--runs", "good", "poor", "--shares", "0.75", "0.25", "--method", "hand"])
     assert "scaled" not in capsys.readouterr().out
     weights = json.loads(Path("runs/ensemble/weights.json").read_text())
     assert weights["weights"] == {"good": 0.75, "poor": 0.25}
-    main(["--runs", "good", "poor", "--weights", "3", "1", "--method", "hand"])
+    main(["--runs", "good", "poor", "--weights", "3", "1", "--method", "hand"])  # as the flag was called before
     assert json.loads(Path("runs/ensemble/weights.json").read_text()) == weights
 
 
@@ -651,11 +651,11 @@ def wrong_sample() -> None:
         (other_test_rows, "", r"test\.npz: lacks 40 rows .* and has extra 40 rows"),
         (wrong_sample, "--sample sample.csv", r"sample\.csv: lacks 39 rows .* of the test"),
         (wrong_sample, "--sample nowhere.csv", r"nowhere\.csv: cannot be read"),
-        (wrong_sample, "--runs good fair --weights 1", "1 weights for 2 runs; give one for each of good, fair"),
-        (wrong_sample, "--runs good fair --weights 0.9 -0.1", "each must be 0 or more"),
-        (wrong_sample, "--runs good fair --weights 0 0", "one above 0"),
-        (wrong_sample, "--runs good fair --weights nan 1", "each must be 0 or more"),
-        (wrong_sample, "--method hand", "no weights were given; add --weights"),
+        (wrong_sample, "--runs good fair --shares 1", "1 shares for 2 runs; give one for each of good, fair"),
+        (wrong_sample, "--runs good fair --shares 0.9 -0.1", "each must be 0 or more"),
+        (wrong_sample, "--runs good fair --shares 0 0", "one above 0"),
+        (wrong_sample, "--runs good fair --shares nan 1", "each must be 0 or more"),
+        (wrong_sample, "--method hand", "no weights were given; add --shares"),
         (wrong_sample, "--method group-vote", "needs two or more models, one of them trained more than once"),
         (wrong_sample, "--method sofmax", "--method: sofmax is unknown; use one of: auto, mean"),
         (trained_since, "", r"fair/test\.npz: was predicted before fold1 was trained again; run: .* --runs fair"),

@@ -267,7 +267,7 @@ def unusable(
     coefficients = (count * columns + 1) * columns
     reasons = {}
     if not len(hand_weights):
-        reasons["hand"] = ("no weights were given", "add --weights, one for each run")
+        reasons["hand"] = ("no weights were given", "add --shares, one for each run")
     if len(set(groups)) in (1, count):
         reasons["group-vote"] = ("needs two or more models, one of them trained more than once", "use vote or mean")
     if others > 1:
