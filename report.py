@@ -7,33 +7,15 @@ Writes report.html, a single file that needs no network, and beside it report_la
 deserve a second look; with --csv also every other table of the page, into report_tables/.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.base.cli import parse
-from common.base.errors import UserError, run_script, warn
+from common.base.errors import UserError, run_script
 from common.base.files import check_folder, write_file
-from common.data.competition import beside, competition_flags, read_competition
-from common.data.folds import match_folds, read_folds
-from common.data.tables import read_train_table
-from common.report.blend_sections import blend_sections, sweep_sections
-from common.report.evaluation import Evidence, read_blend, read_run
-from common.report.page import Section, findings, page, text_table
-from common.report.run_sections import comparison_sections, label_sections, noise_sections, run_sections
-from common.runs.layout import WEIGHTS_FILE, run_names
-from common.score.metrics import check_metric
-from common.sweep.cells import SWEEP_FILE
-
-# What the page has to say, in this order: each takes the evidence and gives its sections, which may be none.
-SECTIONS: tuple[Callable[[Evidence], list[Section]], ...] = (
-    comparison_sections,
-    noise_sections,
-    run_sections,
-    label_sections,
-    blend_sections,
-    sweep_sections,
-)
+from common.base.result import Result
+from common.data.competition import competition_flags
 
 
 @dataclass(frozen=True)
@@ -44,19 +26,33 @@ class Options:
     data: str = "digits"  # train table whose images are shown
     folds: str = "folds.csv"  # the folds file that the runs were trained with
     runs_dir: str = "runs"  # folder that holds every run
-    metric: str = "accuracy"  # what the table of runs is sorted by
+    metric: str = "accuracy"  # what runs and blends are sorted by
     out: str = "report.html"  # the page
     csv: bool = False  # write the page's tables as csv too
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, argv, competition_flags)
+    run(parse(Options, argv, competition_flags))
+
+
+def run(options: Options) -> Result:
+    """Write the page and its tables, and print what it says in short.
+
+    The result's score holds the row of each run and blend in the page's first table, the best first.
+
+    Raises:
+        UserError: runs, folds or data that do not belong together; a page that cannot be written.
+    """
     out = Path(options.out)
     check_folder(out.parent)
     if out.suffix != ".html":
         raise UserError("--out", f"{out} is not an html file", "give it a name that ends with .html")
-    evidence = gather(options)
-    chapters = [section for sections in SECTIONS for section in sections(evidence)]
+    # Not at the top: pandas and matplotlib take seconds that --help does not need.
+    from common.report.chapters import CHAPTERS, about, gather
+    from common.report.page import Section, findings, page, text_table
+
+    evidence = gather(Path(options.runs_dir), options.runs, Path(options.folds), options.data, options.metric)
+    chapters = [section for sections in CHAPTERS for section in sections(evidence)]
     in_short = [sentence for section in chapters for sentence in section.findings]
     write_file(out, page("Fivefold report", about(evidence), [Section("In short", findings(in_short)), *chapters]))
 
@@ -66,50 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         files |= {out.with_name(f"{out.stem}_tables") / f"{name}.csv": frame for name, frame in tables.items()}
     for path, frame in files.items():
         write_file(path, frame.to_csv(index=False))
-    if "runs" in tables:
-        print(text_table(tables["runs"]))
+    if len(evidence.ranking):
+        print(text_table(evidence.ranking))
     print("\n".join(in_short))
     print(f"wrote {out}" + (f" and {len(files)} csv files beside it" if len(files) > 1 else ""))
-
-
-def gather(options: Options) -> Evidence:
-    """Read and check all that the options name.
-
-    Raises:
-        UserError: a name without a finished run, blend or sweep; runs of other folds; data that is not the folds'.
-    """
-    folds, runs_dir = read_folds(Path(options.folds)), Path(options.runs_dir)
-    check_metric(options.metric, folds.classes)
-    table = read_train_table(options.data, read_competition(beside(options.folds)))
-    found = Evidence(folds, table, [], [], [], runs_dir, options.metric)
-    match_folds(folds, found.images)
-    named = run_names(runs_dir, options.runs)
-    for name in dict.fromkeys(named or sorted(path.name for path in runs_dir.glob("[!.]*/"))):
-        folder = runs_dir / name
-        try:
-            if (folder / SWEEP_FILE).is_file():
-                found.sweeps.append(folder)
-            elif (folder / WEIGHTS_FILE).is_file():
-                found.blends.append(read_blend(folder, folds))
-            else:
-                found.runs.append(read_run(folder, folds))
-        except UserError as error:
-            if named:
-                raise
-            warn(f"left out: {error}")
-    if not (found.runs or found.blends or found.sweeps):
-        raise UserError(str(runs_dir), "holds nothing to report on", "train a run: python train_fold.py --fold all")
-    return found
-
-
-def about(evidence: Evidence) -> str:
-    """What lies under every number of the page."""
-    folds = evidence.folds
-    return (
-        f"{Path(evidence.images.source).name}: {len(folds.ids):,} rows, {len(folds.classes)} classes, {folds.count} "
-        f"folds (fingerprint {folds.fingerprint[:16]}). Every score is out of fold: each row is predicted by a model "
-        "that has not seen it. Intervals are 95 %."
-    )
+    scores = {row.pop("run"): row for row in evidence.ranking.to_dict("records")}
+    return Result(scores or None, out.parent)
 
 
 if __name__ == "__main__":

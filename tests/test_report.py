@@ -21,12 +21,15 @@ from common.base.files import read_json, write_file, write_json
 from common.data.dealing import make_folds
 from common.data.folds import Folds, read_folds, write_folds
 from common.data.tables import read_train_table
-from common.report.evaluation import fold_scores, read_run
+from common.report.evaluation import read_run
 from common.report.page import element, table
+from common.report.run_sections import RUN_SECTIONS
+from common.report.run_tables import fold_scores
 from common.runs.config import Config, training_settings
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof
 from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.score.task import TASKS
 from common.sweep.cells import LAW_FILE
 
 EPOCHS = 3
@@ -133,16 +136,26 @@ def test_a_blend_under_views_is_not_compared_in_silence(reported):
     assert "under test-time views (one digits, two digits); the runs themselves are shown without" in page
 
 
-def test_the_runs_are_sorted_by_the_metric_asked_for(reported, tiny, tmp_path):
-    """--metric nll puts a confident run with more errors behind, and the first sentence says its log loss."""
+def test_the_metric_asked_for_is_the_one_order_of_the_page(reported, tiny, tmp_path):
+    """--metric nll puts a run that is too sure of itself last in the table and among the chapters, and names the best
+    by it; of each pair the one with fewer errors is called better, and a copy of a run is called one."""
     shutil.copytree(reported / "runs", tmp_path / "runs")
     for path in (tmp_path / "runs" / "one").glob("fold*"):
         oof = read_predictions(path / OOF_FILE)
         rewrite(path, dataclasses.replace(oof, logits=1000 * oof.logits))  # the same errors, surer
+    shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "twin")
     page = make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "nll")
     rows = pd.read_csv(tmp_path / "report_tables" / "runs.csv")
-    assert rows.nll.is_monotonic_increasing and rows.run.iloc[-1] == "one"
+    assert rows.nll.is_monotonic_increasing and rows.run.iloc[-2:].tolist() == ["one", "twin"]
     assert not rows.errors.is_monotonic_increasing and f"nll {rows.nll[0]:.4f}" in page
+    assert f"Best by nll is {rows.run[0]}: " in page and f"More errors than {rows.run[0]}, left of 0: fewer" in page
+    chapters = [run for run in rows.run if run != "ensemble"]
+    assert sorted(chapters, key=lambda run: page.index(f">{run}</h2>")) == chapters
+    pairs = pd.read_csv(tmp_path / "report_tables" / "pairs.csv")
+    errors = rows.set_index("run").errors
+    assert (errors[pairs.than].to_numpy() - errors[pairs.better].to_numpy() == pairs.fewer_errors).all()
+    assert (pairs.fewer_errors >= 0).all()
+    assert "one and twin have the same predictions, byte for byte" in page
     make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "macro_f1")
     assert pd.read_csv(tmp_path / "report_tables" / "runs.csv").macro_f1.is_monotonic_decreasing
 
@@ -179,26 +192,38 @@ def test_pictures_are_the_images_of_their_rows(reported, tiny):
     assert (shown == images.images[list(images.ids).index(str(first.id))]).all()
 
 
-def test_the_epoch_is_also_chosen_without_the_fold_that_it_is_scored_on(tmp_path):
-    """One fold's lucky epoch raises its own best and no other fold's; the others choose the epoch they agree on."""
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_the_epoch_is_also_chosen_without_the_fold_that_it_is_scored_on(metric, tmp_path):
+    """One fold's lucky epoch raises its own best and no other fold's; the others choose the epoch they agree on. What
+    counts is the metric that the run was trained by; here a nll of 0.1 is as good as an accuracy of 0.9."""
     folds = Folds(
         *(np.array(column, dtype=object) for column in ([*"abcdef"], ["x", "y"] * 3)),
         np.arange(6) // 2,
         np.array([*"abcdef"]),
         np.array([]),
     )
-    write_run(tmp_path / "run", folds, 0)
+    write_run(tmp_path / "run", folds, 0, metric=metric)
     for k, accuracy in enumerate(([0.5, 0.9, 0.6], [0.5, 0.55, 0.6], [0.5, 0.55, 0.7])):
         path = tmp_path / "run" / f"fold{k}"
         halves = {"even_accuracy": [0.5, 1.0, 0.6], "odd_accuracy": [0.5, 0.8, 0.9]}
-        log = pd.read_csv(path / LOG_FILE).assign(accuracy=accuracy, **halves)
+        if metric == "nll":
+            columns = {"nll": accuracy} | {name.replace("accuracy", "nll"): values for name, values in halves.items()}
+            columns = {name: 1 - np.array(values) for name, values in columns.items()} | {"accuracy": 0.5}
+        else:
+            columns = {"accuracy": accuracy, **halves}
+        log = pd.read_csv(path / LOG_FILE).rename(columns={"valid_loss": "nll"}).assign(**columns)
         if k == 2:  # stopped early
             log = log.iloc[:2]
         write_file(path / LOG_FILE, log.to_csv(index=False))
     per_fold = fold_scores(read_run(tmp_path / "run", folds))
+    if metric == "nll":
+        scored = ["last", "best", "other_half", "others_choice"]
+        per_fold = per_fold.assign(
+            best_minus_last=-per_fold.best_minus_last, **{name: 1 - per_fold[name] for name in scored}
+        )
     assert per_fold.best_minus_last.tolist() == pytest.approx([0.3, 0, 0])
     assert per_fold.their_epoch.tolist() == [2, 2, 2]
-    assert per_fold.others_choice.tolist() == [0.9, 0.55, 0.55]
+    assert per_fold.others_choice.tolist() == pytest.approx([0.9, 0.55, 0.55])
     # Even rows choose epoch 2, where odd ones score 0.8; these choose epoch 3 (or 2), where even ones score 0.6 (or 1).
     assert per_fold.other_half.tolist() == pytest.approx([0.7, 0.7, 0.9])
 
@@ -223,6 +248,12 @@ def test_the_same_runs_give_the_same_page(reported, tiny, tmp_path):
     shutil.copytree(reported / "runs", tmp_path / "runs")
     assert make(tiny / "train.csv", tiny / "folds.csv", tmp_path) == (reported / "report.html").read_text("utf-8")
     assert not (tmp_path / "report_tables").exists() and (tmp_path / "report_labels.csv").exists()
+
+
+def test_a_task_names_sections_that_there_are():
+    """A name that is no row of RUN_SECTIONS would show nothing without a word."""
+    for task in TASKS.values():
+        assert {"summary"} <= set(task.sections) <= {*RUN_SECTIONS, "labels"}
 
 
 def test_names_are_text_and_never_markup():

@@ -119,7 +119,7 @@ def reliability_curves(axes: Axes, run: Evaluation) -> None:
     ticks = np.array([0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001])
     axes.plot([0.7, 0.0004], [0.7, 0.0004], color=MUTED, linewidth=1, linestyle="--")
     for calibrated, colour, label in ((False, SECOND, "as trained"), (True, ACCENT, "after temperature")):
-        bins = reliability(run.confidence(calibrated), run.right)
+        bins = reliability(run.confidence(calibrated), ~run.answers.costs)
         bins = bins[bins.n >= FEWEST]
         missing = np.maximum(1 - bins.accuracy, 0.5 / bins.n)  # a bin without an error has no logarithm
         low, high = np.maximum(missing - (1 - bins.high), 0), np.maximum(1 - bins.low - missing, 0)
@@ -158,7 +158,7 @@ def logarithmic(axes: Axes, values: Sequence[float]) -> None:
 # ---- several runs
 
 
-def intervals(axes: Axes, names: Sequence[str], values: np.ndarray, zero: bool, floor: int) -> None:
+def intervals(axes: Axes, names: Sequence[str], values: np.ndarray, zero: bool, floor: float) -> None:
     """A line per name: a point with its interval; values are (value, low, high) each.
 
     ``zero`` draws the line of no difference, and ``floor`` around it what another seed alone does.

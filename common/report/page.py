@@ -4,9 +4,10 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from PIL import Image
 from common.base.errors import UserError
 from common.base.strict_csv import file_bytes
 from common.data.decoding import read_photo
+from common.score.metrics import METRICS
 from common.score.significance import says_p
 
 STYLE = Path(__file__).with_suffix(".css")
 EMPTY_ELEMENTS = ("img", "link", "meta")
+PICTURES = 24  # of each kind
 SHORT = 3  # letters of a class name that stands upright above its column
 THUMBNAIL = 160  # longer side of a photo in the page, pixels
 
@@ -51,6 +54,13 @@ class Section:
     body: Html
     findings: list[str] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def chapter(title: str, parts: Sequence[Section]) -> Section:
+    """Sections under one title; each that has a title of its own begins with it."""
+    body = [part for each in parts for part in ([element("h3", each.title)] if each.title else []) + [each.body]]
+    sentences = [sentence for each in parts for sentence in each.findings]
+    return Section(title, join(body), sentences, {name: frame for each in parts for name, frame in each.tables.items()})
 
 
 def page(title: str, about: str, sections: Sequence[Section]) -> str:
@@ -99,8 +109,9 @@ def note(text: str) -> Html:
 # ---- tables
 
 
-def table(frame: pd.DataFrame) -> Html:
-    """A data frame as a table: numbers to the right, in the form that their column's name asks for."""
+def table(frame: pd.DataFrame, formats: Mapping[str, Callable[[Any], str]] = MappingProxyType({})) -> Html:
+    """A data frame as a table: numbers to the right, in the form that their column's name, or ``formats``, asks for."""
+    formats = {**FORMATS, **formats}
     numeric = {name: pd.api.types.is_numeric_dtype(frame[name]) for name in frame}
     kinds = {name: "number" if numeric[name] else "text" for name in frame}
     head = element("tr", *(element("th", heading(name), class_=kinds[name]) for name in frame))
@@ -108,7 +119,7 @@ def table(frame: pd.DataFrame) -> Html:
         element(
             "tr",
             *(
-                element("td", shown(name, value), class_=kinds[name])
+                element("td", shown(value, formats.get(name)), class_=kinds[name])
                 for name, value in zip(frame.columns, row, strict=True)
             ),
         )
@@ -120,7 +131,10 @@ def table(frame: pd.DataFrame) -> Html:
 def text_table(frame: pd.DataFrame) -> str:
     """The same as aligned text."""
     cells = [[heading(name) for name in frame]]
-    cells += [[shown(name, value) for name, value in zip(frame, row, strict=True)] for row in frame.to_numpy(object)]
+    cells += [
+        [shown(value, FORMATS.get(name)) for name, value in zip(frame, row, strict=True)]
+        for row in frame.to_numpy(object)
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = [not pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
     return "\n".join(
@@ -137,12 +151,12 @@ def heading(column: str) -> str:
     return HEADINGS.get(column, column)
 
 
-def shown(column: str, value: Any) -> str:
+def shown(value: Any, form: Callable[[Any], str] | None = None) -> str:
     """A cell as a person reads it."""
     if isinstance(value, float) and np.isnan(value):
         return "–"
-    if column in FORMATS:
-        return FORMATS[column](value)
+    if form:
+        return form(value)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
@@ -158,6 +172,21 @@ def percent(value: float) -> str:
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     return f"{100 * value:+.3f}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown in per cent."""
+    return METRICS[metric].shown.endswith("%")
+
+
+def in_full(metric: str) -> Callable[[Any], str]:
+    """How the page shows a metric: with a digit more than other places do."""
+    return percent if is_share(metric) else shown if METRICS[metric].shown == "g" else "{:.5f}".format
+
+
+def difference(metric: str) -> Callable[[Any], str]:
+    """How the page shows a difference of two values of a metric."""
+    return points if is_share(metric) else "{:+.5f}".format
 
 
 def matrix(counts: np.ndarray, names: Sequence[str]) -> Html:
@@ -244,23 +273,13 @@ HEADINGS = {  # of the columns; a setting's or a run's own name stays as it is
     "shared_errors": "shares errors",
 }
 FORMATS: dict[str, Callable[[Any], str]] = {
-    "accuracy": percent,
-    "balanced_accuracy": percent,
-    "macro_f1": percent,
-    "top5": percent,
-    "quadratic_kappa": "{:.5f}".format,
+    **{name: in_full(name) for name in METRICS},
     "low": percent,
     "high": percent,
     "recall": percent,
     "precision": percent,
-    "last": percent,
-    "best": percent,
-    "other_half": percent,
-    "others_choice": percent,
     "mean_confidence": percent,
     "calibration_error": percent,
-    "best_minus_last": points,
-    "nll": "{:.5f}".format,
     "nll_calibrated": "{:.5f}".format,
     "temperature": "{:.3f}".format,
     "weight": "{:.4f}".format,

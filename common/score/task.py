@@ -161,7 +161,7 @@ TASKS: dict[str, Task] = {
                 *("mean", "geometric", "hand", "vote", "group-vote", "best"),
                 *("softmax", "tempered", "greedy", "stack"),
             ),
-            sections=(),
+            sections=("summary", "folds", "curves", "calibration", "confusions", "classes", "mistakes", "labels"),
         ),
     )
 }

@@ -1,0 +1,121 @@
+"""The report's sections on runs side by side: which is better, and what a seed alone does."""
+
+from itertools import combinations
+
+import pandas as pd
+
+from common.report.evaluation import Evaluation, Evidence
+from common.report.figures import drawn, intervals
+from common.report.page import PICTURES, Section, chapter, element, figures, findings, join, note, pictures, slug, table
+from common.report.run_tables import flips, settings_between
+from common.score.metrics import describe
+from common.score.significance import LEVEL, noise_floor, verdict
+
+MOST_PAIRS = 12  # sentences on pairs; beyond, each with the best only
+
+
+def comparison_sections(evidence: Evidence) -> list[Section]:
+    """Every entrant's score, and for each two whether one is better."""
+    if not evidence.entrants:
+        return []
+    ranking, best = evidence.ranking, evidence.entrants[0]
+    score = describe({**ranking.iloc[0], "n": len(best.oof.ids)}, evidence.metric)
+    copies = [
+        f"{' and '.join(run.name for run in group)} have the same predictions, byte for byte: they count as one run."
+        for group in evidence.copies
+    ]
+    if len(evidence.entrants) == 1:
+        return [Section("Score", table(ranking), [f"{best.name}: {score}."], {"runs": ranking})]
+    scores = Section("", table(ranking), [f"Best by {evidence.metric} is {best.name}: {score}.", *copies])
+    scores.tables["runs"] = ranking
+    parts = [scores, intervals_section(evidence), pairs_section(evidence), settings_section(evidence.runs)]
+    return [chapter("Runs compared", [part for part in parts if part.body])]
+
+
+def intervals_section(evidence: Evidence) -> Section:
+    """The accuracy of each entrant, and how many more errors each makes than the best."""
+    ranking, (best, *others) = evidence.ranking, evidence.entrants
+    accuracies = 100 * ranking[["accuracy", "low", "high"]].to_numpy()
+    behind = [evidence.compare(other, best) for other in others]
+    behind = pd.DataFrame([(each.better, each.low, each.high) for each in behind]).to_numpy()
+    more = f"More errors than {best.name}" + (", left of 0: fewer" if (behind[:, 0] < 0).any() else "")
+    more += " (band: what a seed alone does)" if evidence.floor else ""
+    size, names = (4.6, 0.3 * len(ranking) + 0.5), [other.name for other in others]
+    body = figures(
+        ("Accuracy, %", drawn(intervals, ranking.run, accuracies, False, 0, size=size, name="accuracy")),
+        (more, drawn(intervals, names, behind, True, evidence.floor, size=size, name="behind")),
+    )
+    return Section("", body)
+
+
+def pairs_section(evidence: Evidence) -> Section:
+    """Of each two entrants, which makes fewer errors and whether that is shown."""
+    pairs, with_best = pairs_table(evidence), len(evidence.entrants) - 1
+    verdicts = [
+        f"{verdict(better.name, other.name, found, p, len(pairs), evidence.floor)}."
+        for better, other, found, p in evidence.pairs
+    ]
+    body = [
+        findings(verdicts if len(verdicts) <= MOST_PAIRS else verdicts[:with_best]),
+        note(
+            "Both models of a pair predict the same rows, so only the rows that one alone has right can tell them "
+            "apart. p is exact McNemar’s: how often a fair coin would divide those rows at least as unevenly. The "
+            "interval is a paired bootstrap’s. A difference is shown where p, by Holm’s method for all pairs together, "
+            f"is below {LEVEL:g}. Gained and lost are the rows that the better and the other one alone has right. The "
+            "test is about the errors of the two trained models; the noise floor tells what another seed alone changes."
+        ),
+        table(pairs.drop(columns=["p_of_all", "noise_floor", "shown"])),
+    ]
+    return Section("Is the difference real?", join(body), verdicts[:with_best], {"pairs": pairs})
+
+
+def pairs_table(evidence: Evidence) -> pd.DataFrame:
+    """A row per pair of entrants."""
+    rows = [
+        (a.name, b.name, c.better, c.low, c.high, c.gained, c.lost, c.p, p, evidence.floor, p < LEVEL)
+        for a, b, c, p in evidence.pairs
+    ]
+    columns = ["better", "than", "fewer_errors", "from", "to", "gained", "lost", "p"]
+    return pd.DataFrame(rows, columns=[*columns, "p_of_all", "noise_floor", "shown"])
+
+
+def settings_section(runs: list[Evaluation]) -> Section:
+    """What the runs were trained with, as far as it differs."""
+    differing = settings_between(runs)
+    body = table(differing) if len(differing) else join([])
+    return Section("Settings that differ between the runs", body, [], {"settings": differing})
+
+
+def noise_sections(evidence: Evidence) -> list[Section]:
+    """What a seed alone changes."""
+    if evidence.twins:
+        return [chapter("Noise floor", [twins_section(evidence, group) for group in evidence.twins])]
+    if len(evidence.runs) < 2:
+        return []
+    says = "No two runs differ in their seed alone, so what a seed does is not measured."
+    more = "To measure it, train one of them again with another --seed and --run."
+    return [Section("Noise floor", join([element("p", says), note(more)]))]
+
+
+def twins_section(evidence: Evidence, group: list[Evaluation]) -> Section:
+    """How far runs that differ in their seed alone lie apart, and the rows that flip between them."""
+    found = [evidence.compare(*pair) for pair in combinations(group, 2)]
+    changed, apart = max(each.changed for each in found), max(abs(each.better) for each in found)
+    names, first = " and ".join(run.name for run in group), group[0].name
+    says = (
+        f"{names} differ in their seed alone: {apart} error{'s' * (apart != 1)} apart, {changed} rows change "
+        f"sides. A difference of up to {noise_floor(found)} errors may be the seed’s."
+    )
+    flipping = flips(group)
+    shown = flipping.head(PICTURES)
+    predicted = shown.filter(like="predicted_by").agg(" ".join, axis=1)
+    captions = [
+        (f"{label}: {seeds}", name) for label, seeds, name in zip(shown.label, predicted, shown.id, strict=True)
+    ]
+    body = [
+        element("p", says),
+        element("h3", f"Rows that flip between the seeds of {first}"),
+        note(f"{len(flipping)} rows, the most confidently wrong first. Label: what each seed says, and the id."),
+        pictures(zip(evidence.images_of(shown.id), captions, strict=True)),
+    ]
+    return Section("", join(body), [says], {f"{slug(first)}_flips": flipping})

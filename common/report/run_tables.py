@@ -1,0 +1,151 @@
+"""The tables of the page: of runs together, and of one run."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from common.report.evaluation import Evaluation
+from common.runs.config import Config, training_settings
+from common.score.calibration import calibration_error
+from common.score.metrics import goodness
+
+# Settings that name what 0 and auto turned out to be: facts of a run, not choices.
+RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
+
+
+def changed_settings(run: Evaluation) -> pd.DataFrame:
+    """The settings that differ from the defaults: setting, default, here."""
+    default = training_settings(Config())
+    rows = [
+        (name, plain(default.get(name, "")), plain(value))
+        for name, value in sorted(run.settings.items())
+        if name in default and name not in RESOLVED and plain(value) != plain(default[name])
+    ]
+    return pd.DataFrame(rows, columns=["setting", "default", "here"])
+
+
+def settings_between(runs: list[Evaluation]) -> pd.DataFrame:
+    """The settings in which runs differ, a row each, a column per run."""
+    names = sorted({name for run in runs for name in run.settings} - {"folds_fingerprint"})
+    rows = [[name, *(plain(run.settings.get(name, "")) for run in runs)] for name in names]
+    return pd.DataFrame(
+        [row for row in rows if len(set(row[1:])) > 1], columns=["setting", *(run.name for run in runs)]
+    )
+
+
+def plain(value: Any) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def fold_scores(run: Evaluation) -> pd.DataFrame:
+    """A row per fold: its errors, and what choosing an epoch does to the metric that the run was trained by.
+
+    ``best`` is the fold's own best epoch: chosen on the rows it is scored on. ``other_half`` is the score of each half
+    of the fold's rows at the epoch that the other half chose; ``others_choice`` that of the whole fold at the epoch
+    that is best on the mean of the other folds (NaN for one fold alone): choices that have not seen the rows.
+    """
+    metric = run.metric
+    shortest = min(map(len, run.logs))  # early stopping ends folds at different epochs
+    common = np.array([log[metric][:shortest] for log in run.logs])
+    rows = []
+    for number, log in enumerate(run.logs):
+        own = run.oof.fold == number
+        wrong, n = run.answers.costs[own].sum().item(), int(own.sum())
+        last, top = log[metric].iloc[-1], best(metric, log[metric].to_numpy())
+        row = [number, n, wrong, 1 - wrong / n, run.answers.losses[own].mean()]
+        row += [last, log[metric][top], top + 1, log[metric][top] - last]
+        names = [f"{half}_{metric}" for half in ("even", "odd")]
+        halves = [log[name].to_numpy() for name in names if name in log]  # absent with a single row
+        crossed = [scored[best(metric, chosen)] for chosen, scored in (halves, halves[::-1])] if halves else [np.nan]
+        row += [np.mean(crossed)]
+        if len(common) > 1:
+            epoch = best(metric, np.delete(common, number, axis=0).mean(axis=0))
+            row += [common[number, epoch], epoch + 1]
+        else:
+            row += [np.nan, 0]
+        rows.append(row)
+    columns = ["fold", "n", "errors", "accuracy", "nll", "last", "best", "best_epoch", "best_minus_last"]
+    return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
+
+
+def best(metric: str, of_epochs: np.ndarray) -> int:
+    """Index of the first epoch with the best value of a metric."""
+    return int(goodness(metric, of_epochs).argmax())
+
+
+def confusion(run: Evaluation) -> np.ndarray:
+    """Counts of (label, prediction), int (classes, classes): for a matrix that a person can read."""
+    width = len(run.oof.classes)
+    cells = run.answers.targets * width + run.answers.predicted
+    return np.bincount(cells, minlength=width * width).reshape(width, width)
+
+
+def class_scores(run: Evaluation) -> pd.DataFrame:
+    """A row per class: n, missed (its rows predicted as others), false alarms (others' rows predicted as it)."""
+    of_label, hits, predicted = run.answers.counts()
+    with np.errstate(invalid="ignore"):  # a class that is never predicted has no precision
+        precision, recall = hits / predicted, hits / of_label
+    return pd.DataFrame(
+        {
+            "class": run.oof.classes,
+            "n": of_label,
+            "missed": of_label - hits,
+            "false_alarms": predicted - hits,
+            "recall": recall,
+            "precision": precision,
+        }
+    )
+
+
+def confusions(run: Evaluation) -> pd.DataFrame:
+    """Which label is taken for which class, the most frequent first."""
+    wrong, width = run.answers.costs, len(run.oof.classes)
+    pairs = run.answers.targets[wrong] * width + run.answers.predicted[wrong]
+    cells, counts = np.unique(pairs, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    labels, predicted = np.divmod(cells[order], width)
+    names = np.asarray(run.oof.classes, dtype=object)
+    return pd.DataFrame({"label": names[labels], "predicted": names[predicted], "rows": counts[order]})
+
+
+def calibration(run: Evaluation) -> pd.DataFrame:
+    """nll and expected calibration error before and after a cross-fitted temperature."""
+    rows = []
+    right, fitted = ~run.answers.costs, run.oof.task.calibrate(run.oof.outputs, run.oof.places)
+    for name, scale, calibrated in (("as trained", 1.0, False), ("after temperature", fitted, True)):
+        confidence = run.confidence(calibrated)
+        gap = calibration_error(confidence, right)
+        rows.append((name, scale, run.nll(calibrated), confidence.mean(), right.mean(), gap))
+    columns = ["probabilities", "temperature", "nll", "mean_confidence", "accuracy", "calibration_error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def confident_errors(run: Evaluation) -> pd.DataFrame:
+    """Every wrong prediction, that of the highest calibrated probability first."""
+    probability = run.confidence()
+    rows = np.flatnonzero(run.answers.costs)
+    rows = rows[np.argsort(-probability[rows], kind="stable")]
+    return pd.DataFrame(
+        {
+            "id": run.oof.ids[rows],
+            "fold": run.oof.fold[rows],
+            "label": run.oof.labels[rows],
+            "predicted": run.oof.predicted[rows],
+            "probability": probability[rows],
+        }
+    )
+
+
+def flips(twins: list[Evaluation]) -> pd.DataFrame:
+    """Rows that some seeds of one setting have right and others wrong, the most confidently wrong first."""
+    wrong = np.array([run.answers.costs for run in twins])
+    rows = np.flatnonzero(wrong.any(axis=0) & ~wrong.all(axis=0))
+    wrong_confidence = np.max([run.confidence() * run.answers.costs for run in twins], axis=0)
+    rows = rows[np.argsort(-wrong_confidence[rows], kind="stable")]
+    found = {"id": twins[0].oof.ids[rows], "label": twins[0].oof.labels[rows]}
+    found |= {f"predicted_by_{run.name}": run.oof.predicted[rows] for run in twins}
+    return pd.DataFrame(found | {"wrong": wrong[:, rows].sum(axis=0)})
