@@ -74,6 +74,8 @@ class Options:
     shares: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
     noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
     sample: str = ""  # the competition's sample submission (csv)
+    submit: str = ""  # form of the submission: label, probability, probabilities (default: as the sample has it)
+    positive: str = ""  # class whose probability a sample with one probability a row asks for
 
     @property
     def folder(self) -> Path:
@@ -106,6 +108,8 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs, weights, predictions or a sample that do not belong together.
     """
+    if options.submit and not options.sample:
+        raise UserError("--submit", "has no effect without --sample", "name the sample submission, or leave it out")
     inputs = read_inputs(options)
     runs, data = inputs.runs, inputs.data
     study = study_blends(data, options.method)
@@ -162,7 +166,8 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
             blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
             test = replace(test, logits=blended.values, source={})
             write_predictions(folder / TEST_FILE, test)
-            write_submission(folder / SUBMISSION_FILE, test, options.sample, oof.predicted)
+            asked = options.submit, options.positive
+            write_submission(folder / SUBMISSION_FILE, test, options.sample, oof.predicted, *asked)
         summary = {
             "method": study.method,
             "asked": options.method,
@@ -305,7 +310,8 @@ def tests_in_one_order(options: Options, tests: dict[str, Predictions | None]) -
     ids = next(iter(tests.values())).ids
     ordered = [rows_in_order(test, ids, str(Path(options.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
     if options.sample:  # a wrong one is said before anything is fitted
-        read_form(options.sample, ids, ordered[0].classes, ordered[0].task)
+        first = ordered[0]
+        read_form(options.sample, ids, first.classes, first.task, options.submit, options.positive)
     return ordered
 
 

@@ -41,6 +41,7 @@ class Options:
     label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
+    positive: str = ""  # class whose probability the sample asks for, where it is one of two
     group: str = ""  # column whose equal values stay in one fold
     fold_column: str = ""  # column with the folds made by others
     seed: int = 0  # for the shuffle before rows are dealt

@@ -59,6 +59,8 @@ class Options:
 
     test: str = ""  # test table, or a folder of images (default: the embedded digits' held-out part)
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
+    submit: str = ""  # form of the submission: label, probability, probabilities (default: as the sample has it)
+    positive: str = ""  # class whose probability a sample with one probability a row asks for
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every one that has all its folds)
     out_dir: str = ""  # folder for each run's output (default: runs_dir; set it where that is read-only)
@@ -106,9 +108,9 @@ def run(options: Options) -> Result:
     scores = {}
     for name in runs:
         models = read_models(finished_folds(runs_dir / name, options.fold))
-        if options.sample:
+        if options.sample:  # a wrong one is said before the work
             saved = models[0].saved
-            read_form(options.sample, test.ids, saved.classes, TASKS[saved.task])  # said before the work
+            read_form(options.sample, test.ids, saved.classes, TASKS[saved.task], options.submit, options.positive)
         views, said_of_views = TTA.get(options.tta, []), []
         if train:
             fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
@@ -139,6 +141,8 @@ def score_only(runs: Sequence[str], options: Options) -> Result:
 def check_options(options: Options) -> None:
     """Raise UserError where a preset does not exist or options do not go together."""
     check_store(options.store)
+    if options.submit and not options.sample:
+        raise UserError("--submit", "has no effect without --sample", "name the sample submission, or leave it out")
     if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
         what = "predicts the training rows that each fold model has not seen"
         raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
@@ -207,7 +211,9 @@ def predict_test(
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )
-    write_submission(out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted)
+    write_submission(
+        out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted, options.submit, options.positive
+    )
     facts = {"rows": rows, "models": len(models), "tta": options.tta, "views": said_of_views}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
     write_json(out_folder / INFERENCE_FILE, facts)

@@ -22,8 +22,8 @@ TEST = Predictions(
 )
 
 
-def written(tmp_path: Path, predictions: Predictions = TEST, sample: str = "") -> str:
-    write_submission(tmp_path / "submission.csv", predictions, sample)
+def written(tmp_path: Path, predictions: Predictions = TEST, sample: str = "", **asked: str) -> str:
+    write_submission(tmp_path / "submission.csv", predictions, sample, **asked)
     return (tmp_path / "submission.csv").read_text(encoding="utf-8")
 
 
@@ -39,9 +39,42 @@ def test_without_a_sample_rows_stay_in_test_order(tmp_path):
 
 
 def test_sample_decides_columns_and_order(tmp_path):
-    """Columns and row order are the sample's, each id keeps its own prediction; what the sample predicts is ignored."""
-    sample = sample_file(tmp_path, '\ufeffId,Category\r\nNA,0\r\n"b,""",0\r\nc,0\r\n001,0\r\n')
+    """Columns and row order are the sample's, each id keeps its own prediction; which class it predicts is ignored."""
+    sample = sample_file(tmp_path, '\ufeffId,Category\r\nNA,dog\r\n"b,""",dog\r\nc,\r\n001,0\r\n')
     assert written(tmp_path, sample=sample) == 'Id,Category\nNA,cat\n"b,""",猫\nc,cat\n001,dog\n'
+
+
+@pytest.mark.parametrize("cell", ["0", "Cat", "0.5", "猫 dog", "cat ", "0 1 2"])
+def test_a_sample_without_a_class_is_refused(tmp_path, cell):
+    """Codes, other case, several names, a probability of three classes: said with the classes, unless it is meant."""
+    sample = sample_file(tmp_path, f'Id,Category\nNA,{cell}\n"b,""",{cell}\nc,{cell}\n001,{cell}\n')
+    with pytest.raises(
+        UserError, match=f"has {cell} in column Category, and none .*the classes are cat, dog, 猫; .*--submit"
+    ):
+        written(tmp_path, sample=sample)
+    assert written(tmp_path, sample=sample, form="label").startswith("Id,Category\nNA,cat\n")
+    with pytest.raises(UserError, match="there is no form votes"):
+        written(tmp_path, sample=sample, form="votes")
+
+
+@pytest.mark.parametrize(
+    ("classes", "column", "positive", "expected"),
+    [(["0", "1"], "has_cactus", "", 1), (["cat", "dog"], "cat", "", 0), (["no", "yes"], "target", "yes", 1)],
+)
+def test_a_sample_of_one_half_gets_the_probability_of_the_positive_class(tmp_path, classes, column, positive, expected):
+    """The class is told by 0 and 1, by the column's name, or asked for."""
+    logits = np.array([[3, 0], [0, 3], [1, 0]], dtype=np.float32)
+    test = Predictions(text_array("abc"), logits, classes)
+    sample = sample_file(tmp_path, f"id,{column}\nb,0.5\na,0.5\nc,0.5\n")
+    lines = written(tmp_path, test, sample, positive=positive).splitlines()
+    assert lines[0] == f"id,{column}"
+    found = [float(line.split(",")[1]) for line in lines[1:]]
+    np.testing.assert_allclose(found, softmax(logits)[[1, 0, 2], expected], rtol=1e-6)
+    with pytest.raises(UserError, match="--positive: (maybe is no class|.* --positive dog)"):
+        written(tmp_path, replace(test, classes=["cat", "dog"]), sample, positive="maybe")
+    if column == "target":
+        with pytest.raises(UserError, match="--positive: is missing"):
+            written(tmp_path, test, sample)
 
 
 def test_one_column_per_class_gets_probabilities(tmp_path):
@@ -62,7 +95,7 @@ def test_one_column_per_class_gets_probabilities(tmp_path):
         ("id,label\nc,0\n001,0\nNA,0\n", r'lacks 1 row \(b,"\) of the test'),
         ("id,label\nc,0\n001,0\nNA,0\nNA,1\n", r"contains duplicate ids: 1 row \(NA\)"),
         ("id,label\nc,0\n1,0\nNA,0\n", r"lacks 2 rows .* and names 1 row \(1\)"),
-        ("id,cat,dog,bird\nc,0,0,0\n", "neither id and label nor id and one per class"),
+        ("id,cat,dog,bird\nc,0,0,0\n", "neither id and label nor .*id and one per class"),
         ("id\nc\n", "neither id and label"),
         ("id,label\nc\n", "row 1: has 1 fields, but the header has 2"),
         ("id,label\n", "no row"),

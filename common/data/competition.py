@@ -30,6 +30,7 @@ class Competition:
     test: str = ""  # test table, or folder of images
     test_images: tuple[str, ...] = ()  # folders that hold the test table's photos
     sample: str = ""  # sample submission
+    positive: str = ""  # class whose probability is asked for
 
 
 NOTHING_SAID = Competition()

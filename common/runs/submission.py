@@ -37,8 +37,11 @@ class Form:
 
 
 def reads_label(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
-    """Two columns: the id is the first."""
-    return 0 if len(sample) == 2 else None
+    """Two columns: the id is the first, and the second is empty or has at least one class."""
+    if len(sample) != 2:
+        return None
+    answers = set(list(sample.values())[1]) - {""}
+    return 0 if not answers or answers & set(outputs) else None
 
 
 def label_cells(predictions: Predictions, columns: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -78,8 +81,39 @@ def check_probabilities(rows: Iterable[Sequence[str]], outputs: Sequence[str]) -
             yield index, what, "predict the test set again"
 
 
+def reads_probability(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+    """An id and numbers from 0 to 1, at least one of them between, and two classes."""
+    if len(sample) != 2 or len(outputs) != 2:
+        return None
+    answers = set(list(sample.values())[1])
+    return 0 if all(map(_is_probability, answers)) and not answers & {"0", "1", *outputs} else None
+
+
+def check_probability(rows: Iterable[Sequence[str]], outputs: Sequence[str]) -> Iterator[Fault]:
+    """Every cell is a number from 0 to 1."""
+    for index, (cell,) in enumerate(rows):
+        if not _is_probability(cell):
+            yield index, f"{cell} is no probability", "predict the test set again"
+
+
+def positive_class(column: str, outputs: Sequence[str], positive: str = "") -> str:
+    """The class whose probability is asked for: ``positive``, the one that its column is called like, or 1 of 0 and 1.
+
+    Raises:
+        UserError: it cannot be told, or is no class.
+    """
+    if positive and positive not in outputs:
+        raise UserError("--positive", f"{positive} is no class", f"the classes are {names_in_short(outputs)}")
+    for name in (positive, column, "1"):
+        if name in outputs:
+            return name
+    what = f"the sample's column {column} asks for the probability of one of the classes {' and '.join(outputs)}"
+    raise UserError("--positive", f"is missing: {what}", f"name it, such as --positive {outputs[-1]}")
+
+
 FORMS = {
     "label": Form("id and label", reads_label, label_cells, check_labels),
+    "probability": Form("id and a probability", reads_probability, probability_cells, check_probability),
     "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities),
 }
 
@@ -95,36 +129,64 @@ class Sheet:
     id_column: int  # which of them holds the ids
     ids: list[str]  # in the order of the rows
     form: str  # of FORMS
+    positive: str = ""  # the class whose probability the only column holds
+
+    @property
+    def asked(self) -> list[str]:
+        """What the columns but the id's are to hold, by the names of the outputs where there are such."""
+        return [self.positive] if self.positive else self.without_id(self.columns)
 
     def without_id(self, row: Sequence[str]) -> list[str]:
         """The other cells of a row, or names of the other columns."""
         return [*row[: self.id_column], *row[self.id_column + 1 :]]
 
 
-def read_form(sample: str, ids: Sequence[str] | np.ndarray, outputs: Sequence[str], task: Task = MULTICLASS) -> Sheet:
+def read_form(
+    sample: str,
+    ids: Sequence[str] | np.ndarray,
+    outputs: Sequence[str],
+    task: Task = MULTICLASS,
+    form: str = "",
+    positive: str = "",
+) -> Sheet:
     """What a sample submission asks for, checked against the test's ids; ``outputs`` are the names of the task's.
 
-    The task's forms are asked in turn whether the sample is of theirs. Call it before slow work: a wrong sample then
-    costs no time.
+    The task's forms are asked in turn whether the sample is of theirs, unless ``form`` says which it is. ``positive``
+    is the class whose probability may be asked for. Call it before slow work: a wrong sample then costs no time.
 
     Raises:
         UserError: a sample that cannot be read, is of no form, or does not name exactly the test's ids.
     """
     cells = read_columns(Path(sample))
     columns = list(cells)
-    for name in task.forms:
+    if form and form not in task.forms:
+        raise UserError("--submit", f"there is no form {form}", f"use {', '.join(task.forms)}")
+    for name in [form] if form else task.forms:
         id_column = FORMS[name].reads(cells, outputs)
+        if form in ("label", "probability") and len(columns) == 2:
+            id_column = 0
         if id_column is not None:
-            sheet = Sheet(columns, id_column, list(cells[columns[id_column]]), name)
+            wanted = positive_class(columns[1], outputs, positive) if name == "probability" else ""
+            sheet = Sheet(columns, id_column, list(cells[columns[id_column]]), name, wanted)
             _check_ids(sample, sheet.ids, ids)
             return sheet
-    known = " nor ".join(FORMS[name].words for name in task.forms)
-    what = f"has the columns {', '.join(columns[:12])}, neither {known}"
-    raise UserError(sample, what, f"the classes are {', '.join(outputs[:12])}")
+    known = f"the classes are {names_in_short(outputs)}"
+    if len(columns) == 2 and not form:
+        _check_ids(sample, cells[columns[0]], ids)
+        answers = names_in_short(sorted(set(cells[columns[1]]) - {""}))
+        what = f"has {answers} in column {columns[1]}, and none of them is a class"
+        raise UserError(sample, what, f"{known}; if these are wanted nevertheless, say --submit label")
+    words = " nor ".join(FORMS[name].words for name in ([form] if form else task.forms))
+    raise UserError(sample, f"has the columns {', '.join(columns[:12])}, neither {words}", known)
 
 
 def write_submission(
-    path: Path, predictions: Predictions, sample: str = "", oof_predicted: Sequence[str] | np.ndarray = ()
+    path: Path,
+    predictions: Predictions,
+    sample: str = "",
+    oof_predicted: Sequence[str] | np.ndarray = (),
+    form: str = "",
+    positive: str = "",
 ) -> None:
     """Write the submission of ``predictions`` in the form of ``sample`` (a csv file, "" for none), checked.
 
@@ -135,13 +197,15 @@ def write_submission(
             ``label_name``, the rows in their order.
         oof_predicted: the labels that the same models predict out of fold (text). Where the test's class shares
             differ wildly from them, a warning says so. Empty: not compared.
+        form: of FORMS, where the sample's own is not meant.
+        positive: the class whose probability a sample with one probability asks for; empty where that can be told.
 
     Raises:
         UserError: the sample does not fit, or the finished file would not be valid; nothing is written.
     """
     check_predictions(path, predictions)
     if sample:
-        sheet = read_form(sample, predictions.ids, predictions.classes, predictions.task)
+        sheet = read_form(sample, predictions.ids, predictions.classes, predictions.task, form, positive)
     else:
         columns = [predictions.id_name, predictions.label_name]
         sheet = Sheet(columns, 0, list(predictions.ids), predictions.task.forms[0])
@@ -149,7 +213,7 @@ def write_submission(
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(sheet.columns)
-    rows = FORMS[sheet.form].cells(ordered, sheet.without_id(sheet.columns))
+    rows = FORMS[sheet.form].cells(ordered, sheet.asked)
     for row_id, cells in zip(sheet.ids, rows, strict=True):
         writer.writerow([*cells[: sheet.id_column], row_id, *cells[sheet.id_column :]])
     check_submission(str(path), content.getvalue(), sheet, predictions.classes)
@@ -214,6 +278,13 @@ def _check_ids(where: str, ids: Sequence[str], test_ids: Sequence[str] | np.ndar
         raise UserError(
             where, " and ".join(filter(None, parts)), "use the sample submission and test table of the same competition"
         )
+
+
+def _is_probability(cell: str) -> bool:
+    try:
+        return 0 <= float(cell) <= 1
+    except ValueError:
+        return False
 
 
 def _are_probabilities(values: Sequence[str]) -> bool:

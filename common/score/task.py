@@ -156,7 +156,7 @@ TASKS: dict[str, Task] = {
                 *("cross-entropy", "focal", "ohem", "bce", "generalised-cross-entropy"),
                 *("arcface", "cosface", "am-softmax", "lovasz-softmax"),
             ),
-            forms=("label", "probabilities"),
+            forms=("label", "probability", "probabilities"),
             blends=(
                 *("mean", "geometric", "hand", "vote", "group-vote", "best"),
                 *("softmax", "tempered", "greedy", "stack"),
