@@ -42,6 +42,24 @@ def create_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float
         ) from error
 
 
+def try_a_step(name: str, lr: float, weight_decay: float, /, **opt_args: Any) -> None:
+    """Take a step with a layer of its own: many an optimiser looks at its arguments no earlier.
+
+    Raises:
+        UserError: the step fails.
+    """
+    if name.startswith(("bnb", "fused")):  # for GPUs alone
+        return
+    layer = nn.Linear(2, 2)
+    optimiser = create_optimiser(layer, name, lr, weight_decay, **opt_args)
+    layer(torch.ones(1, 2)).sum().backward()
+    try:
+        optimiser.step()
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        flag, what = "--opt-args" if opt_args else "--opt", " ".join(str(error).split())
+        raise UserError(flag, f"{name} cannot take a step ({what})", "see the optimiser's class") from error
+
+
 def _check_timms(name: str, inner: str, opt_args: Mapping[str, Any]) -> None:
     if inner not in list_optimizers():
         if inner in SINCE:

@@ -22,7 +22,7 @@ from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
 from common.model.networks import CROPS, SYNC_BN, create_model, current_name, photo_preparation, photo_size, works_at
 from common.model.objectives import create_objective
-from common.model.optim import create_optimiser
+from common.model.optim import create_optimiser, try_a_step
 from common.model.schedules import Length, create_schedule
 from common.model.selection import Selection, create_selection
 from common.model.weights import Loaded, hub_file, load_weights
@@ -126,6 +126,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     if cfg.args("model").get(SYNC_BN) and (processes() == 1 or not torch.cuda.is_available()):
         what = "sync_bn=True averages over the GPUs of one training, but only one device is in use"
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
+    try_a_step(cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
     model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
     if cfg.freeze and not loaded.report:
         warn("--freeze without --weights or --pretrained: frozen layers keep their random initial weights")
