@@ -9,6 +9,7 @@ import pytest
 import infer
 from common.base.errors import UserError
 from common.data.decoding import Preparation
+from common.runs.config import differences
 from common.runs.layout import MODEL_FILE
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import load_model, load_tensors, save_tensors
@@ -39,6 +40,8 @@ def test_files_of_older_versions_are_read(metadata):
     old = read({name: value for name, value in metadata.items() if name not in (*NEWER, "preparation")})
     assert (old.task, old.averaged, old.members) == ("multiclass", (), 1)
     assert old.preparation == read(metadata).preparation and old.shared == read(metadata).shared
+    settings = {name: value for name, value in metadata["settings"].items() if name != "task"}
+    assert not differences(read(metadata | {"settings": settings}).shared, read(metadata).shared)
 
 
 @pytest.mark.parametrize(

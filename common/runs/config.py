@@ -215,7 +215,9 @@ def saved_config(settings: Mapping[str, Any]) -> Config:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Each setting that differs, as ``lr: 0.003 -> 0.001``."""
+    """Each setting that differs, as ``lr: 0.003 -> 0.001``; one that an older version lacked had today's default."""
+    defaults = dataclasses.asdict(Config())
+    old, new = defaults | old, defaults | new
     return [
         f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
         for name in sorted(old.keys() | new.keys())
