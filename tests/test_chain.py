@@ -17,6 +17,7 @@ from conftest import ROOT, SMALL, run_script, train
 from scores import log_mean_probability
 
 import infer
+import train_fold
 from common.base.errors import UserError
 from common.data.folds import match_folds, read_folds, split_rows
 from common.data.tables import read_test_table, read_train_table
@@ -131,6 +132,27 @@ def test_the_same_command_again_changes_nothing(chain, tiny, capsys):
     assert "finished" in capsys.readouterr().out
     after = {path: path.stat().st_mtime_ns for path in (chain / "one" / "fold0").iterdir() if path.name != ".lock"}
     assert before == after
+
+
+def test_a_finished_run_answers_without_torch(chain, tiny):
+    """Every fold's score and the local CV come in the time that reading them takes."""
+    code = "import sys, train_fold; train_fold.main(sys.argv[1:]); print('torch' in sys.modules)"
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", chain, *SMALL, "--jobs", 1]
+    command = [sys.executable, "-c", code, *map(str, places), "--run", "one"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("False\n") and done.stdout.count("is finished") == 3, done.stderr
+    assert "local CV of one" in done.stdout
+
+
+def test_run_returns_the_score_and_the_folder(chain, tiny):
+    """What a notebook gets is what metrics.json says of a fold, and the joined score of all of them."""
+    options = {"data": str(tiny / "train.csv"), "folds": str(tiny / "folds.csv"), "runs_dir": str(chain), "run": "one"}
+    options |= {"epochs": 3, "batch_size": 8, "channels_last": "no", "warmup_epochs": 0.5, "jobs": 1}
+    alone = train_fold.run(train_fold.Train(**options, fold="1"))
+    metrics = json.loads((chain / "one/fold1/metrics.json").read_text())
+    assert alone.score["accuracy"] == metrics["accuracy"] and alone.score["nll"] == metrics["nll"]
+    together = train_fold.run(train_fold.Train(**options))
+    assert together.folder == chain / "one" and together.score["n"] == 60
 
 
 def test_other_settings_are_refused_by_name(chain, tiny):
