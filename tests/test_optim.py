@@ -8,7 +8,7 @@ from timm.optim import Lookahead
 from torch import nn
 
 from common.base.errors import UserError
-from common.model.optim import create_optimiser
+from common.model.optim import create_optimiser, try_a_step
 from common.runs.choices import OPTIMISERS
 
 # Name, class, settings that make it what it is; with lookahead_ the class is the inner one's.
@@ -127,3 +127,14 @@ def test_what_cannot_be_built_is_refused(name, opt_args, message):
 def test_settings_of_ones_own_come_before_the_names():
     """--opt ranger --opt-args betas=(0.9,0.99) is heard."""
     assert build("ranger", betas=(0.9, 0.99)).param_groups[0]["betas"] == (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("name", "opt_args"), [("lars", {"eps": "x"}), ("lamb", {"betas": (0.9,)}), ("sgdp", {"momentum": "x"})]
+)
+def test_an_argument_that_fails_at_the_first_step_is_refused(name, opt_args):
+    """Many an optimiser takes anything when it is made."""
+    create_optimiser(small_model(), name, 1e-2, 0.05, **opt_args)
+    with pytest.raises(UserError, match=f"--opt-args: {name} cannot take a step") as refused:
+        try_a_step(name, 1e-2, 0.05, **opt_args)
+    assert "\n" not in str(refused.value)

@@ -338,3 +338,24 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
     said = capfd.readouterr().out
     assert said.count("trial0: nll_calibrated") == said.count("trial1: nll_calibrated") == 1
     assert "best of 2 trials" in said and "optimistic" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--loss", "focl"], "--loss: there is no loss focl; did you mean focal"),
+        (
+            ["run", "--loss", "focal", "--loss-args", "margin=1"],
+            "--loss-args: margin is unknown to focal; known: gamma",
+        ),
+        (["search", "--augment", "digit"], "--augment: there is no augment digit; did you mean digits"),
+        (["search", "--vary", "loss=focal,ohm"], "--loss: there is no loss ohm"),
+        (["search", "--vary", "loss-args=gamma", "--loss", "focal"], "--loss-args: gamma has no value"),
+    ],
+)
+def test_a_wrong_setting_of_a_sweep_is_refused_before_its_folder_is_made(arguments, message, tmp_path):
+    """Corrected, the same command would else meet a sweep with other settings."""
+    pytest.importorskip("optuna")
+    with pytest.raises(UserError, match=message):
+        sweep.main([*arguments, "--runs-dir", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
