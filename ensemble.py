@@ -115,7 +115,7 @@ def run(options: Options) -> Result:
     study = study_blends(data, options.method)
     facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
     print(f"{table_text(facts['table'], len(data.targets))}\n\n{weights_text(runs, study.blends)}\n")
-    found = score(data.task, study.outputs, data.targets)
+    found = score(data.task, study.outputs, data.targets, data.names)
     if study.tried:
         facts |= worth_of_runs(options, inputs, study)
         how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""
@@ -201,7 +201,8 @@ def read_inputs(options: Options) -> Inputs:
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
     outputs = Outputs(np.stack(columns), oof.others)
-    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), oof.task)
+    names = () if oof.is_short else oof.classes
+    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), oof.task, names)
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")

@@ -120,8 +120,9 @@ class Predictions:
 
 
 def short_form(predictions: Predictions, kept: int) -> Predictions:
-    """The same predictions with the ``kept`` likeliest classes of each row; as they are, where they have no more."""
-    if kept + 1 >= predictions.logits.shape[1]:
+    """The same predictions with the ``kept`` likeliest classes of each row; as they are, where they have no more, or
+    where the task needs all."""
+    if kept + 1 >= predictions.logits.shape[1] or not predictions.task.is_shortened:
         return predictions
     logits, columns = shorten(predictions.logits, predictions.columns, len(predictions.classes), kept)
     return replace(predictions, logits=logits, columns=columns)

@@ -81,7 +81,7 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
 
 def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs) -> dict[str, Any]:
     """The score, the first metric's 95 % interval, and the loss after the temperature."""
-    answers = data.task.answers(outputs, data.targets, ())
+    answers = data.task.answers(outputs, data.targets, data.names)
     interval = METRICS[data.task.metrics[0]].interval(answers)
     loss = float(data.task.loss(tempered, data.targets).mean())
     return score_of(answers, data.task.metrics) | {"interval": list(interval), "nll_calibrated": loss}

@@ -31,6 +31,7 @@ class OofOutputs:
     groups: np.ndarray  # (runs): runs with the same number are one model trained several times
     hand_weights: np.ndarray  # (runs): the user's own weights, 0 or more; empty: none
     task: Task = MULTICLASS
+    names: Sequence[str] = ()  # of the outputs; empty: the columns are those of a short form
 
     def rows(self, mask: np.ndarray) -> "OofOutputs":
         """Some rows; ``mask`` is bool (rows)."""

@@ -116,30 +116,18 @@ def accuracy_words(found: Mapping[str, float]) -> str:
 # ---- the table
 
 
-def has_names(names: Sequence[str]) -> bool:
-    """Whether it is known which class is which: not so of the columns of a short form."""
-    return len(names) > 0
+def every_class(names: Sequence[str]) -> str:
+    """It must be known which class is which: not so of the columns of a short form."""
+    return "" if len(names) else "to know every class"
 
 
-def are_numbers(names: Sequence[str]) -> bool:
-    """Whether every label is a number, such as 3, 10.0 or -1."""
+def grades(names: Sequence[str]) -> str:
+    """Every label must be a number, such as 3, 10.0 or -1."""
     try:
-        return has_names(names) and all(math.isfinite(float(name)) and "_" not in name for name in names)
+        are_numbers = all(math.isfinite(float(name)) and "_" not in name for name in names)
     except ValueError:
-        return False
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a metric needs of the names of the outputs."""
-
-    met: Callable[[Sequence[str]], bool]
-    words: str
-
-
-ANYTHING = Need(lambda names: True, "")
-CLASSES = Need(has_names, "to know every class")
-GRADES = Need(are_numbers, "grades, labels that are numbers")
+        are_numbers = False
+    return "" if len(names) and are_numbers else "grades, labels that are numbers"
 
 
 @dataclass(frozen=True)
@@ -149,7 +137,8 @@ class Metric:
     of: Callable[[Answers], float]
     shown: str = ".2%"  # how Python formats it in a table: a share in per cent
     lower_is_better: bool = False
-    needs: Need = ANYTHING  # where it is not met, the metric has no value
+    # Names of the outputs -> what it lacks of them to have a value at all, "" if nothing.
+    lacks: Callable[[Sequence[str]], str] = lambda names: ""
     says_nothing_up_to: int = 1  # with so many outputs its value is always the same
     interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: not known
     words: Callable[[Mapping[str, float]], str] | None = None  # of a score; None: its name and value say enough
@@ -159,10 +148,10 @@ METRICS = {
     "accuracy": Metric(accuracy, interval=accuracy_interval, words=accuracy_words),
     "errors": Metric(errors, shown="g", lower_is_better=True),
     "nll": Metric(nll, shown=".4f", lower_is_better=True),
-    "balanced_accuracy": Metric(balanced_accuracy, needs=CLASSES),
-    "macro_f1": Metric(macro_f1, needs=CLASSES),
+    "balanced_accuracy": Metric(balanced_accuracy, lacks=every_class),
+    "macro_f1": Metric(macro_f1, lacks=every_class),
     "top5": Metric(top5, says_nothing_up_to=5),
-    "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", needs=GRADES),
+    "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
 }
 
 
@@ -170,13 +159,13 @@ def check_metric(name: str, outputs: Sequence[str], known: Sequence[str] = tuple
     """Refuse a metric that says nothing about these outputs; ``known`` are the task's metrics.
 
     Raises:
-        UserError: no such metric, one that would always be the same, or one whose needs are not met.
+        UserError: no such metric, one that would always be the same, or one that lacks something.
     """
     metric = chosen("metric", name, {each: METRICS[each] for each in known})
     if len(outputs) <= metric.says_nothing_up_to:
         raise UserError("--metric", f"{name} is always 1 with {len(outputs)} classes", "choose another")
-    if not metric.needs.met(outputs):
-        what = f"{name} needs {metric.needs.words}, but the labels are {names_in_short(outputs)}"
+    if needed := metric.lacks(outputs):
+        what = f"{name} needs {needed}, but the labels are {names_in_short(outputs)}"
         raise UserError("--metric", what, "choose another")
 
 
@@ -196,8 +185,8 @@ def score(task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence
 
 
 def score_of(answers: Answers, metrics: Sequence[str]) -> dict[str, float | int]:
-    """n and those of the ``metrics`` whose needs are met."""
-    known = {name: METRICS[name] for name in metrics if METRICS[name].needs.met(answers.names)}
+    """n and those of the ``metrics`` that lack nothing."""
+    known = {name: METRICS[name] for name in metrics if not METRICS[name].lacks(answers.names)}
     return {"n": len(answers.losses)} | {name: metric.of(answers) for name, metric in known.items()}
 
 
