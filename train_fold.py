@@ -21,7 +21,7 @@ import pandas as pd
 
 from common.base.cli import flags_of, parse
 from common.base.errors import UserError, run_script, warn
-from common.base.files import write_file
+from common.base.files import read_json, write_file
 from common.base.locks import locked
 from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
@@ -37,6 +37,7 @@ from common.runs.config import Config, check_config, check_file, of_fold
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
 from common.runs.layout import (
     CHECKPOINT_FILE,
+    CONFIG_FILE,
     LOG_FILE,
     TRACE_FILE,
     fold_folder,
@@ -105,7 +106,7 @@ def run(cfg: Train) -> Result:
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if not todo and processes() == 1:
-        say_finished(cfg, folds, wanted)
+        say_finished(cfg, table, folds, wanted)
     elif todo and (len(slots) > 1 or slots[0].elsewhere):
         train_in_jobs(cfg, table, folds, todo, slots, threads, deadline)
     else:
@@ -140,11 +141,15 @@ def is_short(cfg: Config, table: Table) -> bool:
     return cfg.epochs * rows * table.images[0].size < 10e6
 
 
-def say_finished(cfg: Train, folds: Folds, wanted: list[str]) -> None:
+def say_finished(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
     """Say of each fold that it is finished, without torch; refused where it was trained with other settings."""
     for fold in wanted:
         folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
         with locked(folder):
+            if read_json(folder / CONFIG_FILE).get("model") != cfg.model:  # an old name of it, or another model
+                from common.train.build import with_images_of
+
+                cfg = with_images_of(cfg, table)
             start_or_go_on(folder, as_recorded(cfg, folder), folds)
         print(finished_line(folder, fold, cfg.metric))
 

@@ -79,7 +79,7 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
 
 def as_recorded(cfg: Config, folder: Path) -> Config:
     """The settings with what only a training finds out (0 and auto mean: find out), as the fold's folder has it."""
-    recorded = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    recorded = read_json(folder / CONFIG_FILE)
     open_ones = [name for name in ("channels", "img_size") if not getattr(cfg, name)]
     if cfg.mixed_precision != "no":  # what was asked for may not have worked
         open_ones.append("mixed_precision")
