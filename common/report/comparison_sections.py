@@ -21,7 +21,7 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
     ranking, best = evidence.ranking, evidence.entrants[0]
     score = describe({**ranking.iloc[0], "n": len(best.oof.ids)}, evidence.metric)
     copies = [
-        f"{' and '.join(run.name for run in group)} have the same predictions, byte for byte: they count as one run."
+        f"{' and '.join(run.name for run in group)} have the same predictions, byte for byte: they say what one says."
         for group in evidence.copies
     ]
     if len(evidence.entrants) == 1:

@@ -174,7 +174,8 @@ class Evidence:
     @cached_property
     def twins(self) -> list[list[Evaluation]]:
         """Groups of runs that differ in their seed alone."""
-        return seed_twins(self.runs)
+        copied = {run.name for group in self.copies for run in group[1:]}
+        return seed_twins([run for run in self.runs if run.name not in copied])
 
     @cached_property
     def floor(self) -> float:
