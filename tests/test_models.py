@@ -11,7 +11,15 @@ from accelerate import Accelerator
 from common.base.cli import keyword_arguments
 from common.base.errors import UserError
 from common.data.batches import Normalise
-from common.model.networks import build, create_model, working_settings
+from common.model.networks import (
+    build,
+    create_model,
+    current_name,
+    last_layers,
+    photo_preparation,
+    photo_size,
+    working_settings,
+)
 from common.train.loop import Predictor
 
 DIGIT = 28  # px
@@ -130,11 +138,59 @@ def test_a_stage_of_digit_cnn_has_its_width_its_depth_and_one_pooling():
     assert model.features(torch.rand(1, 1, 28, 28)).shape == (1, 6, 7, 7)
 
 
-@pytest.mark.parametrize("name", ["digit_cnn", "tf_efficientnet_b0"])
-def test_training_starts_from_a_uniform_guess(name):
-    """Before the first step every class is equally likely, whatever range timm draws the last layer from."""
-    logits = create_model(name, {}, 10, 1, 28)(torch.rand(4, 1, 28, 28))
-    assert logits.std(dim=1).max() < 0.5 and (logits[0] - logits[1]).abs().max() < 1e-6
+@pytest.mark.parametrize(
+    ("name", "img_size", "layers"),
+    [
+        ("digit_cnn", 28, ["head.2"]),
+        ("tf_efficientnet_b0", 28, ["classifier"]),
+        ("dla46_c", 64, ["fc"]),  # a convolution
+        ("deit_tiny_distilled_patch16_224", 64, ["head", "head_dist"]),
+        ("crossvit_tiny_240", 240, ["head.0", "head.1"]),
+        ("levit_128s", 224, ["head.linear", "head_dist.linear"]),  # behind a BatchNorm
+        ("caformer_s18", 64, ["head.fc.fc2"]),  # of a head with a hidden layer
+    ],
+)
+def test_training_starts_from_a_uniform_guess(name, img_size, layers):
+    """Before the first step every class is equally likely, whatever heads the model has; no other layer is zero."""
+    model = create_model(name, {}, 10, 1, img_size)
+    assert list(last_layers(model)) == layers
+    assert not model.train()(torch.rand(2, 1, img_size, img_size)).any()
+    with torch.device("meta"):
+        other = build(name, {}, 7, 1, img_size)
+    named = [f"{layer}.{parameter}" for layer in layers for parameter in ("weight", "bias")]
+    shapes = {parameter: tensor.shape for parameter, tensor in other.named_parameters()}
+    assert named == [each for each, tensor in model.named_parameters() if tensor.shape != shapes[each]]
+
+
+def test_levit_has_a_second_head_that_timm_does_not_name():
+    """levit_384_s8 is distilled, but timm names the first of its two heads alone."""
+    with torch.device("meta"):
+        assert list(last_layers(build("levit_384_s8", {}, 10, 3, 224))) == ["head.linear", "head_dist.linear"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("tf_efficientnet_b4_ns", "tf_efficientnet_b4.ns_jft_in1k"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224.augreg_in21k"),
+        ("efficientnet_b2a", "efficientnet_b2"),
+        ("efficientnet_b2a.ra_in1k", "efficientnet_b2.ra_in1k"),
+        ("resnet18.a1_in1k", "resnet18.a1_in1k"),
+    ],
+)
+def test_old_names_are_the_new_ones(old, new):
+    """Size, crop and weights are those of the name that timm gives the model today."""
+    assert current_name(old) == new
+    size = photo_size(new)
+    assert photo_size(old) == size > 0
+    assert photo_preparation(old, {}, 3, size) == photo_preparation(new, {}, 3, size)
+
+
+def test_a_model_for_one_size_alone_is_proposed_at_that_size():
+    """crossvit takes images of 240 px, which is not a usual size, whether ours are smaller or larger."""
+    for size in (224, 256):
+        with pytest.raises(UserError, match=f"the images are {size} px and .* use --img-size 240$"):
+            create_model("crossvit_tiny_240", {}, 3, 3, size)
 
 
 def test_a_model_that_would_look_at_a_part_of_each_image_is_refused():

@@ -142,7 +142,63 @@ def test_grey_weights_become_colour_by_an_equal_share(ours):
     assert "features.0.weight spread over 3 colour channels" in loaded.report and loaded.normalise.std == (0.3,) * 3
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.backbone."]
+PREFIXES += ["module.model.encoder._orig_mod.", "state_dict.my_own_word."]
+
+
+def test_the_weights_of_two_models_are_refused(ours, tmp_path):
+    """A student and its teacher in one file: which of them is meant cannot be told."""
+    tensors = load_file(ours)
+    both = {f"{who}.{name}": tensor.clone() for who in ("student", "teacher") for name, tensor in tensors.items()}
+    save_file(both, tmp_path / "two.safetensors")
+    with pytest.raises(UserError, match=r"several models \(student\.\* and teacher\.\*\); save those of one"):
+        load_weights(digit_cnn(10), "digit_cnn", tmp_path / "two.safetensors", TEN, 1)
+
+
+def test_a_backbone_of_a_class_around_it_is_found(ours, tmp_path):
+    """Only the backbone's names have the prefix; the class's own last layer is left in the file."""
+    tensors = {f"backbone.{name}": each for name, each in load_file(ours).items() if not name.startswith("head")}
+    save_file(tensors | {"fc.weight": torch.ones(5, 8)}, tmp_path / "own.safetensors")
+    model = digit_cnn(10, seed=1)
+    report = load_weights(model, "digit_cnn", tmp_path / "own.safetensors", TEN, 1).report
+    assert "new last layer head.2.weight, head.2.bias (none in the file)" in report and "left in the file: fc" in report
+    assert torch.equal(model.features[0].weight, load_file(ours)["features.0.weight"])
+
+
+def test_weights_of_several_heads_keep_all_but_the_last_layers(tmp_path):
+    """Another number of classes replaces both heads of a distilled transformer, and nothing else of it."""
+    name, settings = "deit_tiny_distilled_patch16_224", {"depth": 1}
+    source = create_model(name, settings, 5, 3, 32)
+    save_file(source.state_dict(), tmp_path / "deit.safetensors")
+    model = create_model(name, settings, 3, 3, 32)
+    report = load_weights(model, name, tmp_path / "deit.safetensors", ["a", "b", "c"], 3).report
+    assert "new last layer head.weight, head.bias, head_dist.weight, head_dist.bias (5 classes in the file" in report
+    kept = [each for each in source.state_dict() if not each.startswith("head")]
+    assert all(torch.equal(model.state_dict()[each], source.state_dict()[each]) for each in kept)
+
+
+def test_a_stem_of_pixels_side_by_side_becomes_grey(tmp_path):
+    """tresnet's first convolution sees 4 x 4 pixels at once: an image of equal channels gives what grey gave."""
+    source = create_model("tresnet_m", {}, 3, 3, 64).eval()
+    torch.nn.init.normal_(source.head.fc.weight)
+    save_file({name: each.contiguous() for name, each in source.state_dict().items()}, tmp_path / "w.safetensors")
+    model = create_model("tresnet_m", {}, 3, 1, 64).eval()
+    assert (
+        "summed over its 3" in load_weights(model, "tresnet_m", tmp_path / "w.safetensors", ["a", "b", "c"], 1).report
+    )
+    grey = torch.rand(1, 1, 64, 64)
+    torch.testing.assert_close(model(grey), source(grey.expand(-1, 3, -1, -1)), atol=1e-3, rtol=1e-3)
+
+
+def test_weights_for_another_size_name_it(tmp_path):
+    """Where timm cannot resample a position table, the size is wrong and not the model."""
+    save_file(create_model("cait_xxs24_224", {"depth": 1}, 3, 3, 64).state_dict(), tmp_path / "w.safetensors")
+    model = create_model("cait_xxs24_224", {"depth": 1}, 3, 3, 48)
+    with pytest.raises(UserError, match="pos_embed is .* made for 64 px; use --img-size 64"):
+        load_weights(model, "cait_xxs24_224", tmp_path / "w.safetensors", ["a", "b", "c"], 3, {"depth": 1})
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_wrappers_prefixes_are_no_obstacle(ours, prefix, tmp_path):
     """Names as DDP or torch.compile would have saved them; a tensor too many is named as left in the file."""
     tensors = {f"{prefix}{name}": tensor for name, tensor in load_file(ours).items()}

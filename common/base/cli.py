@@ -67,6 +67,7 @@ def recipe_flags(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         tag = next((token for token in yaml.scan(text) if isinstance(token, yaml.TagToken)), None)
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
         entries = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(str(path), f"cannot be read ({' '.join(str(error).split())})", "check --config") from error
@@ -75,6 +76,12 @@ def recipe_flags(path: Path) -> list[str]:
         raise UserError(where, f"has the tag {''.join(tag.value)}", "write plain text")
     if not isinstance(entries, dict):
         raise UserError(str(path), "is not a list of `flag: value` lines", "see recipes/ for examples")
+    lines = {}
+    for key, _ in node.value if entries else ():
+        line = lines.setdefault(key.value.replace("-", "_"), key.start_mark.line + 1)
+        if line != key.start_mark.line + 1:
+            where = f"{path}, line {key.start_mark.line + 1}"
+            raise UserError(where, f"{key.value} is given twice, first in line {line}", "leave one of them out")
     flags = []
     for name, value in entries.items():
         if isinstance(value, dict):

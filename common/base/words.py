@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+LONGEST_REASON = 200  # characters of a library's message that a line of ours repeats
+
 
 def rows_named(ids: Sequence[str]) -> str:
     """``3 rows (7, 12, 40)``: a count and the first few ids."""
@@ -20,3 +22,10 @@ def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
     if images:
         counts.append((images, "image", "images"))
     return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)
+
+
+def in_a_line(error: Exception) -> str:
+    """An exception of a library in a line: its kind and the beginning of its text."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,6 +1,7 @@
 """Models by name: everything timm has, and digit_cnn."""
 
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -14,14 +15,15 @@ from timm.data import resolve_data_config
 from timm.models import get_deprecated_models
 from torch import nn
 
+from common.base.cli import check_value
 from common.base.errors import UserError
+from common.base.words import in_a_line
 from common.data.decoding import CROP_MODES, Preparation
 from common.model import digit_cnn  # noqa: F401  (registers it with timm)
 
 # The sizes that are tried, with the model's own, to tell a user which one a model can work at.
 USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
 
-LONGEST_REASON = 200  # characters of a library's message that a line of ours repeats
 LEAST_SEEN = 0.75  # share of an image's side that a model must look at
 PATCHES_PER_SIDE = 7  # a vision transformer of fewer sees too little of where things are
 
@@ -48,9 +50,15 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
     """
     for argument in DECIDED_ELSEWHERE & model_args.keys():
         raise UserError("--model-args", f"{argument} is set by the data and other flags", "leave it out")
+    for argument, value in model_args.items():
+        if re.search("drop.*_rate$", argument) and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise UserError("--model-args", f"{argument}={value} is not a valid share", "use 0 to 1")
     name, failure = current_name(name), None
     try:
         model = build(name, model_args, num_classes, channels, img_size)
+        for argument, parameter in inspect.signature(type(model).__init__).parameters.items():
+            if argument in model_args and isinstance(parameter.default, bool):
+                check_value("model-args", argument, model_args[argument], parameter.default)
         if sees_whole(model, num_classes, channels, img_size):
             start_at_zero(model)
             return model
@@ -58,6 +66,8 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
         raise
     except Exception as error:  # timm's builders raise whatever their arguments and sizes run into
         failure = error
+    if failure is not None and fits(name, model_args, num_classes, channels, img_size):  # but not into memory
+        raise _refusal(name, model_args, num_classes, channels, img_size, failure) from failure
     remedies = []
     for size, arguments in working_settings(name, model_args, num_classes, channels, img_size):
         pairs = " ".join(f"{argument}={value}".replace(" ", "") for argument, value in arguments.items())
@@ -211,13 +221,6 @@ def _refusal(
     return UserError("--model-args", f"{name} cannot be built with {values} ({reason})", "correct it or leave it out")
 
 
-def in_a_line(error: Exception) -> str:
-    """An exception of a library in a line: its kind, unless its text is a sentence of its own, and its text."""
-    text = " ".join(str(error).split())
-    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def last_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that depend on the number of classes, by name: those that timm names as a model's classifiers.
 
@@ -240,6 +243,21 @@ def start_at_zero(model: nn.Module) -> None:
     for layer in last_layers(model).values():
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def check_training_mode(model: nn.Module, channels: int, img_size: int, model_args: Mapping[str, Any]) -> None:
+    """Let a model see two images as in training, which shows what only dropout and the like make of its arguments.
+
+    Raises:
+        UserError: it cannot compute with one of ``model_args``.
+    """
+    try:
+        model.train()(torch.zeros(2, channels, img_size, img_size))
+    except Exception as error:  # as in create_model
+        values = " ".join(f"{argument}={value}" for argument, value in model_args.items())
+        what = f"the model cannot be trained with {values} ({in_a_line(error)})"
+        raise UserError("--model-args", what, "correct it or leave it out") from error
 
 
 def works_at(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:

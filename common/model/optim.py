@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from common.base.errors import ENVIRONMENT, UserError
+from common.base.words import in_a_line
 from common.runs.choices import OPTIMISERS, no_optimiser
 
 # What the recipes use and the oldest timm that we take lacks.
@@ -33,12 +34,14 @@ def create_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float
             return create_optimizer_v2(model, opt=made_of, lr=lr, weight_decay=weight_decay, **own_args | opt_args)
         optimiser = ralamb(model, lr, weight_decay, **opt_args)
         return optimiser if made_of == inner else Lookahead(optimiser)
+    except UserError:
+        raise
     except (ImportError, AssertionError) as error:
         remedy = "pip install pytorch-optimizer" if inner == "ralamb" else "choose another"
         raise UserError("--opt", f"{name} needs a package that is not installed ({error})", remedy) from error
-    except (TypeError, ValueError, LookupError) as error:
+    except Exception as error:  # optimisers raise whatever their arguments run into
         raise UserError(
-            "--opt-args", f"{name} rejected these arguments ({error})", "see the optimiser's class"
+            "--opt-args", f"{name} rejected these arguments ({in_a_line(error)})", "see the optimiser's class"
         ) from error
 
 
@@ -54,10 +57,11 @@ def try_a_step(name: str, lr: float, weight_decay: float, /, **opt_args: Any) ->
     optimiser = create_optimiser(layer, name, lr, weight_decay, **opt_args)
     layer(torch.ones(1, 2)).sum().backward()
     try:
-        optimiser.step()
-    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
-        flag, what = "--opt-args" if opt_args else "--opt", " ".join(str(error).split())
-        raise UserError(flag, f"{name} cannot take a step ({what})", "see the optimiser's class") from error
+        for _ in range(2):  # the second finds what the first has left
+            optimiser.step()
+    except Exception as error:  # optimisers raise whatever their arguments run into
+        flag = "--opt-args" if opt_args else "--opt"
+        raise UserError(flag, f"{name} cannot take a step ({in_a_line(error)})", "see the optimiser's class") from error
 
 
 def _check_timms(name: str, inner: str, opt_args: Mapping[str, Any]) -> None:
@@ -67,6 +71,8 @@ def _check_timms(name: str, inner: str, opt_args: Mapping[str, Any]) -> None:
             raise UserError("--opt", what, f"pip install 'timm>={SINCE[inner]}', or choose another", ENVIRONMENT)
         raise no_optimiser(name, list_optimizers())
     info = get_optimizer_info(inner)
+    if getattr(info, "second_order", False):  # timm 1.0.13 says so of adahessian
+        raise UserError("--opt", f"{name} needs second derivatives, which are not supported", "choose another")
     for argument, used in (("eps", info.has_eps), ("betas", info.has_betas)):
         if argument in opt_args and not used:  # timm would drop it without a word
             raise UserError("--opt-args", f"{name} has no {argument}", "leave it out")

@@ -20,9 +20,10 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from common.base.errors import ENVIRONMENT, UserError
+from common.base.words import in_a_line
 from common.data.batches import Normalise
 from common.data.folds import Folds
-from common.model.networks import USUAL_SIZES, build, current_name, in_a_line, last_layers, photo_size
+from common.model.networks import USUAL_SIZES, build, current_name, last_layers, photo_size
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import load_any, read_metadata
 

@@ -20,7 +20,16 @@ from common.data.images import image_shape
 from common.data.tables import Table
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
-from common.model.networks import CROPS, SYNC_BN, create_model, current_name, photo_preparation, photo_size, works_at
+from common.model.networks import (
+    CROPS,
+    SYNC_BN,
+    check_training_mode,
+    create_model,
+    current_name,
+    photo_preparation,
+    photo_size,
+    works_at,
+)
 from common.model.objectives import create_objective
 from common.model.optim import create_optimiser, try_a_step
 from common.model.schedules import Length, create_schedule
@@ -128,6 +137,8 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
     try_a_step(cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
     model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
+    if cfg.args("model"):
+        check_training_mode(model, cfg.channels, cfg.img_size, cfg.args("model"))
     if cfg.freeze and not loaded.report:
         warn("--freeze without --weights or --pretrained: frozen layers keep their random initial weights")
     if micro_batch == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
