@@ -335,6 +335,13 @@ def test_a_group_larger_than_a_fold_is_mentioned(tmp_path, capsys):
     assert "(big) has 12 of 18 rows, so the folds are uneven: 1" in capsys.readouterr().err
 
 
+def test_a_column_whose_name_has_a_space_is_mentioned(tmp_path, capsys):
+    """It is found all the same."""
+    photos(tmp_path, ["0.jpg"])
+    table = read_train_table(write(tmp_path / "t.csv", " image, label\n0.jpg,x\n"))
+    assert table.labels.tolist() == ["x"] and "column ' image' begins" in capsys.readouterr().err
+
+
 # ---- folders
 
 

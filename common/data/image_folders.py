@@ -149,7 +149,8 @@ def files_below(root: Path, trusted: bool = False, above: tuple[Path, ...] = ())
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not trusted:
-            refuse_outside(above[0], file, f"{root}, {entry.name}")
+            remedy = f"if it is meant, name {above[0]} with folds.py --images, or --test-images, as well"
+            refuse_outside(above[0], file, f"{root}, {entry.name}", remedy)
         if entry.is_dir():
             if entry.name.lower() in LITTER:
                 warn(f"{file}: is left out: no folder of images, but what a program left there")
@@ -174,12 +175,12 @@ def entries_of(folder: Path) -> list[os.DirEntry]:
         raise UserError(str(folder), what, "check its permissions or name another folder") from error
 
 
-def refuse_outside(root: Path, file: Path, where: str) -> None:
+def refuse_outside(root: Path, file: Path, where: str, remedy: str = "") -> None:
     """Raise UserError where ``file`` is a link to what does not lie below ``root``."""
     real = Path(os.path.realpath(file))
     if not real.is_relative_to(os.path.realpath(root)):
         what = f"{file.name} is a link that points outside of {root}"
-        raise UserError(where, what, f"name the folder that it points into: --images {real.parent}")
+        raise UserError(where, what, remedy or f"name the folder that it points into: --images {real.parent}")
 
 
 def class_folders(root: Path, trusted: bool = False) -> tuple[dict[str, Path], list[str]]:

@@ -88,7 +88,7 @@ def read_test_table(test: str, data: str, sample: str = "", competition: Competi
         raise UserError("--test", "is missing", "name the test table or the folder of test images")
     path = Path(test)
     if os.path.isdir(path):
-        images = images_in(path, trusted=test in competition.test_images)
+        images = images_in(path, trusted=path in map(Path, competition.test_images))
         refuse_parts(path, images, "test")
         return _folder_table(path, named_as_in(Path(sample), images) if sample else images)
     table = _csv_table(path, competition, competition.test_images, test=True, sample=sample)
@@ -118,6 +118,8 @@ def _no_answers(table: Table, sample: str) -> str:
 def _csv_table(path: Path, competition: Competition, images: Sequence[str], test: bool, sample: str = "") -> Table:
     content = csv_bytes(path)
     header = header_of(path, content.partition(b"\n")[0].decode())
+    if spaced := [name for name in header if name != name.strip()]:
+        warn(f"{path}: the name of its column {spaced[0]!r} begins or ends with a space")
     if is_pixel_header(header):
         return _pixel_table(path, header, content, competition, test, sample)
     return _photo_table(path, columns_of(path, content.decode()), competition, images, test)
@@ -202,7 +204,7 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
 
 def _class_folders(root: Path, competition: Competition) -> Table:
     """Labels are the names of the folders in ``root``, or what ``label_from_name`` finds in each image's path."""
-    trusted = str(root) in competition.images
+    trusted = root in map(Path, competition.images)
     if competition.label_from_name:
         images = images_in(root, trusted)
         found = take_labels(root, {}, text_array(images), competition, test=False, alone=False)
