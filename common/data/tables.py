@@ -190,12 +190,14 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
     usual = [name for name in IMAGE_COLUMNS if name in columns]
     plain = [_plain(name) for name in IMAGE_COLUMNS]
     usual += sorted((name for name in columns if _plain(name) in plain and name not in usual), key=len)
-    with_photos = [name for name, cells in columns.items() if any(map(search.find, cells))]
     for name in usual:
-        if name in with_photos or not with_photos:
+        if any(map(search.find, columns[name])):
             return name
+    with_photos = [name for name, cells in columns.items() if any(map(search.find, cells))]
     if len(with_photos) == 1:
         return with_photos[0]
+    if usual and not with_photos:
+        return usual[0]  # whose missing photo is then named
     places = ", ".join(map(str, search.searched))
     what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)}) in {places}"
     remedy = "name the image column with --image-column and the images' folder with --images"
