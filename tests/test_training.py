@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from common.base.errors import UserError
 from common.data.augment import create_augmentation
-from common.data.batches import Normalise, TrainBatches
+from common.data.batches import Normalise, TrainBatches, levels_of
 from common.data.geometry import affine
 from common.data.images import load_images
 from common.data.tables import read_train_table
@@ -108,7 +108,7 @@ def test_smoothing_is_in_training_targets_only(images):
 
 def test_normalise_gives_zero_mean_and_unit_deviation(images):
     """Measured on the very images."""
-    normalised = Normalise.of_batches([images])(images.float() / 255)
+    normalised = Normalise.of_levels(levels_of([images]))(images.float() / 255)
     assert normalised.mean().item() == pytest.approx(0, abs=1e-4)
     assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-4)
 

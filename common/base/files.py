@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.base.errors import ENVIRONMENT, UserError, warn_of_unhashed
+from common.base.errors import ENVIRONMENT, OwnError, UserError, warn_of_unhashed
 from common.base.locks import try_lock
 from common.base.system import sync_folder
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
+MOVES_OPEN_FILES = os.name == "posix"  # Windows neither renames nor removes one
 SHA256 = "sha256"  # the key of a JSON file that states the rest's
 REMEDY = "restore it or run the step that writes it"
 
@@ -49,10 +50,11 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
                     file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                if os.name != "posix":
-                    file.close()  # Windows renames no open file
+                if not MOVES_OPEN_FILES:
+                    file.close()
                 os.replace(temporary, path)
             finally:
+                file.close()
                 temporary.unlink(missing_ok=True)
         sync_folder(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
@@ -60,16 +62,20 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             what += "" if callable(content) else f": {size_text(len(content))} needed"
             what += f", {size_text(shutil.disk_usage(path.parent).free)} available"
-        raise UserError(str(path), what, "free up space or choose another folder", ENVIRONMENT) from error
+        raise OwnError(str(path), what, "free up space or choose another folder", ENVIRONMENT) from error
 
 
 def remove_strays(folder: Path) -> None:
     """Remove the temporary files of writers that were killed; a living one has locked its own."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
-            with suppress(OSError), path.open("rb") as file:
-                if try_lock(file):
-                    path.unlink()
+            with suppress(OSError):
+                with path.open("rb") as file:
+                    is_stray = try_lock(file)
+                    if is_stray and MOVES_OPEN_FILES:  # while it is ours: its writer may be about to lock it
+                        path.unlink()
+                if is_stray:
+                    path.unlink(missing_ok=True)  # Windows refuses where the writer has it open
 
 
 def _temporary_beside(path: Path) -> BinaryIO:

@@ -38,13 +38,13 @@ def row_of(source: str | Path, index: int) -> str:
     return f"{source}, row {index + 1}"
 
 
-def file_bytes(path: Path, remedy: str = "check the path") -> bytes:
-    """A file's content; raises UserError where it cannot be read."""
+def file_bytes(path: Path, remedy: str = "check the path", error_of: type[UserError] = UserError) -> bytes:
+    """A file's content; raises UserError, or that kind of it, where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
-        raise UserError(str(path), what, remedy) from error
+        raise error_of(str(path), what, remedy) from error
 
 
 def csv_bytes(path: Path, ours: bool = False) -> bytes:

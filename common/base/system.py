@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
+NO_GPU = ("", "-1", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES
 STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
 _PARENT = os.getppid()  # who started us, unless that one was quick to die
 
@@ -33,17 +36,29 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def gpu_count() -> int:
-    """NVIDIA GPUs on this machine, counted without importing torch (seconds); 0 where there is no driver."""
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that jobs may use, by the names CUDA_VISIBLE_DEVICES takes; found without torch (seconds).
+
+    That variable itself says which; without it all are meant, and each slice of a card that is cut into some (MIG).
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:  # what follows a name that does not exist is hidden too; -1 and NoDevFiles mean none
+        return list(takewhile(lambda name: name not in NO_GPU, visible.split(",")))
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+        return []
+    slices_of: dict[str, list[str]] = {}
+    for line in listing.stdout.splitlines():
+        if card := re.match(r"GPU (\d+):", line):
+            slices_of[card[1]] = []
+        elif piece := re.match(r"\s+MIG .*\(UUID: ([^)]+)\)", line):
+            slices_of[[*slices_of][-1]].append(piece[1])
+    return [name for card, slices in slices_of.items() for name in slices or [card]]
 
 
 def has_other_accelerator() -> bool:
-    """Whether torch may find a device here that :func:`gpu_count` does not count: Apple's or AMD's."""
+    """Whether torch may find a device here that :func:`gpus` does not name: Apple's or AMD's."""
     return (sys.platform == "darwin" and os.uname().machine == "arm64") or os.path.exists("/dev/kfd")
 
 

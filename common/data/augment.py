@@ -28,8 +28,13 @@ from torch import Tensor
 from common.data.augment_options import ON_PIXELS, ON_POINTS, options_of
 from common.data.geometry import cropped, moved, points_of, sample
 from common.data.mixing import Mix
+from common.data.transfer import constant
 
 Uniform = Callable[[int], Tensor]
+
+# NTSC's colours: grey, and two axes of the hue. The inverse is made here, since on a GPU linalg.inv waits for its flag.
+TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+FROM_YIQ = tuple(map(tuple, torch.linalg.inv(torch.tensor(TO_YIQ)).tolist()))
 
 
 def _symmetric(uniform: Uniform, count: int) -> tuple[Tensor, ...]:
@@ -63,7 +68,7 @@ def centre_crop(points: Tensor, uniform: Uniform, centre_crop: float) -> Tensor:
 
 def flip(points: Tensor, uniform: Uniform, flip: float, flip_vertical: float) -> Tensor:
     """Mirror a share ``flip`` of the images left to right, and ``flip_vertical`` upside down."""
-    signs = 1 - 2 * (uniform(2) < points.new_tensor([flip, flip_vertical])).float()
+    signs = 1 - 2 * (uniform(2) < constant((flip, flip_vertical), points.device)).float()
     return points * signs[:, None, None]
 
 
@@ -122,8 +127,8 @@ def colour(
         factor, angle = 1 + vivid * saturation, torch.deg2rad(turn * hue)
         first, second, zero = factor * angle.cos(), factor * angle.sin(), torch.zeros_like(angle)
         rows = [zero + 1, zero, zero, zero, first, -second, zero, second, first]
-        to_yiq = images.new_tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-        matrix = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq
+        to_yiq, from_yiq = constant(TO_YIQ, images.device), constant(FROM_YIQ, images.device)
+        matrix = from_yiq @ torch.stack(rows, dim=1).view(-1, 3, 3) @ to_yiq
         images = torch.einsum("nij,njhw->nihw", matrix, images)
     return images.clamp(0, 1)
 

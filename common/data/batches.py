@@ -13,10 +13,12 @@ from torch import Tensor
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
 from common.data.images import Images, pixels_of
-from common.data.mixing import size_of_batch
+from common.data.mixing import Mixture, size_of_batch
+from common.data.transfer import HOST, constant, to_device
 from common.score.task import MULTICLASS, Task
 
-MEASURED_AT_ONCE = 4096  # images, when their mean is taken
+MEASURED_AT_ONCE = 256  # images, when their mean is taken
+MANY = 4096  # random numbers an image: as many are drawn where they are used, and only a block of rows at a time
 
 
 def seed_of(purpose: str, *parts: int) -> int:
@@ -33,12 +35,8 @@ class Normalise:
     std: tuple[float, ...]
 
     @classmethod
-    def of_batches(cls, batches: Iterable[Tensor]) -> "Normalise":
-        """Mean and deviation of uint8 images (n, channels, height, width) in batches; constant channels keep 1."""
-        counts = sum(
-            torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
-            for images in batches
-        )
+    def of_levels(cls, counts: Tensor) -> "Normalise":
+        """Mean and deviation of so many pixels of each level, int64 (channels, 256); a deviation of 0 is 1."""
         shares = counts.double() / counts.sum(1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean = (shares * levels).sum(1)
@@ -46,24 +44,38 @@ class Normalise:
         return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        mean, std = (constant(tuple(values), images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
+
+
+def levels_of(batches: Iterable[Tensor]) -> Tensor:
+    """How many pixels of uint8 images (n, channels, height, width) have each level: int64 (channels, 256)."""
+    return sum(
+        torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
+        for images in batches
+    )
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a fold trains on: ``rows`` of a table, its images and targets; tensors are on the training device."""
+    """What a fold trains on: ``rows`` of a table, its images and targets."""
 
     images: Images  # of all n rows of the table
-    targets: Tensor  # their class numbers, int64 (n)
-    rows: Tensor  # those to train on, int64 (m)
+    targets: Tensor  # their class numbers, int64 (n), on the training device
+    rows: Tensor  # those to train on, int64 (m), in the host's memory
     classes: Sequence[str]
 
     @cached_property
     def normalise(self) -> Normalise:
-        """What brings the images of the rows to zero mean and unit deviation."""
-        return Normalise.of_batches(pixels_of(self.images, self.rows.split(MEASURED_AT_ONCE), self.rows.device))
+        """What brings the images of the rows to zero mean and unit deviation; each process looks at its share."""
+        group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
+        own = self.rows[group.get_rank() :: group.get_world_size()] if group else self.rows
+        where = self.images.device if isinstance(self.images, Tensor) else HOST
+        counts = levels_of(pixels_of(self.images, own.split(MEASURED_AT_ONCE), where))
+        if group:
+            counts = counts.to(self.targets.device)
+            group.all_reduce(counts)
+        return Normalise.of_levels(counts.cpu())
 
 
 @dataclass(frozen=True)
@@ -83,16 +95,20 @@ class Share:
     place: slice  # in the global batch
     rows: Tensor  # int64 (m)
     partners: Tensor  # the rows that they are mixed with, int64 (m); empty without mixing
+    mixture: Mixture | None  # how
 
 
 @dataclass(frozen=True)
 class TrainBatches:
     """The micro-batches that one process trains on, epoch by epoch.
 
-    ``rows`` index ``images`` (uint8, all rows of the table) and ``targets`` (int64 class numbers); rows and targets
-    are on the training device. The order of an epoch and each image's augmentation follow from (seed, epoch)
-    alone: every process walks the same global batches of ``batch_size`` rows and takes its share, and
-    the rows left over after the last whole batch wait for another epoch.
+    ``rows``, in the host's memory, index ``images`` (uint8, all rows of the table) and ``targets`` (int64 class
+    numbers), which are on the training device, and so are the batches. An epoch's order and mixtures are drawn on the
+    host and moved once, before its first batch, so that no step waits for the device.
+
+    The order of an epoch and each image's augmentation follow from (seed, epoch) alone: every process walks the same
+    global batches of ``batch_size`` rows and takes its share, and the rows left over after the last whole batch wait
+    for another epoch.
     """
 
     images: Images
@@ -114,6 +130,11 @@ class TrainBatches:
     task: Task = MULTICLASS
 
     @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.targets.device
+
+    @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
         return len(self.rows) // self.batch_size
@@ -127,9 +148,10 @@ class TrainBatches:
         """The micro-batches of an epoch (from 0), ``micro_batches`` of them for each optimiser step."""
         mixes = self.augment.mix is not None and self.augment.mix.mixes_in(epoch, self.epochs)
         epoch += self.first_epoch
-        shares = self._shares(self.order_of(epoch), mixes)
-        wanted = (torch.cat([share.rows, share.partners]) for share in shares)
-        found = pixels_of(self.images, wanted, self.rows.device)
+        order = self.order_of(epoch)
+        wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, mixes))
+        shares = self._shares(to_device(order, self.device), mixes, self._mixtures(epoch) if mixes else ())
+        found = pixels_of(self.images, wanted, self.device)
         for share in shares:
             with part("data"):
                 pixels = next(found)
@@ -137,7 +159,14 @@ class TrainBatches:
                 batch = self._batch(pixels, share, epoch)
             yield batch
 
-    def _shares(self, order: Tensor, mixes: bool) -> list[Share]:
+    def _mixtures(self, epoch: int) -> Tensor:
+        """Those of an epoch's global batches, float (steps, 4, batch size)."""
+        seeds = (seed_of("mixing", self.seed, epoch, step) for step in range(self.steps))
+        return to_device(
+            torch.from_numpy(np.stack([self.augment.mix(seed, self.batch_size) for seed in seeds])), self.device
+        )
+
+    def _shares(self, order: Tensor, mixes: bool, mixtures: Sequence[Tensor] | Tensor = ()) -> list[Share]:
         """What this process takes of each global batch of an epoch, whose rows are in ``order``, int64 (n).
 
         An image's partner in mixing is the one at the same place from the global batch's end.
@@ -148,7 +177,8 @@ class TrainBatches:
                 first = (micro_batch * self.processes + self.process) * size
                 place = slice(first, first + size)
                 partners = batch.flip(0)[place] if mixes else batch[:0]
-                shares.append(Share(step, place, batch[place], partners))
+                mixture = Mixture(*mixtures[step][:, place]) if len(mixtures) else None
+                shares.append(Share(step, place, batch[place], partners, mixture))
         return shares
 
     def _batch(self, pixels: Tensor, share: Share, epoch: int) -> Batch:
@@ -159,29 +189,29 @@ class TrainBatches:
         rows, partners, step = share.rows, share.partners, share.step
         seed = seed_of("augmentation", self.seed, epoch, step)
         images, targets = self.augmented(pixels[: len(rows)], self._uniform(seed, share.place)), self.targets_of(rows)
-        if len(partners):
+        if share.mixture is not None:
             other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share.place, from_end=True))
-            mixture = self.augment.mix(seed_of("mixing", self.seed, epoch, step), self.batch_size).part(share.place)
-            images, targets = mixture(images, targets, other_images, self.targets_of(partners))
+            images, targets = share.mixture(images, targets, other_images, self.targets_of(partners))
         if self.augment.sizes:
             side = size_of_batch(seed_of("size", self.seed, epoch, step), self.augment.sizes)
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return Batch(images, targets, rows)
 
     def order_of(self, epoch: int) -> Tensor:
-        """The rows of an epoch in order, int64 (n): each once, or with "balanced" sampling each class equally often.
+        """The rows of an epoch in order, int64 (n), in the host's memory.
 
-        A class's rows are then dealt out like cards, all of them before one comes again: of a common class some wait
-        for another epoch, of a rare one none is drawn more than one time more often than another.
+        Each comes once, or with "balanced" sampling each class equally often. A class's rows are then dealt out like
+        cards, all of them before one comes again: of a common class some wait for another epoch, of a rare one none is
+        drawn more than one time more often than another.
         """
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
 
         def shuffled(rows: Tensor) -> Tensor:
-            return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+            return rows[torch.randperm(len(rows), generator=generator)]
 
         if self.sampling == "uniform":
             return shuffled(self.rows)
-        targets = self.targets[self.rows]
+        targets = self.targets.cpu()[self.rows]
         by_class = self.rows[targets.argsort(stable=True)]
         classes = by_class.split(targets.unique(return_counts=True)[1].tolist())
         share = -(-len(self.rows) // len(classes))
@@ -198,11 +228,24 @@ class TrainBatches:
         return self.task.soft(self.targets[rows], numbers, self.label_smoothing)
 
     def _uniform(self, seed: int, share: slice, from_end: bool = False) -> Uniform:
-        device = self.rows.device
-        generator = torch.Generator(device).manual_seed(seed)
+        """Random numbers for the images in a share of the global batch, or in what mirrors it ``from_end``.
+
+        All are drawn on the host, where every machine draws the same; but for those of whole images, which would take
+        longer to copy than the device takes to draw them.
+        """
+        host = torch.Generator().manual_seed(seed)
+        device = host if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
+        wanted = slice(self.batch_size - share.stop, self.batch_size - share.start) if from_end else share
 
         def uniform(k: int) -> Tensor:
-            numbers = torch.rand(self.batch_size, k, generator=generator, device=device)
-            return (numbers.flip(0) if from_end else numbers)[share]
+            generator = device if k > MANY else host
+            at_once = max(1, MANY * MANY // k)  # rows; what other processes use is drawn and thrown away
+            drawn = []
+            for first in range(0, self.batch_size, at_once):
+                count = min(at_once, self.batch_size - first)
+                numbers = torch.rand(count, k, generator=generator, device=generator.device)
+                drawn.append(numbers[max(0, wanted.start - first) : max(0, wanted.stop - first)])
+            numbers = torch.cat(drawn) if len(drawn) > 1 else drawn[0]
+            return to_device(numbers.flip(0) if from_end else numbers, self.device)
 
         return uniform

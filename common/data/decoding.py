@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from common.base.errors import UserError, warn
+from common.base.errors import OwnError, UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import file_bytes, row_of, text_array
 from common.data.tables import Table
@@ -225,16 +225,16 @@ class Decoder:
         """One row's pixels, uint8 (channels, stored, stored).
 
         Raises:
-            UserError: the file is missing, another than when the folds were made, or cannot be decoded.
+            OwnError: the file is missing, another than when the folds were made, or cannot be decoded.
         """
         path, where = self.table.images[row], row_of(self.table.source, row)
-        content = file_bytes(path)
+        content = file_bytes(path, error_of=OwnError)
         if len(self.row_shas) and sha256(content)[:16] != self.row_shas[row]:
-            raise UserError(where, f"{path} is not the image that the folds were made from", "restore it")
+            raise OwnError(where, f"{path} is not the image that the folds were made from", "restore it")
         try:
             pixels = self.prepare(content)
         except ValueError as error:
-            raise UserError(where, f"{path} {error}", "restore the image") from error
+            raise OwnError(where, f"{path} {error}", "restore the image") from error
         self.decoded += 1
         return pixels
 
@@ -261,12 +261,12 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
     Warns of animations.
 
     Raises:
-        UserError: how many cannot be decoded, and the first of them with their rows; 16-bit files that use few of
+        OwnError: how many cannot be decoded, and the first of them with their rows; 16-bit files that use few of
             their values, unless they are taken ``as_written``.
     """
 
     def look(path: Path) -> tuple[str, bool, int, str]:
-        content = file_bytes(path)
+        content = file_bytes(path, error_of=OwnError)
         try:
             photo = decode(content)
         except ValueError as error:
@@ -285,7 +285,7 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
         if len(broken) > 1:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
             named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
-        raise UserError(row_of(table.source, first), named, "restore them or remove their rows")
+        raise OwnError(row_of(table.source, first), named, "restore them or remove their rows")
     _, animated, peaks, shas = zip(*found, strict=True)
     if moving := [row for row, moves in enumerate(animated) if moves]:
         file = table.images[moving[0]].name

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.augment_options import PADDING
+from common.data.transfer import constant
 
 
 def points_of(images: Tensor, side: int = 0) -> Tensor:
@@ -29,7 +30,8 @@ def moved(points: Tensor, rotation: Tensor, zoom: Tensor, across: Tensor, down: 
     cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     matrix = torch.stack([cosine, sine, -sine, cosine], dim=1).view(-1, 2, 2)
     shifted = -2 * torch.stack([across, down], dim=1)[:, None]
-    return torch.baddbmm(shifted, points.flatten(1, 2), matrix).view(points.shape)
+    with torch.autocast(points.device.type, enabled=False):  # in bf16 a turn would be off by most of a pixel
+        return torch.baddbmm(shifted, points.flatten(1, 2), matrix).view(points.shape)
 
 
 def sample(images: Tensor, points: Tensor, border: str = "black") -> Tensor:
@@ -48,5 +50,5 @@ def cropped(images: Tensor, side: int, across: float = 0.0, down: float = 0.0) -
 
 def affine(images: Tensor, rotation: float, zoom: float, across: float, down: float) -> Tensor:
     """All images under the same affine map (see :func:`moved`), black beyond the border."""
-    points = moved(points_of(images[:1]), *images.new_tensor([[rotation], [zoom], [across], [down]]))
+    points = moved(points_of(images[:1]), *constant(((rotation,), (zoom,), (across,), (down,)), images.device))
     return sample(images, points.expand(len(images), -1, -1, -1))

@@ -1,9 +1,9 @@
 """The images of a table as uint8, wherever they lie while they are used.
 
 A pixel table becomes one tensor on the device: 42,000 digits are 33 MB, so a batch is an index into it. Photos are
-decoded once into a file that all folds and processes map into memory (common/data/cache.py), or, where they do not
-fit, again for each batch by threads that work ahead (common/data/decoding.py). :func:`pixels_of` reads batches from any
-of them.
+decoded once into a file that all folds and processes map into memory (common/data/cache.py), from there to a device
+that has room for them, or, where they do not fit into the file, again for each batch by threads that work ahead
+(common/data/decoding.py). :func:`pixels_of` reads batches from any of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,9 +16,13 @@ from common.base.errors import UserError
 from common.data.cache import Cache, keep
 from common.data.decoding import Decoder, Preparation, check_photos
 from common.data.tables import Table
+from common.data.transfer import HOST, copied_ahead, free_bytes, to_device
 
 PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
 PHOTO_SIDE = 224  # of photos, whose sizes vary, unless the model says otherwise
+
+RESIDENT = 1 / 3  # of the device's free memory may hold photos, so that a batch is an index into them
+WORTH_A_THREAD = 1e6  # bytes of a batch; smaller ones are gathered before a thread has woken up
 
 Images = Tensor | Decoder
 
@@ -28,13 +32,13 @@ def image_shape(table: Table) -> tuple[int, int]:
     return (3, PHOTO_SIDE) if table.of_photos else (1, table.images.shape[1])
 
 
-def load_images(table: Table, channels: int, img_size: int) -> Tensor:
-    """All images of a pixel table as uint8 (n, channels, img_size, img_size).
+def load_images(table: Table, channels: int, img_size: int, device: torch.device = HOST) -> Tensor:
+    """All images of a pixel table on the device, uint8 (n, channels, img_size, img_size).
 
     Grey becomes colour by repeating its channel (a view: no memory). A table is padded when the new size is at most a
     quarter larger, else resized (bilinear).
     """
-    return _fit(torch.from_numpy(table.images)[:, None], img_size).expand(-1, channels, -1, -1)
+    return _fit(torch.from_numpy(table.images)[:, None], img_size).to(device).expand(-1, channels, -1, -1)
 
 
 def read_images(
@@ -54,24 +58,41 @@ def read_images(
         UserError: a photo that is kept cannot be decoded, or is another than the hashes say.
     """
     if not table.of_photos:
-        return load_images(table, prepare.channels, prepare.side).to(device)
+        return load_images(table, prepare.channels, prepare.side, device)
     decoder = Decoder(table, prepare, row_shas, workers)
     try:
         kept = keep(decoder, cache, say)
     except UserError:
         check_photos(table, workers, as_written=True)  # one broken file seldom comes alone
         raise
-    return decoder if kept is None else torch.from_numpy(kept)
+    if kept is None:
+        return decoder
+    return torch.from_numpy(kept).to(device if kept.nbytes <= RESIDENT * free_bytes(device) else "cpu")
 
 
 def pixels_of(images: Images, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The pixels of batches of rows, in their order: uint8 (m, channels, side, side) on ``device``."""
+    """The pixels of batches of rows, in their order: uint8 (m, channels, side, side) on ``device``.
+
+    The rows, int64 (m) each, are in the host's memory. What is not on the device is gathered and copied ahead.
+    """
     if isinstance(images, Decoder):
-        for pixels in images.batches(rows.tolist() for rows in row_batches):
-            yield torch.from_numpy(pixels).to(device)
+        decoded = map(torch.from_numpy, images.batches(rows.tolist() for rows in row_batches))
+        yield from copied_ahead(map(Tensor.pin_memory, decoded) if device.type == "cuda" else decoded, device)
+        return
+    row_batches = list(row_batches)
+    if images.device.type != "cpu":
+        rows = to_device(torch.cat(row_batches), images.device)  # of all batches at once
+        yield from (images[some] for some in rows.split([len(batch) for batch in row_batches]))
+    elif device.type == "cpu" and images[:1].numel() * max(map(len, row_batches), default=0) < WORTH_A_THREAD:
+        yield from (images[rows] for rows in row_batches)
     else:
-        for rows in row_batches:
-            yield images[rows.to(images.device)].to(device)
+        yield from copied_ahead((_gathered(images, rows, device.type == "cuda") for rows in row_batches), device)
+
+
+def _gathered(images: Tensor, rows: Tensor, pinned: bool) -> Tensor:
+    """Some of the images; torch uses pinned memory again once the copies out of it are done."""
+    found = torch.empty((len(rows), *images.shape[1:]), dtype=images.dtype, pin_memory=pinned)
+    return torch.index_select(images, 0, rows, out=found)
 
 
 def conversion(table: Table, prepare: Preparation) -> str:

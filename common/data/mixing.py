@@ -5,24 +5,20 @@ All draws are a function of a seed, so every process that works on a batch makes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How each image of a batch is mixed with another: arrays of one value per image."""
+class Mixture(NamedTuple):
+    """How each image of a batch is mixed with another: one value per image, float (n)."""
 
-    share: np.ndarray  # of the image itself, 0..1
-    cut: np.ndarray  # whether a box of the other image is pasted in; else the two are blended
-    across: np.ndarray  # middle of the box, as a share of the side
-    down: np.ndarray
-
-    def part(self, which: slice) -> "Mixture":
-        """The mixture of some of the batch's images."""
-        return Mixture(self.share[which], self.cut[which], self.across[which], self.down[which])
+    share: Tensor  # of the image itself, 0..1
+    cut: Tensor  # 1: a box of the other image is pasted in; 0: the two are blended
+    across: Tensor  # middle of the box, as a share of the side
+    down: Tensor
 
     def __call__(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor
@@ -32,14 +28,11 @@ class Mixture:
         Both ways are one thing: a mask says how much of a pixel is the image's own, and the target's share is the
         mask's mean.
         """
-        share, across, down = (
-            torch.from_numpy(values).to(images)[:, None] for values in (self.share, self.across, self.down)
-        )
-        cut = torch.from_numpy(self.cut).to(images.device)[:, None, None]
+        share, cut, across, down = (values[:, None] for values in self)
         side = (torch.arange(images.shape[-1], device=images.device) + 0.5) / images.shape[-1]
         half = (1 - share).sqrt() / 2
         box = ((side - down).abs() < half)[:, :, None] & ((side - across).abs() < half)[:, None]
-        mask = torch.where(cut, 1 - box.float(), share[:, :, None])
+        mask = torch.where(cut[:, :, None] > 0, 1 - box.float(), share[:, :, None])
         own = mask.mean((1, 2))[:, None]
         mask = mask[:, None]
         return mask * images + (1 - mask) * other_images, own * targets + (1 - own) * other_targets
@@ -63,13 +56,13 @@ class Mix:
         """Whether images are mixed in ``epoch`` (from 0) of ``epochs``."""
         return epoch < self.mix_until * epochs
 
-    def __call__(self, seed: int, count: int) -> Mixture:
-        """Draw the mixture of a batch of ``count`` images."""
+    def __call__(self, seed: int, count: int) -> np.ndarray:
+        """Draw the mixture of a batch of ``count`` images: the values of :class:`Mixture`, float32 (4, count)."""
         random = np.random.default_rng(seed)
         cut = random.random(count) < (0.5 if self.mixup and self.cutmix else float(self.cutmix > 0))
         cut_share, blend_share = (random.beta(alpha or 1, alpha or 1, count) for alpha in (self.cutmix, self.mixup))
         share = np.where(random.random(count) < self.mix_share, np.where(cut, cut_share, blend_share), 1.0)
-        return Mixture(share, cut, random.random(count), random.random(count))
+        return np.stack([share, cut, random.random(count), random.random(count)]).astype(np.float32)
 
 
 def size_of_batch(seed: int, sizes: Sequence[int]) -> int:

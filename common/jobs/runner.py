@@ -1,6 +1,5 @@
 """Runs commands side by side, one per slot: a GPU, a share of the CPU, or of a cluster (common/jobs/cluster.py)."""
 
-import os
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ from queue import Queue
 from typing import Literal
 
 from common.base.errors import UserError, warn
-from common.base.system import cpu_count, gpu_count, has_other_accelerator, is_job, is_launched, processes
+from common.base.system import cpu_count, gpus, has_other_accelerator, is_job, is_launched, processes
 from common.jobs.process import Job, Process, Slot, start_child
 from common.jobs.screen import Screen
 
@@ -87,9 +86,7 @@ def slots_for(options: SideBySide, threads: int, most: int, short: bool = False)
 
 def device_slots() -> list[LocalSlot]:
     """One slot per GPU, or a single one for a machine without."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = map(str, range(gpu_count())) if visible is None else filter(None, visible.split(","))
-    return [LocalSlot({"CUDA_VISIBLE_DEVICES": device}) for device in devices] or [LocalSlot()]
+    return [LocalSlot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or [LocalSlot()]
 
 
 def run_jobs(

@@ -35,8 +35,8 @@ def measure_batchnorm(
     """Give BatchNorm the statistics of some rows' images, un-augmented, at the weights that the model has now.
 
     The model sees the middle ``side`` px of each, ``batch_size`` images at a time. The average of weights has had no
-    batch of its own. ``rows`` are those of the training, on its device; every process measures all of them, in an order
-    of its own, so all find the same. Unlike torch's update_bn, dropout stays off and layers that are frozen keep what
+    batch of its own. ``rows`` are those of the training; every process measures all of them, in an order of its own, so
+    all find the same. Unlike torch's update_bn, dropout stays off and layers that are frozen keep what
     they have.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -48,9 +48,9 @@ def measure_batchnorm(
         layer.momentum = None  # a plain mean over batches
         layer.train()
     # In a table that is sorted by class, batches of neighbours would lack the variance between classes.
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     whole = (some for some in rows[order].split(batch_size) if len(some) == batch_size)
-    for pixels in pixels_of(images, whole, rows.device):
+    for pixels in pixels_of(images, whole, next(model.parameters()).device):
         model(normalise(cropped(pixels, side).float().div_(255)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

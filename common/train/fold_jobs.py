@@ -13,6 +13,8 @@ from common.jobs.process import Job, Slot
 from common.jobs.runner import in_words, run_jobs
 from common.runs.layout import LOG_FILE, fold_folder, unfinished
 
+SIGKILL = getattr(signal, "SIGKILL", 9)  # Windows has none
+
 
 def train_side_by_side(
     run_folder: Path,
@@ -41,7 +43,7 @@ def train_side_by_side(
     if failed := {name: code for name, code in exit_codes.items() if code != 0}:
         named = ", ".join(f"{name} ({in_words(code)})" for name, code in failed.items())
         worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal
-        mend = "free memory, or lower --jobs," if -signal.SIGKILL in failed.values() else "fix it"
+        mend = "free memory, or lower --jobs," if -SIGKILL in failed.values() else "fix it"
         raise UserError("--fold all", f"{named} failed", f"{mend} and run the same command again", worst)
     if not deadline.is_set and unfinished(run_folder, folds):
         what = "holds no result of jobs that reported success"

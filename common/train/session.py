@@ -206,7 +206,7 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     path, device = folder / CHECKPOINT_FILE, accelerator.device
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     targets = torch.from_numpy(folds.targets).to(device)
-    examples = Examples(session.images, targets, torch.from_numpy(rows).to(device), folds.classes)
+    examples = Examples(session.images, targets, torch.from_numpy(rows), folds.classes)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     checkpoint = None
     if agreed(accelerator, path.exists()):
