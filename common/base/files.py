@@ -54,7 +54,8 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
                     file.close()
                 os.replace(temporary, path)
             finally:
-                file.close()
+                with suppress(OSError):  # what a full disk did not take is written once more
+                    file.close()
                 temporary.unlink(missing_ok=True)
         sync_folder(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
