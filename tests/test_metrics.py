@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from scores import softmax
 from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, check_metric, describe, goodness, score, wilson
-from common.score.task import MULTICLASS, targets_of
+from common.score.task import MULTICLASS, TASKS, targets_of
 
+MULTILABEL = TASKS["multilabel"]
 RANDOM = np.random.default_rng(0)
 GRADED = [f"{number}" for number in range(6)]
 LOGITS = RANDOM.normal(size=(200, 4), scale=3).astype(np.float32)
@@ -58,13 +59,54 @@ def recall_of_those_that_occur(predicted: np.ndarray) -> float:
     return sklearn_metrics.recall_score(GRADES, predicted, labels=[0, 1, 3, 4, 5], average="macro")
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", MULTICLASS.metrics)
 def test_a_right_answer_is_better_than_a_wrong_one(name):
     """Whatever the metric's direction: what is better is larger once its sign is turned."""
     sure = 9.0 * np.eye(6)[GRADES]
     right, wrong = (goodness(name, METRICS[name].of(answers_of(logits, GRADES))) for logits in (sure, -sure))
     assert right > wrong
     assert METRICS[name].of(answers_of(sure, GRADES)) == pytest.approx({"errors": 0, "nll": 0}.get(name, 1), abs=1e-2)
+
+
+SETS = RANDOM.random((300, 5)) < [0.7, 0.4, 0.2, 0.1, 0.0]  # the last label never occurs
+ODDS = np.round(np.where(SETS, 1.5, -1.5) + RANDOM.normal(size=SETS.shape, scale=2), 1)  # rounded: with ties
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("exact_match", lambda true, odds: sklearn_metrics.accuracy_score(true, odds >= 0)),
+        ("accuracy", lambda true, odds: sklearn_metrics.accuracy_score(true, odds >= 0)),
+        ("macro_f1", lambda true, odds: f_beta(true, odds, 1, "macro", np.nan)),
+        ("sample_f1", lambda true, odds: f_beta(true, odds, 1, "samples", 1)),
+        ("sample_f2", lambda true, odds: f_beta(true, odds, 2, "samples", 1)),
+        ("nll", lambda true, odds: np.mean([binary_loss(*column) for column in zip(true.T, odds.T, strict=True)])),
+        ("map", lambda true, odds: of_columns(sklearn_metrics.average_precision_score, true, odds)),
+        ("mean_auc", lambda true, odds: of_columns(sklearn_metrics.roc_auc_score, true, odds)),
+    ],
+)
+@pytest.mark.parametrize("odds", [ODDS, np.zeros_like(ODDS), -np.abs(ODDS) - 0.1, ODDS[:1]])
+def test_metrics_of_label_sets_equal_scikit_learns(name, theirs, odds):
+    """A label that never occurs, the same prediction for all rows, none at all, a single row."""
+    true = SETS[: len(odds)]
+    found = score(MULTILABEL, Outputs(odds), true, list("abcde"))
+    expected = theirs(true, odds)
+    assert name not in found if np.isnan(expected) else found[name] == pytest.approx(expected, rel=1e-9)
+
+
+def f_beta(true: np.ndarray, odds: np.ndarray, beta: float, average: str, nothing: float) -> float:
+    return sklearn_metrics.fbeta_score(true, odds >= 0, beta=beta, average=average, zero_division=nothing)
+
+
+def binary_loss(true: np.ndarray, odds: np.ndarray) -> float:
+    return sklearn_metrics.log_loss(true, special.expit(odds), labels=[False, True])
+
+
+def of_columns(metric, true: np.ndarray, odds: np.ndarray) -> float:
+    """The mean over the columns with a yes, and for the AUC a no as well."""
+    needed = {True, False} if metric is sklearn_metrics.roc_auc_score else {True}
+    found = [metric(*column) for column in zip(true.T, odds.T, strict=True) if needed <= set(column[0])]
+    return np.mean(found) if found else np.nan
 
 
 def test_a_metric_that_says_nothing_is_refused():
@@ -78,7 +120,7 @@ def test_a_metric_that_says_nothing_is_refused():
     check_metric("quadratic_kappa", ["1", "10", "2"])
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", MULTICLASS.metrics)
 def test_metrics_do_not_depend_on_row_order_or_logit_offset(name):
     """Shuffled rows and a constant added to a row's logits change no score."""
     order = RANDOM.permutation(200)

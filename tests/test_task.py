@@ -28,7 +28,10 @@ class Example:
     knows: Callable[[np.ndarray], np.ndarray]  # soft targets -> outputs
 
 
-EXAMPLES = {"multiclass": Example(["dog", "猫", "cat", "dog", "cat", "猫", "dog", "cat"] * 25, lambda soft: 9 * soft)}
+EXAMPLES = {
+    "multiclass": Example(["dog", "猫", "cat", "dog", "cat", "猫", "dog", "cat"] * 25, lambda soft: 9 * soft),
+    "multilabel": Example(["cat|dog", "", "猫", "cat", "dog", "cat|dog|猫", ""] * 25, lambda soft: 9 * soft - 4.5),
+}
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,13 @@ def test_every_form_of_submission_is_written_and_read(case, tmp_path):
     for name in case.task.forms:
         if name == "probability":  # of two classes: tests/test_submission.py
             continue
-        columns = ["id", "label"] if name == "label" else ["id", *case.names]
+        columns = ["id", "label"] if name in ("label", "labels") else ["id", *case.names]
         sample = tmp_path / f"sample_{name}.csv"
-        cell = case.names[0] if name == "label" else "0"
+        cell = {"label": case.names[0], "labels": "|".join(case.names), "label-probabilities": "0.5"}.get(name, "0")
         lines = [columns, *([row_id, *[cell] * (len(columns) - 1)] for row_id in predictions.ids)]
         sample.write_text("".join(f"{','.join(line)}\n" for line in lines), encoding="utf-8")
         written[name] = rows_written(tmp_path / f"{name}.csv", predictions, str(sample))
-    default = rows_written(tmp_path / "default.csv", predictions)
+    default = rows_written(tmp_path / "default.csv", predictions, separator="|")
     assert default == written[case.task.forms[0]]
     decided = case.task.decode(case.task.decide(case.known), case.names)
     assert [row[1] for row in default[1:]] == decided.tolist()
@@ -167,7 +170,7 @@ def predictions_of(case: Case) -> Predictions:
     return Predictions(ids, case.known.values, case.names, case.labels, task=case.task)
 
 
-def rows_written(path: Path, predictions: Predictions, sample: str = "") -> list[list[str]]:
-    write_submission(path, predictions, sample)
+def rows_written(path: Path, predictions: Predictions, sample: str = "", separator: str = "") -> list[list[str]]:
+    write_submission(path, predictions, sample, separator=separator)
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))

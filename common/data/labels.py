@@ -1,7 +1,7 @@
 """Which column of a table holds the labels, or which columns, or which part of an image's name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,20 @@ class Labels:
 
 
 NO_LABELS = Labels(text_array([]))
+
+
+SEPARATORS = ("|", ";", ",", " ")  # between the names of a label set, the one that names are least likely to hold first
+
+
+def told_separator(cells: Iterable[str]) -> str:
+    """What separates the names in the cells of label sets; empty where no cell has two."""
+    return next((mark for mark in SEPARATORS if any(mark in cell.strip() for cell in cells)), "")
+
+
+def split_names(cell: str, separator: str) -> list[str]:
+    """The names in a cell, without the spaces around them; of none where it is empty."""
+    names = cell.split(separator) if separator.strip() else cell.split()
+    return [name.strip() for name in names] if cell.strip() else []
 
 
 def take_labels(

@@ -1,7 +1,8 @@
 """Training losses: functions of (logits, targets), a row each in LOSSES (common/runs/choices.py), and the head that
 margin losses need.
 
-``logits`` are float (n, C), ``targets`` float (n, C) with rows that sum to 1: one-hot, smoothed, mixed or distilled.
+``logits`` are float (n, C), ``targets`` float (n, C). Of classes a row sums to 1, one-hot, smoothed, mixed or
+distilled; of label sets each number is by itself.
 A loss returns one number per image (n), or a single one for the whole batch. Under accumulation or several processes
 a batch is the micro-batch that a process sees: the losses that look at other images (ohem, lovasz-softmax) then see
 fewer of them, all others do not change.
@@ -102,6 +103,51 @@ def lovasz_softmax(logits: Tensor, targets: Tensor) -> Tensor:
     slopes = torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
     occurs = targets.sum(0) > 0  # classes that the batch lacks say nothing
     return ((errors * slopes).sum(0) * occurs).sum() / occurs.sum()
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor, gamma: Size = 2.0) -> Tensor:
+    """:func:`focal` of one yes-or-no question per label, summed over labels (Lin et al., arXiv 1708.02002)."""
+    p = torch.sigmoid(logits)
+    off = targets * (1 - p) + (1 - targets) * p
+    questions = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (off.clamp_min(1e-7) ** gamma * questions).sum(1)
+
+
+def asymmetric(
+    logits: Tensor, targets: Tensor, gamma_no: Size = 4.0, gamma_yes: Size = 1.0, margin: Share = 0.05
+) -> Tensor:
+    """Focal with a larger exponent for labels that a row lacks, which are most; summed over labels.
+
+    A no whose probability is below ``margin`` costs nothing (Ben-Baruch et al., arXiv 2009.14119).
+    """
+    p = torch.sigmoid(logits)
+    lowered = (p - margin).clamp_min(0)
+    yes = (1 - p).clamp_min(1e-7) ** gamma_yes * F.logsigmoid(logits)
+    no = lowered.clamp_min(1e-7) ** gamma_no * (1 - lowered).clamp_min(1e-7).log()
+    return -(targets * yes + (1 - targets) * no).sum(1)
+
+
+def soft_fbeta(logits: Tensor, targets: Tensor, beta: Scale = 1.0) -> Tensor:
+    """1 - the F-beta of probabilities in place of decisions, counted over the batch, mean over labels; one number.
+
+    Labels that neither occur in the batch nor are thought of say nothing.
+    """
+    p = torch.sigmoid(logits)
+    both, sizes = (p * targets).sum(0), beta**2 * targets.sum(0) + p.sum(0)
+    return (1 - (1 + beta**2) * both / sizes.clamp_min(1e-7)).mean()
+
+
+def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
+    """Lovasz extension of the Jaccard loss of a row's label set, of hinge losses (Berman et al., arXiv 1705.08790).
+
+    A row has a label or not, so soft targets have no place here.
+    """
+    hinges, order = (1 - logits * (2 * targets - 1)).sort(dim=1, descending=True)
+    inside = targets.gather(1, order)
+    union = inside.sum(1, keepdim=True) + (1 - inside).cumsum(1)
+    jaccard = 1 - (inside.sum(1, keepdim=True) - inside.cumsum(1)) / union.clamp_min(1)
+    slopes = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
+    return (F.relu(hinges) * slopes).sum(1)
 
 
 def class_weights_of(asked: Any, targets: Tensor, num_classes: int) -> Tensor:

@@ -34,6 +34,10 @@ LOSSES = {
     # The same formula, published a month apart (Wang et al., arXiv 1801.05599).
     "am-softmax": Loss("common.model.losses:cosface", margin=True),
     "lovasz-softmax": Loss("common.model.losses:lovasz_softmax", hard_labels=True, of_the_batch=True),
+    "sigmoid-focal": Loss("common.model.losses:sigmoid_focal"),
+    "asymmetric": Loss("common.model.losses:asymmetric"),
+    "soft-fbeta": Loss("common.model.losses:soft_fbeta", of_the_batch=True),
+    "lovasz-hinge": Loss("common.model.losses:lovasz_hinge", hard_labels=True),
 }
 
 SCHEDULES = {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 class Answers:
     """What the metrics are made of: the answer to each of n rows, and how far off it is."""
 
-    predicted: np.ndarray  # what the task decides, in the form of its targets: class number, int64 (n)
-    targets: np.ndarray  # what the label says, the same form
+    predicted: np.ndarray  # what the task decides, in the form of its targets: class number, int64 (n), or labels
+    targets: np.ndarray  # what the label says, the same form; of label sets bool (n, labels)
     losses: np.ndarray  # the task's loss: negative log likelihood, nats (n)
     costs: np.ndarray  # the task's cost: whether the answer is wrong, bool (n)
-    ahead: np.ndarray  # how many classes have a larger logit than the target's, int64 (n)
+    ahead: np.ndarray  # how many classes have a larger logit than the target's, int64 (n); of label sets 0
     names: Sequence[str]  # of the outputs; empty: predicted and targets number the columns of a short form
+    probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # of label sets, float64 (n, labels)
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each class: its rows, its rows that are right, the rows predicted as it; int64 (classes) each."""
+        """Of each class or label: its rows, those that are right, the rows predicted as it; int64 (classes) each."""
+        if self.targets.ndim == 2:
+            of_labels = (self.targets, self.targets & self.predicted, self.predicted)
+            rows, right, predicted = (each.sum(axis=0) for each in of_labels)
+            return rows, right, predicted
         of_each = (self.targets, self.targets[self.predicted == self.targets], self.predicted)
         rows, right, predicted = (np.bincount(numbers, minlength=len(self.names)) for numbers in of_each)
         return rows, right, predicted
@@ -37,7 +42,7 @@ class Answers:
 
 def joined_answers(parts: Sequence[Answers]) -> Answers:
     """The answers to all rows of several parts, such as folds."""
-    fields = ("predicted", "targets", "losses", "costs", "ahead")
+    fields = ("predicted", "targets", "losses", "costs", "ahead", "probabilities")
     return replace(parts[0], **{field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
 
 
@@ -86,6 +91,59 @@ def quadratic_kappa(answers: Answers) -> float:
     by_chance = squares - 2 * (grades * rows).sum() * (grades * predicted).sum() / n
     disagreement = ((grades[answers.targets] - grades[answers.predicted]) ** 2).sum()
     return float(1.0 - disagreement / by_chance) if by_chance > 0 else 1.0
+
+
+def sample_f(answers: Answers, beta: float) -> float:
+    """Mean over rows of the F-beta of the labels answered, 0 to 1; nothing answered where nothing is right counts 1."""
+    both, true, said = (each.sum(axis=1) for each in _sets(answers))
+    sizes = beta**2 * true + said
+    return float(np.where(sizes > 0, (1 + beta**2) * both / np.maximum(sizes, 1), 1.0).mean())
+
+
+def sample_f1(answers: Answers) -> float:
+    """:func:`sample_f` in which precision and recall count alike."""
+    return sample_f(answers, 1.0)
+
+
+def sample_f2(answers: Answers) -> float:
+    """:func:`sample_f` in which recall counts twice as much as precision."""
+    return sample_f(answers, 2.0)
+
+
+def _sets(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return answers.targets & answers.predicted, answers.targets, answers.predicted
+
+
+def mean_average_precision(answers: Answers) -> float:
+    """Mean over labels that occur of :func:`average_precision`, 0 to 1; NaN where none does."""
+    columns = zip(answers.probabilities.T, answers.targets.T, strict=True)
+    return _mean([average_precision(scores, is_true) for scores, is_true in columns if is_true.any()])
+
+
+def mean_auc(answers: Answers) -> float:
+    """Mean of :func:`roc_auc` over labels that some rows have and some lack, 0 to 1; NaN where there is none."""
+    columns = zip(answers.probabilities.T, answers.targets.T, strict=True)
+    return _mean([roc_auc(scores, is_true) for scores, is_true in columns if is_true.any() and not is_true.all()])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+def roc_auc(scores: np.ndarray, is_true: np.ndarray) -> float:
+    """How often a true row has a higher score than one that is not, ties counting half; both (n), of either some."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    true, false = int(is_true.sum()), int((~is_true).sum())
+    return float((ranks[is_true].sum() - true * (true + 1) / 2) / (true * false))
+
+
+def average_precision(scores: np.ndarray, is_true: np.ndarray) -> float:
+    """The sum of precision x gain in recall from the highest score down; both (n), at least one true."""
+    _, place, counts = np.unique(-scores, return_inverse=True, return_counts=True)
+    true = np.cumsum(np.bincount(place, weights=is_true))
+    precision = true / np.cumsum(counts)
+    return float((precision * np.diff(true, prepend=0)).sum() / true[-1])
 
 
 def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -151,6 +209,11 @@ METRICS = {
     "balanced_accuracy": Metric(balanced_accuracy, lacks=every_class),
     "macro_f1": Metric(macro_f1, lacks=every_class),
     "top5": Metric(top5, says_nothing_up_to=5),
+    "exact_match": Metric(accuracy, interval=accuracy_interval),
+    "sample_f1": Metric(sample_f1),
+    "sample_f2": Metric(sample_f2),
+    "map": Metric(mean_average_precision),
+    "mean_auc": Metric(mean_auc, shown=".4f"),
     "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
 }
 
@@ -185,9 +248,10 @@ def score(task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence
 
 
 def score_of(answers: Answers, metrics: Sequence[str]) -> dict[str, float | int]:
-    """n and those of the ``metrics`` that lack nothing."""
+    """n and those of the ``metrics`` that lack nothing and have a value."""
     known = {name: METRICS[name] for name in metrics if not METRICS[name].lacks(answers.names)}
-    return {"n": len(answers.losses)} | {name: metric.of(answers) for name, metric in known.items()}
+    values = {name: metric.of(answers) for name, metric in known.items()}
+    return {"n": len(answers.losses)} | {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def describe(found: Mapping[str, float], metric: str = "") -> str:

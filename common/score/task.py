@@ -14,6 +14,24 @@ import numpy as np
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.calibration import temperature
+from common.score.label_sets import (
+    binary_log_loss,
+    chosen_labels,
+    flaw_of_set,
+    half_odds,
+    is_another_set,
+    mean_odds,
+    membership,
+    names_in,
+    odds_temperature,
+    rarest_name,
+    right_sides,
+    set_answers,
+    set_names,
+    sets_of,
+    sigmoid,
+    smoothed_membership,
+)
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
 from common.score.metrics import Answers
 
@@ -32,11 +50,13 @@ class Task:
     outputs: Callable[[Sequence[str]], list[str]]  # labels -> names of the net's outputs, sorted once
     flaw: Callable[[str], str]  # a label's text -> what is wrong with it, "" if nothing
     stratum: Callable[[np.ndarray], np.ndarray]  # labels (n) -> keys (n) that folds and --train-fraction keep even
+    names_in: Callable[[str], Sequence[str]]  # a label's text -> the outputs that it names, each to be learned
     encode: Callable[[Sequence[str], Sequence[str]], np.ndarray]  # labels, names of the outputs -> targets (n, ...)
     decode: Callable[[np.ndarray, Sequence[str]], np.ndarray]  # its inverse: targets, names -> labels, text (n)
     # Targets (m, ...), numbers (c) of the outputs, smoothing -> what a training loss compares, float (m, c); of arrays
     # and of tensors alike, so that it runs where the targets lie.
     soft: Callable[[Any, Any, float], Any]
+    probabilities: Callable[[Outputs], np.ndarray]  # outputs -> float64 of the same shape, 0 to 1
     average: Callable[..., Outputs]  # outputs (m, n, c) of models, views or runs, weights (m; () equal) -> (n, c)
     loss: Callable[[Outputs, np.ndarray], np.ndarray]  # outputs, targets -> float (n)
     cost: Callable[..., np.ndarray]  # outputs, targets, decision -> (n): bool where right or wrong, else float
@@ -48,6 +68,7 @@ class Task:
     likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
     half: Callable[[np.ndarray], np.ndarray]  # outputs -> float16 that means the same
     is_shortened: bool  # whether a file may keep each row's largest outputs alone (--store top64)
+    is_one_of: bool  # whether a row is of exactly one of the outputs, by which it can be weighted and drawn
     metrics: tuple[str, ...]  # common/score/metrics.py
     losses: tuple[str, ...]  # common/model/losses.py
     forms: tuple[str, ...]  # common/runs/submission.py
@@ -139,9 +160,11 @@ TASKS: dict[str, Task] = {
             outputs=class_names,
             flaw=flaw_of_class,
             stratum=lambda labels: labels,
+            names_in=lambda label: (label,),
             encode=targets_of,
             decode=names_of,
             soft=smoothed_one_hot,
+            probabilities=Outputs.softmax,
             average=mean_probability,
             loss=log_loss,
             cost=is_wrong,
@@ -151,6 +174,7 @@ TASKS: dict[str, Task] = {
             likelihoods=right_class,
             half=half_logits,
             is_shortened=True,
+            is_one_of=True,
             metrics=("accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "quadratic_kappa"),
             losses=(
                 *("cross-entropy", "focal", "ohem", "bce", "generalised-cross-entropy"),
@@ -162,6 +186,35 @@ TASKS: dict[str, Task] = {
                 *("softmax", "tempered", "greedy", "stack"),
             ),
             sections=("summary", "folds", "curves", "calibration", "confusions", "classes", "mistakes", "labels"),
+        ),
+        Task(
+            name="multilabel",
+            outputs=set_names,
+            flaw=flaw_of_set,
+            stratum=rarest_name,
+            names_in=names_in,
+            encode=membership,
+            decode=sets_of,
+            soft=smoothed_membership,
+            probabilities=sigmoid,
+            average=mean_odds,
+            loss=binary_log_loss,
+            cost=is_another_set,
+            calibrate=odds_temperature,
+            decide=chosen_labels,
+            answers=set_answers,
+            likelihoods=right_sides,
+            half=half_odds,
+            is_shortened=False,
+            is_one_of=False,
+            metrics=(
+                *("accuracy", "errors", "nll", "exact_match", "macro_f1"),
+                *("sample_f1", "sample_f2", "map", "mean_auc"),
+            ),
+            losses=("bce", "sigmoid-focal", "asymmetric", "soft-fbeta", "lovasz-hinge"),
+            forms=("labels", "label-columns", "label-probabilities"),
+            blends=("mean", "hand", "best", "softmax", "greedy"),
+            sections=("summary", "folds", "curves"),
         ),
     )
 }
