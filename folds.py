@@ -23,6 +23,7 @@ from common.data.decoding import check_photos
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
 from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.score.task import MULTICLASS, TASKS
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Options:
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
     positive: str = ""  # class whose probability the sample asks for, where it is one of two
+    task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
+    separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     group: str = ""  # column whose equal values stay in one fold
     fold_column: str = ""  # column with the folds made by others
     seed: int = 0  # for the shuffle before rows are dealt
@@ -74,11 +77,14 @@ def run(options: Options) -> Result:
     if options.check:
         found = audit(path, table, test, options.as_written)
     else:
-        for finding in [] if options.as_written else spellings(table.labels, table.columns.get(options.group, ())):
+        task = TASKS[competition.task or MULTICLASS.name]
+        competition = replace(competition, separator=table.separator or competition.separator)
+        names = {name for label in table.labels for name in task.names_in(label)}
+        for finding in [] if options.as_written else spellings(names, table.columns.get(options.group, ())):
             remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
             raise UserError(table.source, finding, remedy)
         folds = make_folds(
-            table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare
+            table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare, task
         )
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
@@ -156,8 +162,9 @@ def summary(table: Table, folds: Folds) -> str:
     """What was dealt, in a few lines."""
     copies = len(folds.ids) - len(set(by_pixels(folds, table).row_shas))
     sizes = [int(np.sum(folds.fold == number)) for number in range(folds.count)]
+    outputs = f"{len(folds.classes)} {folds.task.outputs_are}"
     lines = [
-        f"data         {table.source}: {len(folds.ids):,} rows, {len(folds.classes)} classes, {copies:,} exact copies",
+        f"data         {table.source}: {len(folds.ids):,} rows, {outputs}, {copies:,} exact copies",
         *table.taken,
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows",
         f"fingerprint  {folds.fingerprint[:16]}",
@@ -171,7 +178,8 @@ def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> lis
     """Print and return every finding, or say what was checked."""
     folds = read_folds(path)
     findings = changed_rows(folds, table) + leaks(by_pixels(folds, table), test)
-    findings += [] if as_written else spellings(folds.labels, folds.groups)
+    names = {name for label in folds.labels for name in folds.task.names_in(label)}
+    findings += [] if as_written else spellings(names, folds.groups)
     for finding in findings:
         print(f"{path}: {finding}")
     if findings:
@@ -181,7 +189,9 @@ def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> lis
     print("- no image lies in two folds or has two labels")
     if folds.groups.size:
         print(f"- none of {len(set(folds.groups)):,} groups lies in two folds")
-    print(f"- each of {len(folds.classes)} classes has rows to train on in each of {folds.count} folds")
+    print(
+        f"- each of {len(folds.classes)} {folds.task.outputs_are} has rows to train on in each of {folds.count} folds"
+    )
     print(
         f"- none of {len(test.ids):,} test rows is among them"
         if test

@@ -83,8 +83,9 @@ def run(cfg: Train) -> Result:
         UserError: a setting or an input file that cannot be used, or a training that failed.
     """
     deadline = Deadline(cfg.hours)
+    cfg = cfg.of_task
     check_config(cfg, processes())
-    check_store(cfg.store)
+    check_store(cfg.store, TASKS[cfg.task])
     table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
     folds = match_folds(read_folds(Path(cfg.folds), TASKS[cfg.task]), table)
     wanted = wanted_folds(cfg.fold, folds)

@@ -13,6 +13,7 @@ from common.base.cli import flag_of, value_of
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
 from common.jobs.process import STARTED_BY_US
+from common.score.task import TASKS
 
 COMPETITION_FILE = "competition.json"
 
@@ -31,6 +32,8 @@ class Competition:
     test_images: tuple[str, ...] = ()  # folders that hold the test table's photos
     sample: str = ""  # sample submission
     positive: str = ""  # class whose probability is asked for
+    task: str = ""  # what an answer is, of TASKS (common/score/task.py); empty: multiclass
+    separator: str = ""  # between the names of a label set
 
 
 NOTHING_SAID = Competition()
@@ -80,5 +83,9 @@ def _competition_of(path: Path, said: Mapping[str, Any]) -> Competition:
         kind = list if kinds.get(name) is tuple else kinds.get(name)
         if kind is None or not isinstance(value, kind):
             raise UserError(str(path), f"has no valid {name}", "make it again with folds.py")
+    if said.get("task", "") not in ("", *TASKS):
+        raise UserError(
+            str(path), f"is of the task {said['task']}, which this version does not know", "use a newer one"
+        )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
     return Competition(**values)

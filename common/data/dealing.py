@@ -1,12 +1,14 @@
 """Dealing a table's rows to folds."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
+from common.base.words import names_in_short
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
 from common.data.tables import Table
 from common.score.task import MULTICLASS, Task
@@ -48,14 +50,21 @@ def make_folds(
     images = _numbered(_one_name(row_shas, table.pixel_shas) if table.pixel_shas.size else row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images
     fold = np.full(len(labels), ALWAYS_TRAINING)
-    dealt = _rows_to_deal(table.source, strata, images, units, k, rare)
+    dealt = np.arange(len(labels))
+    if task.is_one_of:
+        dealt = _rows_to_deal(table.source, strata, images, units, k, rare)
     _, first = np.unique(images[dealt], return_index=True)  # one row for each distinct image
     rows = dealt[first]
     if (found := len(set(units[rows]))) < k:
         what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
         raise UserError(table.source, what, "lower --k")
     fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
-    if split == "stratified-group" and (units.max() + 1) * len(set(strata)) > WIDE:
+    if not task.is_one_of and split in ("stratified", "stratified-group", "holdout"):
+        has = task.encode(labels[rows], task.outputs(labels))
+        fold_of_unit[units[rows]] = _stratified_sets(table.source, has, task.outputs(labels), units[rows], k, seed)
+        if split == "holdout":
+            fold_of_unit[fold_of_unit > 0] = ALWAYS_TRAINING
+    elif split == "stratified-group" and (units.max() + 1) * len(set(strata)) > WIDE:
         fold_of_unit[units[rows]] = _stratified_groups(_numbered(strata[rows]), units[rows], k, seed)
     else:
         parts = _splitter(split, k, seed).split(rows, strata[rows], units[rows] if "group" in split else None)
@@ -63,10 +72,14 @@ def make_folds(
             if split != "holdout" or number == 0:
                 fold_of_unit[units[rows[part]]] = number
     fold[dealt] = fold_of_unit[units[dealt]]
-    if (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task))) and rare == "train":
+    if (
+        (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task)))
+        and rare == "train"
+        and task.is_one_of
+    ):
         in_one_fold = np.isin(strata, [name for name, _ in missing])
         fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
-    elif missing:
+    elif missing and task.is_one_of:
         name, number = missing[0]
         what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
         raise UserError(
@@ -143,6 +156,44 @@ def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int
         rows_of_fold[chosen] += rows.sum()
         fold_of_unit[names[unit]] = chosen
     return fold_of_unit[units]
+
+
+def _stratified_sets(
+    source: str, has: np.ndarray, names: Sequence[str], units: np.ndarray, k: int, seed: int
+) -> np.ndarray:
+    """The fold of each row, whole units at a time, so that every label is spread evenly: iterative stratification.
+
+    The label that the fewest rows left have comes first; each of its units goes where most rows of it are wanted, at a
+    tie where most rows are, among the folds that are not full (Sechidis et al. 2011, "On the stratification of
+    multi-label data"). The package iterative-stratification knows no groups. Labels with fewer rows than folds are
+    said.
+
+    Args:
+        has: whether each row has each label, bool (n, labels).
+        units: (n) equal numbers for rows that stay together.
+    """
+    if few := [f"{name} ({count})" for name, count in zip(names, has.sum(axis=0), strict=True) if count < k]:
+        warn(f"{source}: fewer than {k} distinct rows have {names_in_short(few)}: some folds validate without them")
+    numbers = np.unique(units, return_inverse=True)[1]
+    counts = np.zeros((numbers.max() + 1, has.shape[1]), dtype=np.int64)
+    np.add.at(counts, numbers, has)
+    sizes = np.bincount(numbers)
+    random = np.random.default_rng(seed)
+    wanted = np.tile(counts.sum(axis=0) / k, (k, 1))
+    room = np.full(k, sizes.sum() / k)
+    left, fold_of_unit = counts.sum(axis=0), np.full(len(sizes), -1)
+    shuffled = random.permutation(len(sizes))
+    while (waiting := shuffled[fold_of_unit[shuffled] < 0]).size:
+        labels = np.flatnonzero(left > 0)
+        label = labels[left[labels].argmin()] if len(labels) else -1  # -1: rows without any label
+        for unit in waiting[counts[waiting, label] > 0] if label >= 0 else waiting:
+            want = wanted[:, label] if label >= 0 else room
+            best = np.lexsort((random.random(k), room, want, room > 0))[-1]
+            fold_of_unit[unit] = best
+            wanted[best] -= counts[unit]
+            room[best] -= sizes[unit]
+            left = left - counts[unit]
+    return fold_of_unit[numbers]
 
 
 def _rows_to_deal(

@@ -16,8 +16,9 @@ from common.base.errors import UserError
 from common.base.files import sha256, write_file
 from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
+from common.data.competition import beside, read_competition
 from common.data.tables import Table
-from common.score.task import MULTICLASS, Task
+from common.score.task import MULTICLASS, TASKS, Task
 
 ALWAYS_TRAINING = -1
 
@@ -60,10 +61,11 @@ class Folds:
 
 
 def missing_classes(folds: Folds) -> list[tuple[str, int]]:
-    """Each class all of whose rows lie in one validation fold, with that fold: nothing is left to train on."""
+    """Each class or label all of whose rows lie in one validation fold, with that fold: none is left to train on."""
     seen = {}
-    for name, number in zip(folds.strata, folds.fold.tolist(), strict=True):
-        seen.setdefault(name, set()).add(number)
+    for label, number in zip(folds.labels, folds.fold.tolist(), strict=True):
+        for name in folds.task.names_in(label):
+            seen.setdefault(name, set()).add(number)
     return sorted((name, min(found)) for name, found in seen.items() if len(found) == 1 and min(found) >= 0)
 
 
@@ -87,14 +89,15 @@ def write_folds(path: Path, folds: Folds) -> None:
     write_file(path, folds_text(folds))
 
 
-def read_folds(path: Path, task: Task = MULTICLASS) -> Folds:
-    """Read a folds file of a task.
+def read_folds(path: Path, task: Task | None = None) -> Folds:
+    """Read a folds file of a task; of the one that competition.json beside it says where none is given.
 
     Raises:
         UserError: a missing column or fold, an empty or doubled id, a cell that is not what it should be.
     """
     if not path.exists():
         raise UserError(str(path), "does not exist", "make it with: python folds.py")
+    task = task or TASKS[read_competition(beside(str(path))).task or MULTICLASS.name]
     cells = read_columns(path)
     if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
         raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")
@@ -205,7 +208,7 @@ def leaks(folds: Folds, test: Table | None = None) -> list[str]:
         "are exact copies with different labels": _divided(folds.row_shas, folds.labels),
         "belong to groups that lie in different folds": _divided(folds.groups, folds.fold),
         f"are all there is of class {names_in_short(list(by_class))}, in one fold: none left to train on": [
-            at for at, name in enumerate(folds.strata) if name in by_class
+            at for at, label in enumerate(folds.labels) if not by_class.keys().isdisjoint(folds.task.names_in(label))
         ],
         "are also in the test set": [at for at, row_sha in enumerate(folds.row_shas) if row_sha in in_test],
     }

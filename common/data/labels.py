@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError
-from common.base.strict_csv import row_of, text_array
+from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short
 from common.data.competition import Competition
+from common.score.label_sets import SEPARATOR, sets_of
 
 LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
 _ONE_HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -23,6 +24,7 @@ class Labels:
     cells: np.ndarray
     name: str = ""
     taken: tuple[str, ...] = ()
+    separator: str = ""  # between the names of a label set, as the table was written
 
 
 NO_LABELS = Labels(text_array([]))
@@ -56,8 +58,10 @@ def take_labels(
         alone: whether a column that is left alone holds the labels, whatever it is called.
 
     Raises:
-        UserError: a train table has no labels, a column that was named is missing, a one-hot row has not one 1.
+        UserError: a train table has no labels, a column that was named is missing, a one-hot row has not one 1, a
+            column of label sets that nobody said to be one.
     """
+    is_of_sets = competition.task == "multilabel"
     if competition.label_from_name and ids.size:
         return NO_LABELS if test else _from_names(path, ids, competition.label_from_name)
     said = competition.label_columns or tuple(filter(None, [competition.label_column]))
@@ -65,12 +69,19 @@ def take_labels(
         if test:
             return NO_LABELS
         raise UserError(str(path), f"has no column {missing[0]!r}", f"its columns: {', '.join(columns) or 'none'}")
+    if is_of_sets and (names := said if competition.label_columns else _named_by(competition.sample, columns)):
+        return _from_switches(path, columns, names)
     if competition.label_columns:
         return _from_one_hot(path, columns, said)
     name = next(iter(said), "") or _usual_column(columns)
     if not name and not test and alone and len(columns) == 1:
         name = next(iter(columns))
+    if name and is_of_sets:
+        return _from_sets(path, columns.pop(name), name, competition)
     if name:
+        if not competition.task and (mark := _marks_sets(columns[name])):
+            what = f"column {name} looks like sets of labels, with {_said(mark)} between their names"
+            raise UserError(str(path), what, "say --task multilabel, or --task multiclass where each text is one class")
         return Labels(columns.pop(name), name, (f"labels       column {name} (--label-column)",))
     if test:
         return NO_LABELS
@@ -93,19 +104,75 @@ def _ones(columns: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     return np.array([[_ONE_HOT[cell.lower()] for cell in columns[name]] for name in names]).T
 
 
-def _from_one_hot(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> Labels:
+def _checked_ones(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """:func:`_ones`; raises UserError where a cell is neither 0 nor 1."""
     for name in names:
         for index, cell in enumerate(columns[name]):
             if cell.lower() not in _ONE_HOT:
                 raise UserError(f"{row_of(path, index)}, column {name}", f"{cell!r} is not 0 or 1", "correct it")
-    ones = _ones(columns, names)
+    return _ones(columns, names)
+
+
+def _from_one_hot(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> Labels:
+    ones = _checked_ones(path, columns, names)
     if (wrong := np.flatnonzero(ones.sum(axis=1) != 1)).size:
         what = f"has {ones[wrong[0]].sum()} ones in the columns {names_in_short(names)}"
-        raise UserError(row_of(path, wrong[0]), what, "a row has exactly one label; name other columns")
+        remedy = "a row has exactly one label; name other columns, or say --task multilabel"
+        raise UserError(row_of(path, wrong[0]), what, remedy)
     cells = text_array(names[at] for at in ones.argmax(axis=1))
     for name in names:
         del columns[name]
     return Labels(cells, "label", (f"labels       one-hot columns {names_in_short(names)} (--label-columns)",))
+
+
+# ---- label sets
+
+
+def _named_by(sample: str, columns: dict[str, np.ndarray]) -> list[str]:
+    """The 0/1 columns that the sample submission asks for; none where it has a single column of answers."""
+    asked = list(read_columns(Path(sample))) if sample else []
+    return [name for name in asked if name in columns and {cell.lower() for cell in columns[name]} <= _ONE_HOT.keys()]
+
+
+def _from_switches(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> Labels:
+    """A row's set is the names of its columns that are 1."""
+    if marked := [name for name in names if SEPARATOR in name]:
+        raise UserError(str(path), f"the column {marked[0]} has a {SEPARATOR} in its name", "rename it")
+    names = sorted(names)
+    ones = _checked_ones(path, columns, names)
+    for name, count in zip(names, ones.sum(axis=0), strict=True):
+        if not count:
+            raise UserError(str(path), f"no row has the label {name}", "leave its column out with --label-columns")
+        del columns[name]
+    taken = f"labels       sets of the 0/1 columns {names_in_short(names)} (--label-columns)"
+    return Labels(sets_of(ones == 1, names), "labels", (taken,))
+
+
+def _from_sets(path: Path, cells: np.ndarray, name: str, competition: Competition) -> Labels:
+    """A row's set is the names in its cell; an empty cell is the empty set, order and doubles do not matter."""
+    separator = competition.separator or told_separator(cells) or " "
+    found = [sorted(set(split_names(cell, separator))) for cell in cells]
+    for index, names in enumerate(found):
+        if wrong := [each for each in names if not each or SEPARATOR in each]:
+            what = f"{cells[index]!r} has " + (f"a {SEPARATOR} in a name" if wrong[0] else "a label without a name")
+            raise UserError(f"{row_of(path, index)}, column {name}", what, "correct it, or say --separator")
+    taken = f"labels       sets in column {name} (--label-column), with {_said(separator)} between names (--separator)"
+    return Labels(text_array(map(SEPARATOR.join, found)), name, (taken,), separator)
+
+
+def _marks_sets(cells: np.ndarray) -> str:
+    """What separates names where a column looks like label sets: few names in many combinations of several sizes, at
+    least one of which also stands alone; else empty."""
+    distinct = set(cells) - {""}
+    mark = told_separator(distinct)
+    sets = [split_names(cell, mark) for cell in distinct] if mark else []
+    names = {name for each in sets for name in each}
+    looks_like = len({len(each) for each in sets}) > 1 and len(names) < len(sets) and names & distinct
+    return mark if looks_like else ""
+
+
+def _said(separator: str) -> str:
+    return "a space" if separator == " " else separator
 
 
 def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:

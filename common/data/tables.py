@@ -21,6 +21,7 @@ from common.data.image_folders import class_folders, images_in, named_as_in, ref
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
+from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
 # The first one present names the photo, or a pixel table's rows; in any case, with or without _.
@@ -41,6 +42,7 @@ class Table:
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
     taken: tuple[str, ...] = ()  # what was taken for what, a line each, with the flag that changes it
+    separator: str = ""  # between the names of a label set, as the table was written
     pixel_shas: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n: of decoded photos; empty: unknown
 
     @property
@@ -73,7 +75,7 @@ def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Tabl
         table = _class_folders(path, competition)
     else:
         table = _csv_table(path, competition, competition.images, test=False)
-    return _with_whole_labels(table)
+    return _with_whole_labels(table, competition)
 
 
 def read_test_table(test: str, data: str, sample: str = "", competition: Competition = NOTHING_SAID) -> Table:
@@ -96,7 +98,7 @@ def read_test_table(test: str, data: str, sample: str = "", competition: Competi
         if any(table.labels):
             warn(f"{test}: its label column is not scored: {why}")
         return replace(table, labels=text_array([]))
-    return _with_whole_labels(table)
+    return _with_whole_labels(table, competition)
 
 
 def _no_answers(table: Table, sample: str) -> str:
@@ -137,7 +139,9 @@ def _pixel_table(
     called = f"column {id_name}" if id_name else "the rows' numbers from 1"
     taken = (f"ids          {called} (--image-column)", *labels.taken)
     label_name = labels.name if labels.name not in ("", "label") else "Label"
-    return Table(str(path), ids, labels.cells, images, id_name or "ImageId", label_name, columns, taken)
+    return Table(
+        str(path), ids, labels.cells, images, id_name or "ImageId", label_name, columns, taken, labels.separator
+    )
 
 
 def _id_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str) -> str:
@@ -178,7 +182,7 @@ def _photo_table(
     labels = take_labels(path, columns, ids, competition, test, alone=True)
     places = ", ".join(sorted({str(file.parent) for file in files})[:3])
     taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
-    return Table(str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken)
+    return Table(str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken, labels.separator)
 
 
 def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, search: PhotoSearch) -> str:
@@ -221,9 +225,11 @@ def _folder_table(root: Path, images: dict[str, Path]) -> Table:
     return Table(str(root), text_array(images), NO_LABELS.cells, list(images.values()), "image", "label", {})
 
 
-def _with_whole_labels(table: Table) -> Table:
-    if (empty := np.flatnonzero(table.labels == "")).size:
-        raise UserError(row_of(table.source, empty[0]), "the label is empty", "fill it in or remove the row")
+def _with_whole_labels(table: Table, competition: Competition) -> Table:
+    flaw = TASKS[competition.task or MULTICLASS.name].flaw
+    for index, label in enumerate(table.labels):
+        if what := flaw(label):
+            raise UserError(row_of(table.source, index), f"the label {what}", "fill it in or remove the row")
     return table
 
 

@@ -36,7 +36,7 @@ class Config:
     fold: str = "all"  # a fold's number, all, or full (every row, no validation)
     config: str = ""  # recipe (yaml); flags on the command line override it
     restart: bool = False  # list what this run's folder holds, then delete it
-    task: Literal["multiclass"] = "multiclass"  # what an answer is: one class a row
+    task: Literal["multiclass", "multilabel"] = "multiclass"  # what an answer is: one class a row, or a set of labels
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
@@ -74,6 +74,13 @@ class Config:
     seed: Whole = 0  # for weights, order and augmentation
     train_fraction: Share = 1.0  # share of the training rows used, per class
     limit: Whole = 0  # rows used of each part, for a smoke run (0: all)
+
+    @property
+    def of_task(self) -> "Config":
+        """The settings with the task's own loss, where the default does not fit it."""
+        losses = TASKS[self.task].losses
+        is_default = self.loss == Config.loss and self.loss not in losses
+        return dataclasses.replace(self, loss=losses[0]) if is_default else self
 
     @property
     def run_name(self) -> str:
@@ -168,6 +175,14 @@ def check_loss(cfg: Config) -> None:
             raise UserError("--loss", what, "use --label-smoothing 0")
         if "mix" in options_of(cfg.augment, cfg.args("augment"), grey=False):
             raise UserError("--augment-args", what, "leave out mixup and cutmix")
+    if not TASKS[cfg.task].is_one_of:
+        for flag, is_set in (
+            ("--loss-args class_weights", weights != ""),
+            ("--sampling balanced", cfg.sampling == "balanced"),
+            (f"--select {cfg.select}", cfg.select in ("snapshots", "members")),
+        ):
+            if is_set:
+                raise UserError(flag, f"needs rows of exactly one class, which {cfg.task} has not", "leave it out")
     if weights != "" and loss.of_the_batch:
         raise UserError("--loss-args", f"{cfg.loss} has no loss per image to weight", "leave out class_weights")
     if weights == "balanced" and cfg.sampling == "balanced":

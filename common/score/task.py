@@ -68,6 +68,7 @@ class Task:
     likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
     half: Callable[[np.ndarray], np.ndarray]  # outputs -> float16 that means the same
     is_shortened: bool  # whether a file may keep each row's largest outputs alone (--store top64)
+    outputs_are: str  # what the net's outputs stand for, in the plural
     is_one_of: bool  # whether a row is of exactly one of the outputs, by which it can be weighted and drawn
     metrics: tuple[str, ...]  # common/score/metrics.py
     losses: tuple[str, ...]  # common/model/losses.py
@@ -174,6 +175,7 @@ TASKS: dict[str, Task] = {
             likelihoods=right_class,
             half=half_logits,
             is_shortened=True,
+            outputs_are="classes",
             is_one_of=True,
             metrics=("accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "quadratic_kappa"),
             losses=(
@@ -206,6 +208,7 @@ TASKS: dict[str, Task] = {
             likelihoods=right_sides,
             half=half_odds,
             is_shortened=False,
+            outputs_are="labels",
             is_one_of=False,
             metrics=(
                 *("accuracy", "errors", "nll", "exact_match", "macro_f1"),
