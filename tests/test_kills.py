@@ -207,7 +207,7 @@ def test_a_run_that_is_in_use_or_gone_is_left_alone(server, tiny, tmp_path):
     wait_for_epoch(holder, 1)
     [refused] = again.start()
     assert refused.wait() == 3
-    assert refused.said().startswith(f"error: {first.folder}: is in use by pid {holder.pid} on {socket.gethostname()};")
+    assert f"\nerror: {first.folder}: is in use by pid {holder.pid} on {socket.gethostname()};" in f"\n{refused.said()}"
     holder.signal(signal.SIGKILL)
     holder.wait()
     [heir] = again.start()

@@ -97,7 +97,9 @@ def flag_of(name: str, value: Any) -> list[str]:
     flag, text = name.replace("_", "-"), str(value)
     if text.lower() in ("true", "false"):
         return [f"--{flag}" if text.lower() == "true" else f"--no-{flag}"]
-    return [f"--{flag}", *map(str, value)] if isinstance(value, list | tuple) else [f"--{flag}", text]
+    if isinstance(value, list | tuple):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]  # a path may look like a flag
 
 
 def flags_of(options: Any) -> list[str]:

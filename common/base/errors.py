@@ -68,6 +68,11 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         _say(f"error: {error}", own=isinstance(error, OwnError))
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in _UNUSABLE:
             raise
@@ -75,8 +80,3 @@ def run_script(main: Callable[[], None]) -> None:
         where = where if len(where) <= 200 else f"{where[:80]} ..."
         _say(f"error: {where}: cannot be used ({error.strerror}); check its permissions or choose another name")
         sys.exit(INPUT)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)

@@ -52,7 +52,8 @@ def competition_flags(options: type, arguments: Sequence[str]) -> list[str]:
         return []
     path = beside(value_of("--folds", arguments) or known["folds"].default)
     said = asdict(read_competition(path))
-    names = [name for name, value in said.items() if value and name in known]
+    typed = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
+    names = [name for name, value in said.items() if value and name in known and name not in typed]
     if "--score-tta" in arguments:  # predicts no test row
         names = [name for name in names if name not in ("test", "sample")]
     flags = [flag_of(name, said[name]) for name in names]
