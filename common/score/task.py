@@ -5,7 +5,7 @@ A row's label is text in every file. ``encode`` makes targets of labels, a net's
 and ``decode`` make of outputs the text that a submission says. A new task is a row of TASKS and its functions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from common.score.label_sets import (
 )
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
 from common.score.metrics import Answers
+from common.score.thresholds import half, one_a_label, one_for_all
 
 Decision = Sequence[float]  # what a decision learned on OOF, such as thresholds; empty: nothing
 
@@ -63,6 +64,7 @@ class Task:
     calibrate: Callable[[Outputs, np.ndarray], float]  # outputs, targets -> what to divide outputs by, for a low loss
     decide: Callable[..., np.ndarray]  # outputs, decision -> what is answered, in the form of the targets
     answers: Callable[..., Answers]  # outputs, targets, names of the outputs, decision -> what the metrics look at
+    decisions: Mapping[str, Callable[..., Decision]]  # ways to learn one: outputs, answers, a metric's name -> decision
     # Outputs (m, n, c), targets -> float (k, m): what each model says of what is true. The loss of the models' mean
     # with weights w is -log(these @ w), but for a constant.
     likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
@@ -172,6 +174,7 @@ TASKS: dict[str, Task] = {
             calibrate=temperature,
             decide=likeliest,
             answers=class_answers,
+            decisions={},
             likelihoods=right_class,
             half=half_logits,
             is_shortened=True,
@@ -205,6 +208,7 @@ TASKS: dict[str, Task] = {
             calibrate=odds_temperature,
             decide=chosen_labels,
             answers=set_answers,
+            decisions={"1/2": half, "one threshold": one_for_all, "one a label": one_a_label},
             likelihoods=right_sides,
             half=half_odds,
             is_shortened=False,
