@@ -57,6 +57,7 @@ class Options:
     runs: tuple[str, ...]  # names of finished runs of one model, two or more
     run: str  # name of the new run that holds their average
     runs_dir: str = "runs"  # folder that holds every run
+    work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     data: str = "digits"  # the train table they were trained on
     folds: str = "folds.csv"  # the folds file they were trained with
     store: str = "float32"  # format of oof.npz: float32, float16, top64 (64 likeliest classes per row)

@@ -19,7 +19,7 @@ from common.base.files import check_folder, read_json, write_json
 from common.base.locks import locked
 from common.base.result import Result
 from common.base.words import names_in_short
-from common.data.competition import competition_flags
+from common.data.competition import competition_flags, next_command
 from common.data.folds import Folds, read_folds
 from common.runs.layout import (
     CONFIG_FILE,
@@ -67,6 +67,7 @@ class Options:
 
     OLD_FLAGS: ClassVar = {"--weights": "--shares"}
     runs: tuple[str, ...] = ()  # names of the runs to blend (default: all that have finished every fold)
+    work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     folds: str = "folds.csv"  # the folds file they were trained with
     runs_dir: str = "runs"  # folder that holds every run
     run: str = "ensemble"  # name of the blend: its folder below runs_dir
@@ -97,7 +98,9 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse(Options, argv, competition_flags))
+    options = parse(Options, argv, competition_flags)
+    run(options)
+    print(next_command("report.py", options))
 
 
 def run(options: Options) -> Result:
@@ -190,7 +193,7 @@ def read_inputs(options: Options) -> Inputs:
     """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
     check_folder(options.folder)
     folds = read_folds(Path(options.folds))
-    runs = chosen_runs(options)
+    runs = chosen_runs(options, folds)
     check_shares(options, runs)
     groups = groups_of(options, runs)
     check_method(options, groups, folds)
@@ -209,11 +212,12 @@ def read_inputs(options: Options) -> Inputs:
     return Inputs(runs, inference_seconds(options, runs), folds.fingerprint, data, oof, tests, tta)
 
 
-def chosen_runs(options: Options) -> list[str]:
+def chosen_runs(options: Options, folds: Folds) -> list[str]:
     """The runs to blend, every one finished; raises UserError where a name or the number is wrong."""
     if any(options.folder.glob("fold*")):
         raise UserError("--run", f"{options.run} is a training run", "give the blend another name")
-    runs = list(run_names(Path(options.runs_dir), options.runs)) or finished_runs(Path(options.runs_dir))
+    runs_dir = Path(options.runs_dir)
+    runs = list(run_names(runs_dir, options.runs)) or finished_runs(runs_dir, fingerprint=folds.fingerprint)
     for name in runs:
         if runs.count(name) > 1:
             raise UserError("--runs", f"{name} is named twice", "name each run once")

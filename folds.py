@@ -17,10 +17,20 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.result import Result
 from common.base.system import cpu_count
-from common.data.competition import NOTHING_SAID, Competition, beside, read_competition, write_competition
+from common.data.competition import (
+    NOTHING_SAID,
+    Competition,
+    beside,
+    next_command,
+    read_competition,
+    told_by_sample,
+    work_flags,
+    write_competition,
+)
 from common.data.dealing import Split, make_folds
 from common.data.decoding import check_photos
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
+from common.data.groups import with_groups
 from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.score.task import MULTICLASS, TASKS
@@ -32,6 +42,7 @@ class Options:
 
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
     test: str = ""  # test table or folder of images whose rows must not be among the training rows
+    work: str = "."  # folder of one competition, short for --folds DIR/folds.csv; later scripts take it too
     folds: str = "folds.csv"  # the file to write or to check
     k: int = 5  # number of folds
     split: Split = "stratified"  # column: folds made by others; holdout: one of k parts validates, the rest train
@@ -46,6 +57,7 @@ class Options:
     task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     group: str = ""  # column whose equal values stay in one fold
+    group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others
     seed: int = 0  # for the shuffle before rows are dealt
     rare: Literal["error", "train"] = "error"  # classes with fewer than k images: refuse, or only train on them
@@ -58,10 +70,12 @@ SAID = (*(field.name for field in fields(Competition)), "as_written")  # what te
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, argv)
+    options = parse(Options, argv, work_flags)
     result = run(options)
     if options.check and result.score["findings"]:
         sys.exit(1)
+    if not options.check:
+        print(next_command("train_fold.py", options))
 
 
 def run(options: Options) -> Result:
@@ -89,7 +103,7 @@ def run(options: Options) -> Result:
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
-        print(summary(table, folds))
+        print(summary(table, folds, options, test))
         found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
@@ -100,12 +114,15 @@ def described(options: Options) -> Competition:
     """What is said of the competition's files: by flags, or, where they are silent, when the folds were made."""
     before = read_competition(beside(options.folds)) if options.check else NOTHING_SAID
     said = {field.name: getattr(options, field.name) for field in fields(Competition)}
-    return replace(before, **{name: value for name, value in said.items() if value != getattr(Options, name)})
+    given = replace(before, **{name: value for name, value in said.items() if value != getattr(Options, name)})
+    return given if options.check else told_by_sample(given)
 
 
 def read_tables(options: Options, competition: Competition) -> tuple[Table, Table | None]:
     """The train table and the test table, if there is one, with every photo decoded once."""
     table, test = read_train_table(options.data, competition), None
+    if options.group_table:
+        table = with_groups(table, Path(options.group_table), options.group)
     if options.test or options.data == EMBEDDED:
         test = read_test_table(options.test, options.data, options.sample, competition)
     table, test = (
@@ -126,9 +143,10 @@ def check_options(options: Options) -> None:
     """Refuse flags that contradict each other or would have no effect."""
     path, used = "", [field.name for field in fields(Options)]
     if options.check:
-        path, used = "--check", ["data", "test", "folds", "check", *SAID]
+        path, used = "--check", ["data", "test", "work", "folds", "check", *SAID]
     elif options.split == "column":
-        path, used = "--split column", ["data", "test", "folds", "split", "fold_column", "group", "force", *SAID]
+        path = "--split column"
+        used = ["data", "test", "work", "folds", "split", "fold_column", "group", "group_table", "force", *SAID]
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")
@@ -140,6 +158,8 @@ def check_options(options: Options) -> None:
     if options.group and not grouped and options.split != "column":
         remedy = "use --split group or --split stratified-group"
         raise UserError("--group", f"has no effect with --split {options.split}", remedy)
+    if options.group_table and not options.group:
+        raise UserError("--group-table", "has no effect without --group", "name its column with the groups")
     if (options.split == "column") != bool(options.fold_column):
         raise UserError("--fold-column", "goes with --split column", "give both or neither")
 
@@ -151,22 +171,26 @@ def write_once(path: Path, folds: Folds, force: bool) -> None:
     if path.is_file() and not force:
         if path.read_text(encoding="utf-8", errors="replace") != folds_text(folds):
             what = "holds different folds, and scores on different folds files cannot be compared"
-            raise UserError(str(path), what, "use it as it is, write to another --folds, or replace it with --force")
+            remedy = "use it as it is, give another competition its own folder with --work, or replace it with --force"
+            raise UserError(str(path), what, remedy)
         print(f"{path} already exists with these folds")
     else:
         write_folds(path, folds)
         print(f"{path} written")
 
 
-def summary(table: Table, folds: Folds) -> str:
-    """What was dealt, in a few lines."""
+def summary(table: Table, folds: Folds, options: Options, test: Table | None) -> str:
+    """What was dealt, in a few lines, each with the flag that changes it."""
     copies = len(folds.ids) - len(set(by_pixels(folds, table).row_shas))
     sizes = [int(np.sum(folds.fold == number)) for number in range(folds.count)]
     outputs = f"{len(folds.classes)} {folds.task.outputs_are}"
     lines = [
         f"data         {table.source}: {len(folds.ids):,} rows, {outputs}, {copies:,} exact copies",
         *table.taken,
-        f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows",
+        *([f"test         {test.source}: {len(test.ids):,} rows (--test)"] if test else []),
+        f"split        {options.split} (--split)",
+        *([f"groups       column {options.group}: {len(set(folds.groups)):,} (--group)"] if options.group else []),
+        f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
         f"fingerprint  {folds.fingerprint[:16]}",
     ]
     if always := int(np.sum(folds.fold < 0)):

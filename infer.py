@@ -23,9 +23,9 @@ from common.base.files import check_folder, write_json
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.competition import beside, competition_flags, read_competition
+from common.data.competition import beside, competition_flags, next_command, read_competition
 from common.data.folds import Folds, match_folds, read_folds
-from common.data.tables import Table, read_test_table, read_train_table
+from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
 from common.runs.layout import (
     INFERENCE_FILE,
@@ -33,9 +33,11 @@ from common.runs.layout import (
     SUBMISSION_FILE,
     TEST_FILE,
     TTA_OOF_FILE,
+    WEIGHTS_FILE,
     finished_folds,
     finished_runs,
     fold_folder,
+    folds_fingerprint,
     run_names,
 )
 from common.runs.oof import oof_predictions
@@ -48,6 +50,7 @@ from common.score.task import TASKS
 from common.score.view_choice import choose_views, gain_text, score_views, view_table
 
 if TYPE_CHECKING:
+    from common.runs.saved_model import SavedModel
     from common.runs.tensors import FoldModel
 
 LARGEST = 500_000_000  # logits of all views of the OOF rows that are held at a time (2 GB)
@@ -61,8 +64,9 @@ class Options:
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     submit: str = ""  # form of the submission: label, probability, probabilities (default: as the sample has it)
     positive: str = ""  # class whose probability a sample with one probability a row asks for
+    work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
-    runs: tuple[str, ...] = ()  # names of the runs (default: every one that has all its folds)
+    runs: tuple[str, ...] = ()  # names of the runs (default: every finished one that was trained with the folds file)
     out_dir: str = ""  # folder for each run's output (default: runs_dir; set it where that is read-only)
     fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model trained on every row
     tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
@@ -70,7 +74,7 @@ class Options:
     score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
     store: str = "float32"  # format of test.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
     data: str = "digits"  # train table, for --tta and --score-tta
-    folds: str = "folds.csv"  # folds file, for --tta and --score-tta
+    folds: str = "folds.csv"  # folds file: tells which runs belong together; --tta and --score-tta need it
     threads: int = 0  # CPU threads (0: all cores)
     cache_gb: float = DEFAULT_GB  # GB of memory for decoded photos (0, or too few: decoded again for each model)
 
@@ -81,7 +85,9 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run(parse(Options, argv, competition_flags))
+    options = parse(Options, argv, competition_flags)
+    run(options)
+    print(next_step(options))
 
 
 def run(options: Options) -> Result:
@@ -94,7 +100,7 @@ def run(options: Options) -> Result:
     """
     check_options(options)
     runs_dir, out_dir = Path(options.runs_dir), Path(options.out_dir or options.runs_dir)
-    runs = run_names(runs_dir, options.runs) or finished_runs(runs_dir, options.fold)
+    runs = chosen_runs(options)
     if options.score_tta:
         return score_only(runs, options)
     for name in runs:
@@ -108,6 +114,8 @@ def run(options: Options) -> Result:
     scores = {}
     for name in runs:
         models = read_models(finished_folds(runs_dir / name, options.fold))
+        if test.source == EMBEDDED and not options.test:
+            check_trained_on_digits(name, models[0].saved, test)
         if options.sample:  # a wrong one is said before the work
             saved = models[0].saved
             read_form(options.sample, test.ids, saved.classes, TASKS[saved.task], options.submit, options.positive)
@@ -138,6 +146,33 @@ def score_only(runs: Sequence[str], options: Options) -> Result:
     return Result(scores, runs_dir)
 
 
+def chosen_runs(options: Options) -> Sequence[str]:
+    """The runs that were named, or those trained with the folds file; without one, all, if they agree.
+
+    Raises:
+        UserError: there is none, or nothing says which of several competitions' runs are meant.
+    """
+    runs_dir, folds = Path(options.runs_dir), Path(options.folds)
+    if options.runs:
+        return run_names(runs_dir, options.runs)
+    if folds.is_file():
+        return finished_runs(runs_dir, options.fold, read_folds(folds).fingerprint)
+    runs = finished_runs(runs_dir, options.fold)
+    if len({folds_fingerprint(runs_dir / name) for name in runs}) > 1:
+        what = f"{', '.join(runs)} were trained with different folds, and there is no {folds}"
+        raise UserError("--runs", what, "name those of one competition, or their folds file with --folds")
+    return runs
+
+
+def next_step(options: Options) -> str:
+    """The command that comes next: a blend where there are runs for it."""
+    if options.score_tta:
+        return next_command("infer.py", options, "--tta", "auto")
+    predicted = Path(options.out_dir or options.runs_dir).glob(f"*/{TEST_FILE}")
+    runs = [path for path in predicted if not path.with_name(WEIGHTS_FILE).exists()]
+    return next_command("ensemble.py" if len(runs) > 1 else "report.py", options)
+
+
 def check_options(options: Options) -> None:
     """Raise UserError where a preset does not exist or options do not go together."""
     check_store(options.store)
@@ -163,6 +198,13 @@ def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
     for name in runs:
         finished_folds(Path(options.runs_dir) / name)
     return table, folds
+
+
+def check_trained_on_digits(name: str, saved: "SavedModel", test: Table) -> None:
+    """Raise UserError where no test table was named and the run was not trained on the embedded digits."""
+    if saved.image_shape != (1, test.images.shape[1]) or saved.classes != sorted(set(test.labels)):
+        what = f"is missing, and {name} was not trained on the embedded digits"
+        raise UserError("--test", what, "name the competition's test table, or its folder of test images")
 
 
 def load_torch(threads: int) -> None:

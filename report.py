@@ -24,6 +24,7 @@ class Options:
 
     runs: tuple[str, ...] = ()  # names below runs_dir (default: every finished run, blend and sweep)
     data: str = "digits"  # train table whose images are shown
+    work: str = "."  # folder of one competition: DIR/folds.csv, DIR/runs, DIR/report.html
     folds: str = "folds.csv"  # the folds file that the runs were trained with
     runs_dir: str = "runs"  # folder that holds every run
     metric: str = "accuracy"  # what runs and blends are sorted by

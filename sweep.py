@@ -71,6 +71,7 @@ class Ended:
 
     OLD_FLAGS: ClassVar = {"--runs": "--sweep"}
     sweep: str = ""  # its folder, or its name below runs_dir (default: the only one there)
+    work: str = "."  # folder of one competition, short for --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
 
 

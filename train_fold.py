@@ -27,7 +27,7 @@ from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
 from common.data.cache import DEFAULT_GB
-from common.data.competition import beside, competition_flags, read_competition
+from common.data.competition import beside, competition_flags, next_command, read_competition
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     end_with_starter()
     if processes() > 1:
         die_of_ctrl_c()
-    run(parse(Train, argv, competition_flags))
+    cfg = parse(Train, argv, competition_flags)
+    run(cfg)
+    if rank() == 0 and not is_job() and not cfg.show_batch:
+        print(next_step(cfg))
 
 
 def run(cfg: Train) -> Result:
@@ -113,6 +116,24 @@ def run(cfg: Train) -> Result:
     else:
         train_in_turn(cfg, table, folds, wanted, todo or wanted[:1], deadline)
     return result_of(cfg, folds, wanted)
+
+
+def next_step(cfg: Train) -> str:
+    """The command that comes next: the folds that are left, or the test rows' predictions."""
+    run_folder = Path(cfg.runs_dir) / cfg.run_name
+    of_run = [] if cfg.fold == "full" else [f"{k}" for k in range(read_folds(Path(cfg.folds)).count)]
+    if not cfg.limit and unfinished(run_folder, of_run):
+        return next_command("train_fold.py", cfg, *other_flags(cfg))
+    return next_command("infer.py", cfg, *(["--fold", "full"] if cfg.fold == "full" else []))
+
+
+def other_flags(cfg: Train) -> list[str]:
+    """The flags that say the run's settings, for all folds."""
+    said = dataclasses.asdict(read_competition(beside(cfg.folds)))
+    settings = dataclasses.replace(cfg, fold="all", config="", restart=False, work=".", folds="folds.csv")
+    settings = dataclasses.replace(settings, data=Train.data, runs_dir=Train.runs_dir)
+    kept = {name: getattr(Train, name) for name, value in said.items() if value == getattr(cfg, name, None)}
+    return flags_of(dataclasses.replace(settings, **kept))
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:

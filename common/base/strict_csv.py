@@ -103,6 +103,15 @@ def header_of(path: Path, line: str) -> list[str]:
     return header
 
 
+def names_in_header(path: Path) -> list[str]:
+    """A csv's column names, read from its first line alone; none where something is wrong, which its reader says."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error):
+        return []
+
+
 def columns_of(path: Path, text: str, ours: bool = False) -> dict[str, np.ndarray]:
     """Every column of a csv's text, by name."""
     header = header_of(path, text.partition("\n")[0])

@@ -4,18 +4,28 @@ folds.py writes it as competition.json beside the folds file; what is not said i
 """
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from common.base.cli import flag_of, value_of
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
+from common.base.strict_csv import names_in_header
 from common.jobs.process import STARTED_BY_US
 from common.score.task import TASKS
 
 COMPETITION_FILE = "competition.json"
+PLACES = {"folds": "folds.csv", "runs_dir": "runs", "out": "report.html"}  # what --work is the folder of
+# What a script must be told where competition.json does not say it.
+NEEDS = {
+    "train_fold.py": ("data", "folds", "runs_dir"),
+    "infer.py": ("data", "test", "sample", "folds", "runs_dir"),
+    "ensemble.py": ("sample", "folds", "runs_dir"),
+    "report.py": ("data", "folds", "runs_dir"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,19 @@ def beside(folds: str) -> Path:
     return path.with_name(COMPETITION_FILE if path.stem == "folds" else f"{path.stem}.{COMPETITION_FILE}")
 
 
+def work_flags(options: type, arguments: Sequence[str]) -> list[str]:
+    """What --work DIR is short for, as far as a script has it: --folds DIR/folds.csv --runs-dir DIR/runs."""
+    work, known = value_of("--work", arguments), [field.name for field in fields(options)]
+    flags = [flag_of(name, os.path.join(work, file)) for name, file in PLACES.items() if work and name in known]
+    return [word for words in flags for word in words]
+
+
 def competition_flags(options: type, arguments: Sequence[str]) -> list[str]:
-    """What competition.json says as flags, as far as a script has them; ``arguments`` name the folds file."""
-    known = {field.name: field for field in fields(options)}
+    """What --work and competition.json say as flags, as far as a script has them; ``arguments`` name the folds file."""
+    known, places = {field.name: field for field in fields(options)}, work_flags(options, arguments)
     if "folds" not in known:
-        return []
-    path = beside(value_of("--folds", arguments) or known["folds"].default)
+        return places
+    path = beside(value_of("--folds", [*places, *arguments]) or known["folds"].default)
     said = asdict(read_competition(path))
     typed = {argument.partition("=")[0].removeprefix("--").replace("-", "_") for argument in arguments}
     names = [name for name, value in said.items() if value and name in known and name not in typed]
@@ -59,7 +76,37 @@ def competition_flags(options: type, arguments: Sequence[str]) -> list[str]:
     flags = [flag_of(name, said[name]) for name in names]
     if flags and STARTED_BY_US not in os.environ and os.environ.get("RANK", "0") == "0":
         print(f"{path} says: {' '.join(word for words in flags for word in words)}")
-    return [word for words in flags for word in words]
+    return places + [word for words in flags for word in words]
+
+
+def told_by_sample(competition: Competition) -> Competition:
+    """With the label columns where no flag names them and the train table has those that the sample asks for."""
+    said = competition.label_column or competition.label_columns or competition.label_from_name
+    if said or not competition.sample or not os.path.isfile(competition.data):
+        return competition
+    answers = names_in_header(Path(competition.sample))[1:]
+    columns = names_in_header(Path(competition.data))
+    if not answers or not set(answers) <= set(columns):
+        return competition
+    if len(answers) == 1:
+        return replace(competition, label_column=answers[0])
+    return replace(competition, label_columns=tuple(answers))
+
+
+def next_command(script: str, options: Any, *flags: str) -> str:
+    """The command line that comes next, with the files of this one's ``options`` as far as it has to be told them."""
+    said = asdict(read_competition(beside(options.folds)))
+    usual = {"data": "digits", "test": "", "sample": ""}
+    usual |= {name: os.path.normpath(os.path.join(options.work, file)) for name, file in PLACES.items()}
+    words = [] if options.work == "." else ["--work", options.work]
+    for name in NEEDS[script]:
+        value = getattr(options, name, usual[name])
+        if os.path.normpath(value) != os.path.normpath(usual[name]) and value != said.get(name):
+            words += flag_of(name, value)
+    data = said["data"] or getattr(options, "data", usual["data"])
+    if script == "infer.py" and data != usual["data"] and not (said["test"] or "--test" in words):
+        words += ["--test", "TEST"]
+    return f"next: {shlex.join(['python', script, *words, *flags])}"
 
 
 def write_competition(path: Path, competition: Competition) -> None:

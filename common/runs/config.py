@@ -30,6 +30,7 @@ class Config:
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
+    work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     folds: str = "folds.csv"  # folds file, written once by folds.py
     runs_dir: str = "runs"  # folder that holds every run
     run: str = ""  # name of this run (default: the model's name)
@@ -96,7 +97,7 @@ class Config:
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
 # Where things lie and how many threads work on them does not change what is trained.
-_PLACES = {"data", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
+_PLACES = {"data", "work", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
 
 
 def check_config(cfg: Config, processes: int) -> None:

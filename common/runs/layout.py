@@ -149,8 +149,15 @@ def _run_name(runs_dir: Path, run: Path) -> str:
     return run.resolve().relative_to(runs_dir.resolve()).as_posix()
 
 
-def finished_runs(runs_dir: Path, fold: str = "all") -> list[str]:
+def folds_fingerprint(run_folder: Path) -> str:
+    """Of the folds that a run with a finished fold was trained with."""
+    return read_metrics(min(path.parent for path in run_folder.glob(f"f*/{METRICS_FILE}")))["folds_fingerprint"]
+
+
+def finished_runs(runs_dir: Path, fold: str = "all", fingerprint: str = "") -> list[str]:
     """Names of the direct children of ``runs_dir`` with every fold finished, sorted; others are named and left out.
+
+    With the ``fingerprint`` of a folds file, so are runs that were trained with other folds.
 
     Raises:
         UserError: there is none.
@@ -159,9 +166,13 @@ def finished_runs(runs_dir: Path, fold: str = "all") -> list[str]:
     for run_folder in sorted({path.parent for path in runs_dir.glob("*/full" if fold == "full" else "*/fold*")}):
         try:
             finished_folds(run_folder, fold)
+            if fingerprint and (theirs := folds_fingerprint(run_folder)) != fingerprint:
+                what = f"was trained with different folds (fingerprint {theirs[:16]}, here {fingerprint[:16]})"
+                raise UserError(str(run_folder), what, "name the folds file it was trained with to use it")
             found.append(run_folder.name)
         except UserError as error:
             warn(f"left out: {error}")
     if not found:
-        raise UserError(str(runs_dir), "holds no finished run", "train one: python train_fold.py --fold all")
+        of_folds = " that was trained with this folds file" if fingerprint else ""
+        raise UserError(str(runs_dir), f"holds no finished run{of_folds}", "train one: python train_fold.py --fold all")
     return found

@@ -1,0 +1,44 @@
+"""Groups that another table has: drivers, patients or sites, joined to the rows by what names their images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.strict_csv import read_columns, row_of, text_array
+from common.base.words import names_in_short, rows_named
+from common.data.image_folders import NamedImages
+from common.data.tables import Table
+
+
+def with_groups(table: Table, path: Path, group: str) -> Table:
+    """The table with the column ``group`` of the csv at ``path``, whose rows may be more, and in another order.
+
+    The csv's column that names most of the table's rows joins them; a name may lack folders and suffix.
+
+    Raises:
+        UserError: the csv has no such column, or names a row not at all or in two groups.
+    """
+    columns = read_columns(path)
+    if group not in columns:
+        raise UserError(str(path), f"has no column {group!r} for --group", f"its columns: {', '.join(columns)}")
+    groups = columns.pop(group)
+    known = NamedImages((name, Path(name)) for name in table.ids)
+    found = {name: [known.find(cell) for cell in cells] for name, cells in columns.items()}
+    joined = max(found, key=lambda name: sum(map(bool, found[name])), default="")
+    group_of: dict[str, str] = {}
+    for index, rows in enumerate(found.get(joined, ())):
+        if len(rows) > 1:
+            what = f"{columns[joined][index]!r} may be {rows[0]} or {rows[1]}"
+            raise UserError(row_of(path, index), what, "name the row as the train table does")
+        for row in map(str, rows):
+            if group_of.setdefault(row, groups[index]) != groups[index]:
+                what = f"{row} is in the group {groups[index]} and in {group_of[row]}"
+                raise UserError(row_of(path, index), what, "leave it in one")
+    if missing := [name for name in table.ids if str(Path(name)) not in group_of]:
+        what = f"names {rows_named(missing)} of {table.source} in none of its columns {names_in_short(list(columns))}"
+        raise UserError(str(path), what, "name each row of the train table in it")
+    cells = text_array(group_of[str(Path(name))] for name in table.ids)
+    taken = f"groups' table {path}, joined by its column {joined} (--group-table)"
+    return replace(table, columns={**table.columns, group: np.asarray(cells)}, taken=(*table.taken, taken))
