@@ -22,7 +22,7 @@ from common.base.files import check_folder, write_json
 from common.base.locks import locked
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
-from common.data.cache import DEFAULT_GB, Cache
+from common.data.cache import photo_cache
 from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import read_train_table
@@ -30,7 +30,6 @@ from common.data.views import TTA
 from common.runs.folder import save_fold
 from common.runs.layout import (
     CONFIG_FILE,
-    DECODED_FOLDER,
     MODEL_FILE,
     finished_folds,
     fold_folder,
@@ -95,8 +94,7 @@ def run(options: Options) -> Result:
 
     torch.set_num_threads(options.threads or cpu_count())
     averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
-    cache = Cache(DEFAULT_GB, str(runs_dir / DECODED_FOLDER))
-    models = FoldModels(averages, table, TTA["none"], folds.row_shas, cache)
+    models = FoldModels(averages, table, TTA["none"], folds.row_shas, photo_cache())
     for k, model in enumerate(averages):
         folder = fold_folder(run_folder, model.saved.fold)
         with locked(folder):

@@ -70,7 +70,7 @@ class Options:
     out_dir: str = ""  # folder for each run's output (default: runs_dir; set it where that is read-only)
     fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model trained on every row
     tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
-    views: tuple[str, ...] = ("digits",)  # presets whose views --tta auto and --score-tta try; flips are not for digits
+    views: tuple[str, ...] = ()  # presets whose views --tta auto and --score-tta try (default: digits; photos: hflip)
     score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
     store: str = "float32"  # format of test.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
     data: str = "digits"  # train table, for --tta and --score-tta
@@ -187,7 +187,7 @@ def check_options(options: Options) -> None:
     ]:
         if name not in known:
             raise UserError(flag, f"{name} is unknown", f"use one of: {', '.join(known)}")
-    if options.views != Options.views and not options.chooses_views:
+    if options.views and not options.chooses_views:
         raise UserError("--views", "has no effect without --tta auto or --score-tta", "leave it out")
 
 
@@ -302,7 +302,8 @@ def score_out_of_fold(
         what = f"{run} was trained with different folds ({fingerprint[:16]}, here {folds.fingerprint[:16]})"
         raise UserError("--folds", what, "name the folds file that it was trained with")
     chosen = options.chooses_views
-    presets = options.views if chosen else (options.tta,)
+    usual = "hflip" if table.of_photos else "digits"
+    presets = (options.views or (usual,)) if chosen else (options.tta,)
     views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
     rows_of_fold = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_fold)

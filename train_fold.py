@@ -26,7 +26,7 @@ from common.base.locks import locked
 from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
-from common.data.cache import DEFAULT_GB
+from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.tables import Table, read_train_table
@@ -61,7 +61,8 @@ class Train(SideBySide, Config):
 
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that log the epochs: tensorboard, wandb, mlflow ...
-    cache_gb: float = DEFAULT_GB  # GB of decoded photos in a file below runs_dir (0, or too many: decoded every epoch)
+    cache_gb: float = DEFAULT_GB  # GB of decoded photos that are kept in files (0, or too many: decoded every epoch)
+    cache_dir: str = ""  # folder for these files (default: the user's cache folder)
     profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all
     trace: bool = False  # write torch's trace of the first epoch into the fold's folder, for ui.perfetto.dev
     store: str = "float32"  # format of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
@@ -93,6 +94,9 @@ def run(cfg: Train) -> Result:
     folds = match_folds(read_folds(Path(cfg.folds), TASKS[cfg.task]), table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
+        if table.of_photos and cfg.model == Config.model:
+            what = "is a small net for digits, and these are photos"
+            warn(f"{cfg.model} {what}: try a model of timm, such as --model resnet18 --pretrained --lr 1e-3")
         for finding in leaks(folds):
             warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
@@ -212,7 +216,7 @@ def train_in_turn(
     from common.train.loop import agreed
     from common.train.session import open_session
 
-    session = open_session(cfg, table, folds, todo, cfg.cache_gb, cfg.log_with)
+    session = open_session(cfg, table, folds, todo, photo_cache(cfg.cache_gb, cfg.cache_dir), cfg.log_with)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(session.accelerator, late(deadline, session.run_folder, fold, cfg.epochs)):
             continue

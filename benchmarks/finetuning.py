@@ -24,7 +24,7 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import read_json, write_file, write_json
 from common.data.batches import Normalise
-from common.data.cache import Cache
+from common.data.cache import photo_cache
 from common.data.folds import match_folds, read_folds
 from common.data.geometry import cropped
 from common.data.images import pixels_of, read_images
@@ -33,7 +33,7 @@ from common.jobs.process import Job
 from common.jobs.runner import LocalSlot, run_jobs
 from common.model.networks import create_model, photo_preparation
 from common.model.weights import load_weights
-from common.runs.layout import DECODED_FOLDER, is_finished, read_metrics
+from common.runs.layout import is_finished, read_metrics
 from common.score.logits import Outputs
 from common.score.metrics import score
 
@@ -115,7 +115,7 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
     table = read_train_table(options.data)
     folds = match_folds(read_folds(Path(options.folds)), table)
     prepare = photo_preparation(MODEL, crops, 3, side)
-    cache = Cache(4, str(Path(options.runs_dir) / DECODED_FOLDER))
+    cache = photo_cache()
     images = read_images(table, prepare, torch.device("cpu"), cache, folds.row_shas)
     model = create_model(MODEL, {}, len(folds.classes), 3, side)
     normalise: Normalise = load_weights(model, MODEL, Path(options.weights), folds.classes, 3).normalise

@@ -24,7 +24,7 @@ from common.data.images import pixels_of, read_images
 from common.data.tables import Table, read_test_table, read_train_table
 from common.model.networks import photo_preparation, photo_size
 from common.runs.config import Config
-from common.runs.layout import DECODED_FOLDER, MODEL_FILE, OOF_FILE, TEST_FILE
+from common.runs.layout import MODEL_FILE, OOF_FILE, TEST_FILE
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
 from common.train.build import preparation_of
@@ -287,6 +287,7 @@ def test_what_is_kept_belongs_to_its_content(album, tmp_path):
 
 def train_photos(album: Path, runs_dir: Path, *arguments: str) -> Path:
     places = ["--data", str(album / "train.csv"), "--folds", str(album / "folds.csv"), "--runs-dir", str(runs_dir)]
+    places += ["--cache-dir", str(runs_dir.parent / "cache")]
     settings = ["--model", "digit_cnn", "--img-size", "16", "--augment", "photos_light", "--model-args", "crop_pct=0.8"]
     train_fold.main([*places, *settings, *SMALL, "--jobs", "1", *arguments])
     return runs_dir / "digit_cnn"
@@ -381,4 +382,4 @@ def test_a_sample_names_every_image_of_the_folder(album, tmp_path):
         with pytest.raises(UserError, match=message):
             read_test_table(str(album / "test"), "", str(sample))
     assert read_test_table(str(album / "test"), "").ids[:2].tolist() == ["0.jpg", "1.jpg"]
-    assert (tmp_path / DECODED_FOLDER).exists() is False
+    assert not (tmp_path / ".decoded").exists()

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 MOVES_OPEN_FILES = os.name == "posix"  # Windows neither renames nor removes one
 SHA256 = "sha256"  # the key of a JSON file that states the rest's
+KAGGLE_OUTPUT = "/kaggle/working"
 REMEDY = "restore it or run the step that writes it"
 
 
@@ -111,11 +113,24 @@ def check_folder(folder: Path, needed: int = 0) -> None:
 
 def make_room(folder: Path, left: float) -> None:
     """Remove the files of a cache that were not used for longest, until those that stay are at most ``left`` bytes."""
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         left -= path.stat().st_size
         if left < 0:
             path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where the user keeps what can be made again; the machine's temporary folder where that is no such place.
+
+    Kaggle publishes all that lies below /kaggle/working; a container's user may have no home, or may not write there.
+    """
+    home = os.path.expanduser("~")
+    for place in (os.environ.get("XDG_CACHE_HOME", ""), os.path.join(home, ".cache")):
+        there = next((above for above in [Path(place), *Path(place).parents] if above.is_dir()), Path(place))
+        if os.path.isabs(place) and not Path(place).is_relative_to(KAGGLE_OUTPUT) and os.access(there, os.W_OK):
+            return Path(place) / "fivefold"
+    return Path(tempfile.gettempdir()) / "fivefold"
 
 
 def size_text(count: int) -> str:

@@ -20,7 +20,7 @@ import PIL
 from tqdm import tqdm
 
 from common.base.errors import warn
-from common.base.files import make_room, sha256, write_file
+from common.base.files import cache_folder, make_room, sha256, write_file
 from common.base.locks import locked
 from common.data.decoding import RULES, Decoder
 
@@ -35,6 +35,11 @@ class Cache:
 
     gb: float
     folder: str = ""
+
+
+def photo_cache(gb: float = DEFAULT_GB, folder: str = "") -> Cache:
+    """The cache of decoded photos in a folder that a user named, or else in his cache folder; never among the runs."""
+    return Cache(gb, str((Path(folder, "fivefold") if folder else cache_folder()) / "photos"))
 
 
 def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError
-from common.base.files import make_room, sha256, write_file
+from common.base.files import cache_folder, make_room, sha256, write_file
 from common.base.strict_csv import row_of, text_array, wrong_width
 
 # How pixel columns are called, and how many there must be: a bare number may be anything, but a square of them is not.
@@ -53,20 +53,13 @@ def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarr
     """The images, uint8 (n, side, side), and the other columns as text; the columns may stand in any order."""
     pixel_columns = _pixel_columns(path, header)
     side = math.isqrt(len(pixel_columns))
-    kept = _cache_folder() / f"{sha256(content)}-{_PARSER}.npz"
+    kept = cache_folder() / f"{sha256(content)}-{_PARSER}.npz"
     found = _kept_before(kept)
     if not found:
         found = _parse_pixels(path, header, pixel_columns, content)
         if len(content) > _LARGE:
             _keep(kept, *found)
     return found[0].reshape(-1, side, side), found[1]
-
-
-def _cache_folder() -> Path:
-    home = os.path.expanduser("~")
-    if not os.path.isabs(home):  # a container's user may have none
-        home = os.devnull  # where nothing can be kept
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache")) / "fivefold"
 
 
 def _kept_before(kept: Path) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:

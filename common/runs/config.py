@@ -67,7 +67,7 @@ class Config:
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
     compile: bool = False  # torch.compile: minutes of startup, then faster steps
     threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)
-    augment: str = "digits"  # preset of training augmentation: none, digits, photos_light, photos, leaves_course
+    augment: str = "auto"  # preset: none, digits, photos_light, photos, leaves_course (auto: photos or digits)
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
     metric: str = "accuracy"  # what --select best and plateau watch: also nll, macro_f1, quadratic_kappa ...
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members

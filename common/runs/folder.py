@@ -81,6 +81,8 @@ def as_recorded(cfg: Config, folder: Path) -> Config:
     """The settings with what only a training finds out (0 and auto mean: find out), as the fold's folder has it."""
     recorded = read_json(folder / CONFIG_FILE)
     open_ones = [name for name in ("channels", "img_size") if not getattr(cfg, name)]
+    if cfg.augment == "auto":
+        open_ones.append("augment")
     if cfg.mixed_precision != "no":  # what was asked for may not have worked
         open_ones.append("mixed_precision")
     return dataclasses.replace(cfg, **{name: recorded[name] for name in open_ones if name in recorded})

@@ -23,7 +23,6 @@ from typing import Any
 from common.base.errors import UserError, warn
 from common.base.files import read_json
 
-DECODED_FOLDER = ".decoded"
 MEMORY_FORMAT_FILE = "memory_format.json"
 CONFIG_FILE = "config.json"
 LOG_FILE = "log.csv"

@@ -7,21 +7,19 @@ a schedule, so sweep.py draws it beside what whole runs say.
 import dataclasses
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from common.data.batches import Examples, seed_of
-from common.data.cache import DEFAULT_GB, Cache
+from common.data.cache import photo_cache
 from common.data.folds import Folds, split_rows
 from common.data.images import read_images
 from common.data.tables import Table
 from common.model.optim import set_learning_rate
 from common.model.selection import create_selection
 from common.runs.config import Config, of_fold
-from common.runs.layout import DECODED_FOLDER
 from common.train.build import length_of, preparation_of, prepare_training, with_images_of
 from common.train.session import measured_format
 
@@ -53,9 +51,8 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     halves = 2 - cfg.batch_size % 2
     cfg = dataclasses.replace(of_fold(with_images_of(cfg, table), cfg.fold), accumulate=halves)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
-    cache = Cache(DEFAULT_GB, str(Path(cfg.runs_dir) / DECODED_FOLDER))
     prepare = preparation_of(cfg, table)
-    images = read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads)
+    images = read_images(table, prepare, accelerator.device, photo_cache(), folds.row_shas, cfg.threads)
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
     targets = torch.from_numpy(folds.targets).to(accelerator.device)
     examples = Examples(images, targets, torch.from_numpy(rows), folds.classes)

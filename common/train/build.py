@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from common.base.errors import UserError, warn
 from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
+from common.data.augment_options import preset_for
 from common.data.batches import Examples, Normalise, TrainBatches
 from common.data.decoding import Preparation
 from common.data.images import image_shape
@@ -51,7 +52,9 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
-    """The settings with channels and size where 0 asks for the images' own, or for photos the pretrained model's.
+    """The settings with channels, size and augmentation where 0 or auto asks for the images' own.
+
+    The size of photos is the pretrained model's.
 
     A model's name from before 2023 becomes today's; the run keeps the name that it has.
 
@@ -62,6 +65,7 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     if table.of_photos:
         size = photo_size(cfg.model) or size
     own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
+    own["augment"] = preset_for(cfg.augment, table.of_photos, grey=own["channels"] == 1)
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
 

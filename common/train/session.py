@@ -17,6 +17,7 @@ from common.base.system import cpu_count, is_job, keep_freed_memory, local_proce
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
+from common.data.decoding import share_kept
 from common.data.folds import Folds, split_rows
 from common.data.images import Images, conversion, image_shape, read_images
 from common.data.tables import Table
@@ -24,7 +25,7 @@ from common.model.selection import create_selection
 from common.model.weights import check_unseen
 from common.runs.config import Config, of_fold, training_settings
 from common.runs.folder import check_shared, start_or_go_on, start_over
-from common.runs.layout import CHECKPOINT_FILE, DECODED_FOLDER, fold_folder
+from common.runs.layout import CHECKPOINT_FILE, fold_folder
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import versions
 from common.train.build import (
@@ -40,6 +41,8 @@ from common.train.hardware import asked_precision, memory_format, out_of_memory_
 from common.train.loop import agreed
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
+
+MUCH_LOST = 0.7  # of an average photo: below, what to do is said
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Session:
 
 
 def open_session(
-    cfg: Config, table: Table, folds: Folds, todo: list[str], cache_gb: float, log_with: tuple[str, ...]
+    cfg: Config, table: Table, folds: Folds, todo: list[str], cache: Cache, log_with: tuple[str, ...]
 ) -> Session:
     """Get ready to train the folds ``todo`` in this process and in those that the launcher put beside it.
 
@@ -101,7 +104,7 @@ def open_session(
     if cfg.restart and accelerator.is_main_process:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     accelerator.wait_for_everyone()
-    images = open_images(cfg, table, folds, cache_gb, accelerator)
+    images = open_images(cfg, table, folds, cache, accelerator)
     saved = SavedModel(
         settings=training_settings(cfg),
         fold="",
@@ -158,14 +161,17 @@ def check_all_choices(
     return list(filter(None, loaded))
 
 
-def open_images(cfg: Config, table: Table, folds: Folds, cache_gb: float, accelerator: Accelerator) -> Images:
+def open_images(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator: Accelerator) -> Images:
     """The images of every row, as the model is given them; says what is done to them and where they are kept."""
     prepare = preparation_of(cfg, table)
-    if cache_gb != DEFAULT_GB and not table.of_photos:
+    if cache.gb != DEFAULT_GB and not table.of_photos:
         warn("--cache-gb has no effect: the images are not photos")
     if converted := conversion(table, prepare):
         accelerator.print(f"images: {converted}")
-    cache = Cache(0 if cfg.limit else cache_gb, str(Path(cfg.runs_dir) / DECODED_FOLDER))
+    if table.of_photos and (share := share_kept(table, prepare)) < 0.995:
+        remedy = "; --model-args crop_mode=squash crop_pct=1.0 keeps all" if share < MUCH_LOST else ""
+        accelerator.print(f"images: the model sees {share:.0%} of an average photo{remedy}")
+    cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
     return read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads, accelerator.print)
 
 
