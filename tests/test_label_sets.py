@@ -11,6 +11,7 @@ from conftest import SMALL
 import ensemble
 import folds
 import infer
+import report
 import train_fold
 from common.base.errors import UserError
 from common.data.competition import Competition
@@ -89,6 +90,16 @@ def test_each_labels_mean_probability_is_its_rate(learned):
     parts = [read_predictions(learned / "runs" / "seed0" / f"fold{k}" / "oof.npz") for k in range(3)]
     mean = np.concatenate([MULTILABEL.probabilities(part.outputs) for part in parts]).mean(axis=0)
     np.testing.assert_allclose(mean, known.targets.mean(axis=0), atol=0.1)
+
+
+def test_the_report_has_a_table_of_labels(learned):
+    """With each label's rate, and its page is written for sets as for classes."""
+    page = learned / "report.html"
+    report.main([f"--folds={learned / 'folds.csv'}", f"--runs-dir={learned / 'runs'}", f"--out={page}", "--csv"])
+    rows = list(csv.DictReader((learned / "report_tables" / "seed0_label_table.csv").open()))
+    assert [row["label"] for row in rows] == ["low", "middle", "top"] and all(float(row["auc"]) > 0.9 for row in rows)
+    known = read_folds(learned / "folds.csv")
+    assert [int(row["n"]) for row in rows] == known.targets.sum(axis=0).tolist()
 
 
 @pytest.mark.parametrize(

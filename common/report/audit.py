@@ -54,6 +54,34 @@ def label_audit(rows: Predictions, logits: Sequence[np.ndarray]) -> pd.DataFrame
     return table[margin > 0].sort_values("margin", ascending=False, kind="stable", ignore_index=True)
 
 
+def set_audit(rows: Predictions, logits: Sequence[np.ndarray]) -> pd.DataFrame:
+    """As :func:`label_audit`, of every single label that a row of label sets has or lacks.
+
+    ``suggested`` is the row's set with that one label added or left out, ``probability`` that of the other answer.
+    """
+    targets = rows.targets
+    for_label = np.stack([np.where(targets, run, -np.asarray(run, dtype=np.float64)) for run in logits])
+    margin, of_label = -for_label.mean(axis=0), (1 / (1 + np.exp(-for_label))).mean(axis=0)
+    at, label = np.nonzero(margin > 0)
+    changed = targets[at] ^ (np.arange(targets.shape[1]) == label[:, None])
+    table = pd.DataFrame(
+        {
+            "id": np.asarray(rows.ids)[at],
+            "label": np.asarray(rows.labels)[at],
+            "suggested": rows.task.decode(changed, rows.classes),
+            "probability": 1 - of_label[at, label],
+            "label_probability": of_label[at, label],
+            "runs_against": (for_label[:, at, label] < 0).sum(axis=0),
+            "runs": len(logits),
+            "margin": margin[at, label],
+        }
+    )
+    return table.sort_values("margin", ascending=False, kind="stable", ignore_index=True)
+
+
+AUDITS = {"labels": label_audit, "labels-of-sets": set_audit}  # by the section that a task names
+
+
 def likely_errors(audit: pd.DataFrame) -> pd.DataFrame:
     """The rows of an audit that every run contradicts, with confidence."""
     return audit[(audit.runs_against == audit.runs) & (audit.probability >= CONFIDENT)]

@@ -57,7 +57,7 @@ class Evaluation:
 
     def confidence(self, calibrated: bool = True) -> np.ndarray:
         """Probability of each prediction, (n)."""
-        return (self.calibrated if calibrated else self.oof.outputs).softmax().max(axis=1)
+        return self.oof.task.confidence(self.calibrated if calibrated else self.oof.outputs)
 
     def nll(self, calibrated: bool = False) -> float:
         """Mean negative log likelihood, nats per row."""

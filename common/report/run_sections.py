@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from common.report.audit import CONFIDENT, label_audit, likely_errors
+from common.report.audit import AUDITS, CONFIDENT, likely_errors
 from common.report.evaluation import Evaluation, Evidence
 from common.report.figures import drawn, error_curves, loss_curves, rate_curve, reliability_curves
 from common.report.page import (
@@ -33,6 +33,8 @@ from common.report.run_tables import (
     confusion,
     confusions,
     fold_scores,
+    label_pairs,
+    label_scores,
 )
 from common.runs.predictions import side_by_side
 from common.score.metrics import describe, score_of
@@ -166,6 +168,18 @@ def classes_section(evidence: Evidence, run: Evaluation) -> Section:
     return Section(title, table(shown), [], {"classes": found})
 
 
+def label_table_section(evidence: Evidence, run: Evaluation) -> Section:
+    """Each label by itself, and which labels are taken for which."""
+    found, pairs = label_scores(run), label_pairs(run)
+    body = [
+        table(found),
+        note("mean p is to be near the rate; answered counts the rows that get the label at a probability of 1/2."),
+    ]
+    if len(pairs):
+        body += [element("h4", "Answered in place of another label"), table(pairs.head(PICTURES))]
+    return Section("Labels", join(body), [], {"label_table": found, "label_pairs": pairs})
+
+
 def mistakes_section(evidence: Evidence, run: Evaluation) -> Section:
     """The most confident errors."""
     found = confident_errors(run)
@@ -179,11 +193,12 @@ def mistakes_section(evidence: Evidence, run: Evaluation) -> Section:
 
 def label_sections(evidence: Evidence) -> list[Section]:
     """Rows whose label the runs together contradict."""
-    if not evidence.runs or "labels" not in evidence.folds.task.sections:
+    audits = [audit for name, audit in AUDITS.items() if name in evidence.folds.task.sections]
+    if not evidence.runs or not audits:
         return []
     count, first = len(evidence.runs), evidence.runs[0].oof
     logits, shared = side_by_side([replace(run.oof, logits=run.calibrated.values) for run in evidence.runs])
-    audit = label_audit(shared, logits)
+    audit = audits[0](shared, logits)
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
     measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"
@@ -219,5 +234,6 @@ RUN_SECTIONS: dict[str, Callable[[Evidence, Evaluation], Section]] = {
     "calibration": calibration_section,
     "confusions": confusions_section,
     "classes": classes_section,
+    "label-table": label_table_section,
     "mistakes": mistakes_section,
 }

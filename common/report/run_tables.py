@@ -8,7 +8,7 @@ import pandas as pd
 from common.report.evaluation import Evaluation
 from common.runs.config import Config, training_settings
 from common.score.calibration import calibration_error
-from common.score.metrics import goodness
+from common.score.metrics import average_precision, goodness, roc_auc
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
@@ -99,6 +99,35 @@ def class_scores(run: Evaluation) -> pd.DataFrame:
             "precision": precision,
         }
     )
+
+
+def label_scores(run: Evaluation) -> pd.DataFrame:
+    """A row per label of label sets: how many rows have it, how often it is answered and right, how well it is ranked.
+
+    ``mean_p`` against ``rate`` shows what no measure of ranks does: probabilities that are off as a whole.
+    """
+    answers = run.answers
+    of_label, hits, predicted = answers.counts()
+    rows = []
+    for number, name in enumerate(answers.names):
+        p, has = answers.probabilities[:, number], answers.targets[:, number]
+        auc = roc_auc(p, has) if 0 < has.sum() < len(has) else np.nan
+        precision = average_precision(p, has) if has.any() else np.nan
+        either = of_label[number] + predicted[number]
+        f1 = 2 * hits[number] / either if either else np.nan
+        rows.append((name, of_label[number], has.mean(), p.mean(), auc, precision, predicted[number], f1))
+    return pd.DataFrame(rows, columns=["label", "n", "rate", "mean_p", "auc", "average_precision", "answered", "f1"])
+
+
+def label_pairs(run: Evaluation) -> pd.DataFrame:
+    """Which label is answered where another one is missing, the most frequent pair first."""
+    missed = run.answers.targets & ~run.answers.predicted
+    surplus = run.answers.predicted & ~run.answers.targets
+    together = missed.T.astype(np.int64) @ surplus.astype(np.int64)
+    label, other = np.nonzero(together)
+    names = np.asarray(run.oof.classes, dtype=object)
+    found = pd.DataFrame({"label": names[label], "predicted": names[other], "rows": together[label, other]})
+    return found.sort_values("rows", ascending=False, kind="stable", ignore_index=True)
 
 
 def confusions(run: Evaluation) -> pd.DataFrame:

@@ -81,6 +81,12 @@ def sigmoid(outputs: Outputs) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -np.asarray(outputs.values, dtype=np.float64)))
 
 
+def set_probability(outputs: Outputs) -> np.ndarray:
+    """The probability of each row's likeliest set (n), its labels taken as independent of one another."""
+    odds = np.asarray(outputs.values, dtype=np.float64)
+    return np.exp(-np.logaddexp(0.0, -np.abs(odds)).sum(axis=-1))
+
+
 def mean_odds(outputs: Outputs, weights: Sequence[float] | np.ndarray = ()) -> Outputs:
     """The log-odds of the (weighted) mean probability of models or views: (m, n, labels) -> float32 (n, labels).
 

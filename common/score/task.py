@@ -28,6 +28,7 @@ from common.score.label_sets import (
     right_sides,
     set_answers,
     set_names,
+    set_probability,
     sets_of,
     sigmoid,
     smoothed_membership,
@@ -58,6 +59,7 @@ class Task:
     # and of tensors alike, so that it runs where the targets lie.
     soft: Callable[[Any, Any, float], Any]
     probabilities: Callable[[Outputs], np.ndarray]  # outputs -> float64 of the same shape, 0 to 1
+    confidence: Callable[[Outputs], np.ndarray]  # outputs (n, c) -> probability of what decide says of them, (n)
     average: Callable[..., Outputs]  # outputs (m, n, c) of models, views or runs, weights (m; () equal) -> (n, c)
     loss: Callable[[Outputs, np.ndarray], np.ndarray]  # outputs, targets -> float (n)
     cost: Callable[..., np.ndarray]  # outputs, targets, decision -> (n): bool where right or wrong, else float
@@ -168,6 +170,7 @@ TASKS: dict[str, Task] = {
             decode=names_of,
             soft=smoothed_one_hot,
             probabilities=Outputs.softmax,
+            confidence=lambda outputs: outputs.softmax().max(axis=1),
             average=mean_probability,
             loss=log_loss,
             cost=is_wrong,
@@ -202,6 +205,7 @@ TASKS: dict[str, Task] = {
             decode=sets_of,
             soft=smoothed_membership,
             probabilities=sigmoid,
+            confidence=set_probability,
             average=mean_odds,
             loss=binary_log_loss,
             cost=is_another_set,
@@ -221,7 +225,7 @@ TASKS: dict[str, Task] = {
             losses=("bce", "sigmoid-focal", "asymmetric", "soft-fbeta", "lovasz-hinge"),
             forms=("labels", "label-columns", "label-probabilities"),
             blends=("mean", "hand", "best", "softmax", "greedy"),
-            sections=("summary", "folds", "curves"),
+            sections=("summary", "folds", "curves", "calibration", "label-table", "mistakes", "labels-of-sets"),
         ),
     )
 }
