@@ -150,6 +150,8 @@ def check_options(options: Options) -> None:
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")
+    if options.separator and options.task != "multilabel":
+        raise UserError("--separator", "has no effect without --task multilabel", "leave it out")
     if options.k < 2:
         raise UserError("--k", f"{options.k} is too few", "use 2 or more")
     grouped = options.split in ("group", "stratified-group")
