@@ -43,7 +43,7 @@ from common.runs.predictions import (
     side_by_side,
     write_predictions,
 )
-from common.runs.submission import read_form, write_submission
+from common.runs.submission import Sheet, Wishes, form_line, sheet_of, write_submission
 from common.score.blend_study import (
     Study,
     blend_table,
@@ -59,6 +59,7 @@ from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
 from common.score.logits import Outputs
 from common.score.metrics import describe, score
 from common.score.nesting import noise_members, smallest_set
+from common.score.task import posed
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,15 @@ class Options:
     shares: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
     noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
     sample: str = ""  # the competition's sample submission (csv)
-    submit: str = ""  # form of the submission: label, probability, probabilities (default: as the sample has it)
-    positive: str = ""  # class whose probability a sample with one probability a row asks for
+    submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
+    positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
+    out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
+    submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
 
     @property
     def folder(self) -> Path:
         """Where the blend is written."""
-        return Path(self.runs_dir) / self.run
+        return Path(self.out_dir or self.runs_dir) / self.run
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Inputs:
     oof: Predictions  # the first run's, on the columns of ``data``
     tests: list[Predictions]  # in one row order; empty where a run has none
     tta: dict[str, str]  # test-time augmentation of the runs that have any: all of ``data`` is predicted under it
+    sheet: Sheet | None  # what the submission must look like; None without ``tests``
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,8 +115,6 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs, weights, predictions or a sample that do not belong together.
     """
-    if options.submit and not options.sample:
-        raise UserError("--submit", "has no effect without --sample", "name the sample submission, or leave it out")
     inputs = read_inputs(options)
     runs, data = inputs.runs, inputs.data
     study = study_blends(data, options.method)
@@ -168,9 +170,11 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
             columns, test = side_by_side(inputs.tests)
             blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
             test = replace(test, logits=blended.values, source={})
+            test = replace(test, form=inputs.sheet.as_stored)
             write_predictions(folder / TEST_FILE, test)
-            asked = options.submit, options.positive
-            write_submission(folder / SUBMISSION_FILE, test, options.sample, oof.predicted, *asked)
+            write_submission(folder / SUBMISSION_FILE, test, inputs.sheet, oof.predicted)
+            if options.submission:
+                write_submission(Path(options.submission), test, inputs.sheet)
         summary = {
             "method": study.method,
             "asked": options.method,
@@ -192,7 +196,11 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
 def read_inputs(options: Options) -> Inputs:
     """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
     check_folder(options.folder)
+    if options.submission:
+        check_folder(Path(options.submission).parent)
     folds = read_folds(Path(options.folds))
+    if options.positive:
+        folds = replace(folds, task=posed(folds.task.name, options.positive))
     runs = chosen_runs(options, folds)
     check_shares(options, runs)
     groups = groups_of(options, runs)
@@ -209,7 +217,8 @@ def read_inputs(options: Options) -> Inputs:
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
-    return Inputs(runs, inference_seconds(options, runs), folds.fingerprint, data, oof, tests, tta)
+    sheet = what_is_asked(options, tests) if tests else None
+    return Inputs(runs, inference_seconds(options, runs), folds.fingerprint, data, oof, tests, tta, sheet)
 
 
 def chosen_runs(options: Options, folds: Folds) -> list[str]:
@@ -313,11 +322,24 @@ def tests_in_one_order(options: Options, tests: dict[str, Predictions | None]) -
         warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
         return []
     ids = next(iter(tests.values())).ids
-    ordered = [rows_in_order(test, ids, str(Path(options.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
-    if options.sample:  # a wrong one is said before anything is fitted
-        first = ordered[0]
-        read_form(options.sample, ids, first.classes, first.task, options.submit, options.positive)
-    return ordered
+    return [rows_in_order(test, ids, str(Path(options.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
+
+
+def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
+    """What the submission must look like: by the sample, or else as infer.py was told; said where it may surprise.
+
+    Raises:
+        UserError: a sample of no known form or of other rows; without one, runs whose submissions have several forms.
+    """
+    forms = [test.form for test in tests if test.form]
+    if not options.sample and any(form != forms[0] for form in forms):
+        what = "the runs' submissions have different forms"
+        raise UserError("--sample", f"is missing: {what}", "name the sample submission, or run infer.py with it")
+    first = replace(tests[0], form=forms[0] if forms else {})
+    sheet = sheet_of(first, options.sample, Wishes(options.submit, options.positive))
+    if line := form_line(sheet):
+        print(f"{options.sample or 'submission'}: {line}")
+    return sheet
 
 
 def inference_seconds(options: Options, runs: Sequence[str]) -> list[float]:

@@ -33,6 +33,7 @@ from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks,
 from common.data.groups import with_groups
 from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.score.metrics import check_metric, check_positive
 from common.score.task import MULTICLASS, TASKS
 
 
@@ -56,6 +57,7 @@ class Options:
     positive: str = ""  # class whose probability the sample asks for, where it is one of two
     task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
+    metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...
     group: str = ""  # column whose equal values stay in one fold
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others
@@ -100,6 +102,9 @@ def run(options: Options) -> Result:
         folds = make_folds(
             table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare, task
         )
+        if competition.metric:
+            check_metric(competition.metric, folds.classes, folds.task.metrics)
+        check_positive(competition.positive, folds.classes)
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)

@@ -42,11 +42,11 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import read_form, write_submission
+from common.runs.submission import Sheet, Wishes, form_line, sheet_of, write_submission
 from common.score.calibration import PARTS
 from common.score.logits import Outputs
-from common.score.metrics import describe
-from common.score.task import TASKS
+from common.score.metrics import check_metric_name, describe
+from common.score.task import TASKS, posed
 from common.score.view_choice import choose_views, gain_text, score_views, view_table
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ class Options:
 
     test: str = ""  # test table, or a folder of images (default: the embedded digits' held-out part)
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
-    submit: str = ""  # form of the submission: label, probability, probabilities (default: as the sample has it)
-    positive: str = ""  # class whose probability a sample with one probability a row asks for
+    submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
+    positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
+    metric: str = ""  # what the competition scores by (default: the run's own --metric)
+    submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every finished one that was trained with the folds file)
@@ -106,6 +108,10 @@ def run(options: Options) -> Result:
     for name in runs:
         finished_folds(runs_dir / name, options.fold)
         check_folder(out_dir / name)
+    if options.submission:
+        if len(runs) > 1:
+            raise UserError("--submission", f"is one file for {len(runs)} runs", f"name one: --runs {runs[0]}")
+        check_folder(Path(options.submission).parent)
     train = read_train(runs, options) if options.tta != "none" else None
     test = read_test_table(options.test, options.data, options.sample, read_competition(beside(options.folds)))
     load_torch(options.threads)
@@ -116,20 +122,19 @@ def run(options: Options) -> Result:
         models = read_models(finished_folds(runs_dir / name, options.fold))
         if test.source == EMBEDDED and not options.test:
             check_trained_on_digits(name, models[0].saved, test)
-        if options.sample:  # a wrong one is said before the work
-            saved = models[0].saved
-            read_form(options.sample, test.ids, saved.classes, TASKS[saved.task], options.submit, options.positive)
+        asked = what_is_asked(name, models[0].saved, test, options)  # a wrong sample is said before the work
         views, said_of_views = TTA.get(options.tta, []), []
         if train:
             fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
             views, said_of_views, oof = score_out_of_fold(name, fold_models, *train, options)
             # Before test.npz: a blend refuses the two where their views differ.
             write_predictions(out_dir / name / TTA_OOF_FILE, oof, options.store)
-        predicted = predict_test(name, models, test, views, said_of_views, options)
+        predicted = predict_test(name, models, test, views, said_of_views, asked, options)
+        metric = options.metric or models[0].saved.cfg.metric
         if len(predicted.labels):
-            scores[name] = predicted.score()
-            print(f"test {describe(scores[name])}")
-        print(f"submission: {out_dir / name / SUBMISSION_FILE}")
+            scores[name] = predicted.score(metric)
+            print(f"test {describe(scores[name], metric)}")
+        print(f"submission: {options.submission or out_dir / name / SUBMISSION_FILE}")
     return Result(scores or None, out_dir)
 
 
@@ -176,8 +181,8 @@ def next_step(options: Options) -> str:
 def check_options(options: Options) -> None:
     """Raise UserError where a preset does not exist or options do not go together."""
     check_store(options.store)
-    if options.submit and not options.sample:
-        raise UserError("--submit", "has no effect without --sample", "name the sample submission, or leave it out")
+    if options.metric:
+        check_metric_name(options.metric)
     if options.score_tta and (options.test or options.sample or options.fold == "full" or options.tta != "none"):
         what = "predicts the training rows that each fold model has not seen"
         raise UserError("--score-tta", what, "leave out --test, --sample, --tta and --fold full")
@@ -207,6 +212,28 @@ def check_trained_on_digits(name: str, saved: "SavedModel", test: Table) -> None
         raise UserError("--test", what, "name the competition's test table, or its folder of test images")
 
 
+def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) -> Sheet:
+    """What the run's submission must look like, said where it can be taken for another thing.
+
+    Raises:
+        UserError: a sample of no known form, or of other rows.
+    """
+    check_store(options.store, TASKS[saved.task])
+    none = Predictions(
+        ids=test.ids,
+        logits=np.zeros((len(test.ids), len(saved.classes)), np.float32),
+        classes=saved.classes,
+        id_name=saved.id_name or test.id_name,
+        label_name=saved.label_name or test.label_name,
+        task=posed(saved.task, options.positive or saved.cfg.positive),
+    )
+    wishes = Wishes(options.submit, options.positive or saved.cfg.positive, options.metric or saved.cfg.metric)
+    sheet = sheet_of(none, options.sample, wishes)
+    if line := form_line(sheet):
+        print(f"{run}: {options.sample or 'submission'}: {line}")
+    return sheet
+
+
 def load_torch(threads: int) -> None:
     """Load torch, the inputs being checked, and set its threads (0: all cores)."""
     keep_freed_memory()
@@ -224,6 +251,7 @@ def predict_test(
     table: Table,
     views: Sequence[View],
     said_of_views: Sequence[dict[str, Any]],
+    asked: Sheet,
     options: Options,
 ) -> Predictions:
     """Average models and views over the test rows, then write test.npz and the checked submission of a run."""
@@ -240,10 +268,11 @@ def predict_test(
         logits=FoldModels(models, table, views, cache=Cache(options.cache_gb)).mean(np.arange(rows)),
         classes=saved.classes,
         labels=labels,
-        id_name=table.id_name,
-        label_name=table.label_name,
+        id_name=saved.id_name or table.id_name,
+        label_name=saved.label_name or table.label_name,
         source=source_of(models, views, options),
-        task=TASKS[saved.task],
+        task=posed(saved.task, options.positive or saved.cfg.positive),
+        form=asked.as_stored,
     )
     seconds = time.perf_counter() - started
     out_folder = Path(options.out_dir or options.runs_dir) / name
@@ -253,9 +282,9 @@ def predict_test(
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )
-    write_submission(
-        out_folder / SUBMISSION_FILE, test, options.sample, oof_predicted, options.submit, options.positive
-    )
+    for path in filter(None, (out_folder / SUBMISSION_FILE, options.submission)):
+        write_submission(Path(path), test, asked, oof_predicted)
+        oof_predicted = oof_predicted[:0]  # warned of once
     facts = {"rows": rows, "models": len(models), "tta": options.tta, "views": said_of_views}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
     write_json(out_folder / INFERENCE_FILE, facts)

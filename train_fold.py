@@ -48,7 +48,7 @@ from common.runs.layout import (
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
 from common.score.metrics import show
-from common.score.task import TASKS
+from common.score.task import TASKS, posed
 from common.train.fold_jobs import late, train_side_by_side
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(cfg: Train) -> Result:
     check_config(cfg, processes())
     check_store(cfg.store, TASKS[cfg.task])
     table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
-    folds = match_folds(read_folds(Path(cfg.folds), TASKS[cfg.task]), table)
+    folds = match_folds(read_folds(Path(cfg.folds), posed(cfg.task, cfg.positive)), table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
         if table.of_photos and cfg.model == Config.model:
@@ -186,7 +186,7 @@ def result_of(cfg: Train, folds: Folds, wanted: list[str]) -> Result:
     if len(wanted) > 1:
         return Result(None if cfg.limit or rank() else say_result(run_folder, folds, cfg.metric), run_folder)
     metrics = {} if unfinished(run_folder, wanted) else read_metrics(fold_folder(run_folder, wanted[0]))
-    return Result(metrics if "accuracy" in metrics else None, run_folder)
+    return Result(metrics if "n" in metrics else None, run_folder)
 
 
 def train_in_jobs(
@@ -291,9 +291,10 @@ def epoch_line(fold: str, log: list[dict[str, Any]], cfg: Config, folds_after: i
     """One line on the epoch that just ended, with the time that this and the later folds still need."""
     row, epochs = log[-1], cfg.epochs
     line = f"fold {fold} epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}"
-    if "accuracy" in row:
-        line += f"  nll {row['nll']:.4f}  accuracy {row['accuracy']:.2%}"
-        line += "" if cfg.metric in ("accuracy", "nll") else f"  {cfg.metric} {show(cfg.metric, row[cfg.metric])}"
+    # The metric first where it is the competition's own; else accuracy stands behind nll.
+    first = [] if cfg.metric == Config.metric else [cfg.metric]
+    for name in dict.fromkeys([*first, "nll", TASKS[cfg.task].metrics[0]]):
+        line += f"  {name} {show(name, row[name])}" if name in row else ""
     seconds_left = (epochs - len(log) + epochs * folds_after) * row["seconds"]
     return f"{line}  {row['seconds']:.1f} s, {seconds_left / 60:.1f} min left"
 

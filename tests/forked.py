@@ -30,12 +30,16 @@ from common.base.files import write_file, write_json
 from common.data import batches  # noqa: F401
 from common.data.folds import Folds, write_folds
 from common.runs.predictions import Predictions, write_predictions
-from common.runs.submission import write_submission
+from common.runs.submission import Sheet, sheet_of, write_submission
 from common.runs.tensors import save_tensors
 from common.train import hardware, loop, trackers, training  # noqa: F401
 
 IDS = np.array([str(number) for number in range(2000)], dtype=object)
 LABELS = np.array(["cat", "dog"], dtype=object)[np.arange(2000) % 2]
+
+
+def asked(version: int) -> tuple[Predictions, Sheet]:
+    return predictions(version), sheet_of(predictions(version))
 
 
 def predictions(version: int) -> Predictions:
@@ -61,7 +65,9 @@ WRITERS = {
     "checkpoint.safetensors": write_checkpoint,
     "oof.npz": lambda path, version: write_predictions(path, predictions(version)),
     "folds.csv": write_folds_file,
-    "submission.csv": lambda path, version: write_submission(path, predictions(version), "", np.empty(0)),
+    "submission.csv": lambda path, version: write_submission(
+        path, predictions(version), sheet_of(predictions(version))
+    ),
     "weights.json": lambda path, version: write_json(path, {"weights": {"a": version}, "rest": list(range(2000))}),
     "sweep.csv": write_table,
     "log.csv": write_table,

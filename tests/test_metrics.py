@@ -8,8 +8,18 @@ from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, check_metric, describe, goodness, score, wilson
-from common.score.task import MULTICLASS, TASKS, targets_of
+from common.score.metrics import (
+    METRICS,
+    Answers,
+    best_epoch,
+    check_metric,
+    describe,
+    goodness,
+    joined_answers,
+    score,
+    wilson,
+)
+from common.score.task import MULTICLASS, TASKS, posed, targets_of
 
 MULTILABEL = TASKS["multilabel"]
 RANDOM = np.random.default_rng(0)
@@ -109,6 +119,57 @@ def of_columns(metric, true: np.ndarray, odds: np.ndarray) -> float:
     return np.mean(found) if found else np.nan
 
 
+TWO = RANDOM.normal(size=(150, 2), scale=2).round(1)  # rounded: many rows tie
+TRUTH = (RANDOM.random(150) < 0.2).astype(int)
+
+
+@pytest.mark.parametrize("truth", [TRUTH, 1 - TRUTH, np.eye(150, dtype=int)[7]], ids=["few", "many", "one"])
+@pytest.mark.parametrize("logits", [TWO, np.zeros((150, 2)), 9 * np.stack([-TWO[:, 0], TWO[:, 0]], 1)])
+@pytest.mark.parametrize("positive", ["", "no"])
+def test_metrics_of_two_classes_equal_scikit_learns(logits, truth, positive):
+    """With ties, constant answers and a single positive row; either class may be the one that is looked for."""
+    task, share = posed("multiclass", positive), softmax(logits)[:, 0 if positive else 1]
+    is_positive, predicted = truth == (0 if positive else 1), logits.argmax(1)
+    theirs = {
+        "auc": sklearn_metrics.roc_auc_score(is_positive, share),
+        "average_precision": sklearn_metrics.average_precision_score(is_positive, share),
+        "f1": sklearn_metrics.f1_score(truth, predicted, pos_label=0 if positive else 1, zero_division=0),
+        "mcc": sklearn_metrics.matthews_corrcoef(truth, predicted),
+    }
+    for name, value in theirs.items():
+        found = score(task, Outputs(logits), truth, ["no", "yes"], name)
+        assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
+
+
+def test_areas_over_several_classes_equal_scikit_learns():
+    """One class against the rest; a class that no row has is left out, and nothing is left of one class."""
+    shares, names = softmax(SIX), GRADED
+    found = [score(MULTICLASS, Outputs(SIX), GRADES, names, name)[name] for name in ("auc", "average_precision")]
+    for value, theirs in zip(
+        found, (sklearn_metrics.roc_auc_score, sklearn_metrics.average_precision_score), strict=True
+    ):
+        of_each = [theirs(grade == GRADES, shares[:, grade]) for grade in (0, 1, 3, 4, 5)]
+        assert value == pytest.approx(np.mean(of_each), rel=1e-12)
+    assert "auc" not in score(MULTICLASS, Outputs(SIX), np.zeros(300, int), names, "auc")
+    assert best_epoch([np.nan, 0.3, 0.5, np.nan]) == 2
+    parts = [answers_of(SIX[some], GRADES[some]) for some in np.split(np.arange(300), 3)]
+    assert METRICS["auc"].of(joined_answers(parts)) == METRICS["auc"].of(answers_of(SIX, GRADES)) == found[0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 9])
+def test_map_at_k_goes_by_the_names_in_their_order(k):
+    """As the competition computes it from the names that a submission lists, ties included."""
+    logits = SIX.round(0)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :k].tolist()
+    theirs = [1 / (1 + said.index(truth)) if truth in said else 0 for said, truth in zip(order, GRADES, strict=True)]
+    name = f"map@{k}"
+    check_metric(name, GRADED)
+    assert METRICS[name].of(answers_of(logits, GRADES)) == pytest.approx(np.mean(theirs), rel=1e-12)
+    assert METRICS[name].costs(answers_of(logits, GRADES)).mean() == pytest.approx(1 - np.mean(theirs))
+    short = Outputs(-np.sort(-SIX)[:, :3], others=4)  # the target may be any of the others
+    assert METRICS["map@5"].of(MULTICLASS.answers(short, np.full(300, 2), ())) == 0
+
+
 def test_a_metric_that_says_nothing_is_refused():
     """Top 5 of five classes, kappa of labels that are no numbers, a name that is none."""
     with pytest.raises(UserError, match="top5 is always 1 with 5 classes"):
@@ -118,6 +179,10 @@ def test_a_metric_that_says_nothing_is_refused():
     with pytest.raises(UserError, match="--metric: there is no metric acuracy; did you mean accuracy"):
         check_metric("acuracy", ["a", "b"])
     check_metric("quadratic_kappa", ["1", "10", "2"])
+    with pytest.raises(UserError, match="f1 needs two classes, but the labels are a, b, c"):
+        check_metric("f1", ["a", "b", "c"])
+    with pytest.raises(UserError, match="there is no metric map@; did you mean map@k"):
+        check_metric("map@", ["a", "b"])
 
 
 @pytest.mark.parametrize("name", MULTICLASS.metrics)
@@ -145,7 +210,8 @@ def test_kappa_goes_by_the_grades_values(names):
 def test_no_kappa_of_labels_that_are_no_numbers(names):
     """It is left out, while every other metric is there."""
     found = score(MULTICLASS, Outputs(LOGITS), TARGETS, names)
-    assert found.keys() == {"n", *MULTICLASS.metrics} - {"quadratic_kappa"}
+    usual = {name for name in MULTICLASS.metrics if not METRICS[name].on_request}
+    assert found.keys() == {"n", *usual} - {"quadratic_kappa", "f1"}
 
 
 def averaged(*logits: np.ndarray, weights=()) -> np.ndarray:

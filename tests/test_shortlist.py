@@ -24,7 +24,7 @@ from common.data.tables import Table
 from common.runs.layout import METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
-from common.runs.submission import write_submission
+from common.runs.submission import sheet_of, write_submission
 from common.score.blending import BLENDS, OofOutputs
 from common.score.calibration import temperature
 from common.score.logits import Outputs
@@ -184,7 +184,7 @@ def test_a_submission_of_probabilities_is_written_from_a_short_form(tmp_path):
     short = short_form(replace(a_run(1), labels=np.empty(0, object), fold=np.empty(0, np.int64)), 5)
     sample = tmp_path / "sample.csv"
     sample.write_text("\n".join([",".join(["id", *NAMES])] + [f"{name}{',0' * CLASSES}" for name in FOLDS.ids]) + "\n")
-    write_submission(tmp_path / "submission.csv", short, str(sample))
+    write_submission(tmp_path / "submission.csv", short, sheet_of(short, str(sample)))
     rows = np.genfromtxt(tmp_path / "submission.csv", delimiter=",", skip_header=1)[:, 1:]
     np.testing.assert_allclose(rows, softmax(long_form(short).logits), atol=1e-6)
 

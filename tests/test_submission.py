@@ -9,8 +9,17 @@ from scores import softmax
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
-from common.runs.predictions import Predictions
-from common.runs.submission import Sheet, check_submission, read_form, share_differences, write_submission
+from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.runs.submission import (
+    Sheet,
+    Wishes,
+    check_submission,
+    form_line,
+    read_form,
+    share_differences,
+    sheet_of,
+    write_submission,
+)
 
 REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
 TEST = Predictions(
@@ -23,7 +32,7 @@ TEST = Predictions(
 
 
 def written(tmp_path: Path, predictions: Predictions = TEST, sample: str = "", **asked: str) -> str:
-    write_submission(tmp_path / "submission.csv", predictions, sample, **asked)
+    write_submission(tmp_path / "submission.csv", predictions, sheet_of(predictions, sample, Wishes(**asked)))
     return (tmp_path / "submission.csv").read_text(encoding="utf-8")
 
 
@@ -44,7 +53,7 @@ def test_sample_decides_columns_and_order(tmp_path):
     assert written(tmp_path, sample=sample) == 'Id,Category\nNA,cat\n"b,""",猫\nc,cat\n001,dog\n'
 
 
-@pytest.mark.parametrize("cell", ["0", "Cat", "0.5", "猫 dog", "cat ", "0 1 2"])
+@pytest.mark.parametrize("cell", ["0", "Cat", "0.5", "cats dogs", "cat ", "0 1 2"])
 def test_a_sample_without_a_class_is_refused(tmp_path, cell):
     """Codes, other case, several names, a probability of three classes: said with the classes, unless it is meant."""
     sample = sample_file(tmp_path, f'Id,Category\nNA,{cell}\n"b,""",{cell}\nc,{cell}\n001,{cell}\n')
@@ -70,11 +79,55 @@ def test_a_sample_of_one_half_gets_the_probability_of_the_positive_class(tmp_pat
     assert lines[0] == f"id,{column}"
     found = [float(line.split(",")[1]) for line in lines[1:]]
     np.testing.assert_allclose(found, softmax(logits)[[1, 0, 2], expected], rtol=1e-6)
-    with pytest.raises(UserError, match="--positive: (maybe is no class|.* --positive dog)"):
+    with pytest.raises(UserError, match="--positive: maybe is no class; the classes are cat, dog"):
         written(tmp_path, replace(test, classes=["cat", "dog"]), sample, positive="maybe")
     if column == "target":
-        with pytest.raises(UserError, match="--positive: is missing"):
-            written(tmp_path, test, sample)
+        assert written(tmp_path, test, sample) == written(tmp_path, test, sample, positive="yes")
+
+
+@pytest.mark.parametrize("cell", ["0", "1", ""])
+def test_the_metric_decides_on_a_sample_of_zeros(tmp_path, cell):
+    """0 and 1 are labels, unless the metric looks at probabilities; the flag has the last word."""
+    test = Predictions(text_array("ab"), np.array([[3, 0], [0, 3]], dtype=np.float32), ["0", "1"])
+    sample = sample_file(tmp_path, f"id,target\na,{cell}\nb,{cell}\n")
+    labels, shares = "id,target\na,0\nb,1\n", "id,target\na,0.0474258732\nb,0.952574127\n"
+    assert written(tmp_path, test, sample) == written(tmp_path, test, sample, metric="accuracy") == labels
+    for metric in ("auc", "nll"):
+        assert written(tmp_path, test, sample, metric=metric) == shares
+        assert written(tmp_path, test, sample, metric=metric, form="label") == labels
+    assert form_line(sheet_of(test, sample, Wishes(metric="auc"))).startswith("column target: the probability of 1 ")
+
+
+def test_several_names_in_a_cell_get_the_likeliest_classes(tmp_path):
+    """As many as the sample's fullest cell has, the likeliest first; the flag and the metric may say how many."""
+    sample = sample_file(tmp_path, 'Image,Id\nNA,dog new 猫\n"b,""",new\nc,new1 new2\n001,new\n')
+    three = ["cat dog 猫", "猫 cat dog", "cat dog 猫", "dog cat 猫"]
+    assert [line.split(",")[-1] for line in written(tmp_path, sample=sample).splitlines()[1:]] == three
+    one_each = sample_file(tmp_path, 'Image,Id\nNA,new\n"b,""",new\nc,new\n001,new\n')
+    two = ["cat dog", "猫 cat", "cat dog", "dog cat"]
+    for asked in ({"form": "top2"}, {"form": "top", "metric": "map@2"}):
+        assert [line.split(",")[-1] for line in written(tmp_path, sample=one_each, **asked).splitlines()[1:]] == two
+    assert written(tmp_path, form="top").splitlines()[1] == "c,cat dog 猫"
+    spaced = replace(TEST, classes=["cat", "dog 猫", "猫"])
+    with pytest.raises(UserError, match="none of them is a class"):
+        written(tmp_path, spaced, sample)
+    with pytest.raises(UserError, match="--submit: there is no form label2"):
+        written(tmp_path, form="label2")
+
+
+def test_the_form_travels_with_the_predictions(tmp_path):
+    """What infer.py was told holds for a blend that is told nothing; a flag changes it; a damaged form is refused."""
+    sample = sample_file(tmp_path, '猫,Id,cat,dog\n0,001,0,0\n0,c,0,0\n0,"b,""",0,0\n0,NA,0,0\n')
+    told = replace(TEST, form=sheet_of(TEST, sample).as_stored)
+    write_predictions(tmp_path / "test.npz", told)
+    found = read_predictions(tmp_path / "test.npz")
+    assert written(tmp_path, found).splitlines()[0] == "猫,Id,cat,dog"
+    assert sorted(written(tmp_path, found).splitlines()) == sorted(written(tmp_path, TEST, sample).splitlines())
+    assert written(tmp_path, found, form="label") == written(tmp_path)
+    assert written(tmp_path, form="probabilities").startswith("image,cat,dog,猫\n")
+    write_predictions(tmp_path / "test.npz", replace(told, form=told.form | {"names": "two"}))
+    with pytest.raises(UserError, match="does not state what its submission looks like"):
+        read_predictions(tmp_path / "test.npz")
 
 
 def test_one_column_per_class_gets_probabilities(tmp_path):
@@ -159,7 +212,7 @@ def test_wild_class_shares_warn(tmp_path, capsys):
 
     ids = text_array(map(str, range(200)))
     one_class = Predictions(ids, np.tile(np.float32([0, 1, 0]), (200, 1)), TEST.classes)
-    write_submission(tmp_path / "a.csv", one_class, oof_predicted=["cat", "dog", "猫"] * 100)
+    write_submission(tmp_path / "a.csv", one_class, sheet_of(one_class), ["cat", "dog", "猫"] * 100)
     warning = capsys.readouterr().err
     assert "100.0% of the test rows are dog, but 33.3% of the OOF rows" in warning
     assert (tmp_path / "a.csv").read_text(encoding="utf-8").count("dog") == 200
@@ -172,7 +225,7 @@ def test_the_real_digit_recognizer_form(tmp_path):
     classes = [str(digit) for digit in range(10)]
     logits = np.random.default_rng(0).normal(size=(28_000, 10)).astype(np.float32)
     predictions = Predictions(ids, logits, classes)
-    assert read_form(str(REAL_SAMPLE), ids, classes).ids[:2] == ["1", "2"]
+    assert read_form(str(REAL_SAMPLE), ids, classes, predictions.task).ids[:2] == ["1", "2"]
     lines = written(tmp_path, predictions, str(REAL_SAMPLE)).splitlines()
     assert lines[0] == "ImageId,Label" and len(lines) == 28_001
     assert lines[1] == f"1,{logits[-1].argmax()}" and lines[-1] == f"28000,{logits[0].argmax()}"

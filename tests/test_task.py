@@ -13,7 +13,7 @@ from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.runs.choices import LOSSES
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import FORMS, write_submission
+from common.runs.submission import FORMS, Wishes, sheet_of, write_submission
 from common.score.blending import BLENDS, OofOutputs, unusable
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, score
@@ -137,9 +137,10 @@ def test_every_form_of_submission_is_written_and_read(case, tmp_path):
     for name in case.task.forms:
         if name == "probability":  # of two classes: tests/test_submission.py
             continue
-        columns = ["id", "label"] if name in ("label", "labels") else ["id", *case.names]
+        columns = ["id", "label"] if name in ("label", "labels", "top") else ["id", *case.names]
         sample = tmp_path / f"sample_{name}.csv"
-        cell = {"label": case.names[0], "labels": "|".join(case.names), "label-probabilities": "0.5"}.get(name, "0")
+        cells = {"label": case.names[0], "labels": "|".join(case.names), "top": " ".join(case.names)}
+        cell = cells.get(name, "0.5" if name == "label-probabilities" else "0")
         lines = [columns, *([row_id, *[cell] * (len(columns) - 1)] for row_id in predictions.ids)]
         sample.write_text("".join(f"{','.join(line)}\n" for line in lines), encoding="utf-8")
         written[name] = rows_written(tmp_path / f"{name}.csv", predictions, str(sample))
@@ -171,6 +172,6 @@ def predictions_of(case: Case) -> Predictions:
 
 
 def rows_written(path: Path, predictions: Predictions, sample: str = "", separator: str = "") -> list[list[str]]:
-    write_submission(path, predictions, sample, separator=separator)
+    write_submission(path, predictions, sheet_of(predictions, sample, Wishes(separator=separator)))
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))

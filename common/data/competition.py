@@ -44,6 +44,7 @@ class Competition:
     positive: str = ""  # class whose probability is asked for
     task: str = ""  # what an answer is, of TASKS (common/score/task.py); empty: multiclass
     separator: str = ""  # between the names of a label set
+    metric: str = ""  # what the competition scores by
 
 
 NOTHING_SAID = Competition()

@@ -18,7 +18,7 @@ from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.competition import beside, read_competition
 from common.data.tables import Table
-from common.score.task import MULTICLASS, TASKS, Task
+from common.score.task import MULTICLASS, Task, posed
 
 ALWAYS_TRAINING = -1
 
@@ -97,7 +97,9 @@ def read_folds(path: Path, task: Task | None = None) -> Folds:
     """
     if not path.exists():
         raise UserError(str(path), "does not exist", "make it with: python folds.py")
-    task = task or TASKS[read_competition(beside(str(path))).task or MULTICLASS.name]
+    if task is None:
+        said = read_competition(beside(str(path)))
+        task = posed(said.task or MULTICLASS.name, said.positive)
     cells = read_columns(path)
     if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
         raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")

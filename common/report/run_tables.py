@@ -8,7 +8,7 @@ import pandas as pd
 from common.report.evaluation import Evaluation
 from common.runs.config import Config, training_settings
 from common.score.calibration import calibration_error
-from common.score.metrics import average_precision, goodness, roc_auc
+from common.score.metrics import auc_of_columns, goodness, precision_of_columns
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
@@ -108,15 +108,20 @@ def label_scores(run: Evaluation) -> pd.DataFrame:
     """
     answers = run.answers
     of_label, hits, predicted = answers.counts()
-    rows = []
-    for number, name in enumerate(answers.names):
-        p, has = answers.probabilities[:, number], answers.targets[:, number]
-        auc = roc_auc(p, has) if 0 < has.sum() < len(has) else np.nan
-        precision = average_precision(p, has) if has.any() else np.nan
-        either = of_label[number] + predicted[number]
-        f1 = 2 * hits[number] / either if either else np.nan
-        rows.append((name, of_label[number], has.mean(), p.mean(), auc, precision, predicted[number], f1))
-    return pd.DataFrame(rows, columns=["label", "n", "rate", "mean_p", "auc", "average_precision", "answered", "f1"])
+    with np.errstate(invalid="ignore"):  # a label that no row has and none gets
+        f1 = 2 * hits / (of_label + predicted)
+    return pd.DataFrame(
+        {
+            "label": answers.names,
+            "n": of_label,
+            "rate": answers.targets.mean(axis=0),
+            "mean_p": answers.probabilities(answers.outputs).mean(axis=0),
+            "auc": auc_of_columns(answers),
+            "average_precision": precision_of_columns(answers),
+            "answered": predicted,
+            "f1": f1,
+        }
+    )
 
 
 def label_pairs(run: Evaluation) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from common.base.words import in_shares
 from common.data.augment_options import AUGMENTS, options_of
 from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, check_optimiser
 from common.runs.layout import fold_folder
+from common.score.metrics import check_metric_name
 from common.score.task import TASKS
 
 Count = Annotated[int, Range(1, whole=True)]
@@ -69,7 +70,8 @@ class Config:
     threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)
     augment: str = "auto"  # preset: none, digits, photos_light, photos, leaves_course (auto: photos or digits)
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
-    metric: str = "accuracy"  # what --select best and plateau watch: also nll, macro_f1, quadratic_kappa ...
+    metric: str = "accuracy"  # the competition's, which --select best and plateau watch: nll, auc, f1, map@5 ...
+    positive: str = ""  # class that f1 and average_precision look for (default: the second of two)
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
     select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
     seed: Whole = 0  # for weights, order and augmentation
@@ -151,7 +153,8 @@ def check_each(cfg: Config) -> None:
     if len(cfg.run_name.encode()) > LONGEST_NAME:
         raise UserError("--run", f"{cfg.run_name[:40]}... is too long for a folder", "choose a shorter name")
     task = TASKS[cfg.task]
-    names = {"loss": task.losses, "metric": task.metrics}
+    check_metric_name(cfg.metric, task.metrics)
+    names = {"loss": task.losses}
     names |= {"schedule": SCHEDULES, "select": SELECTIONS, "augment": AUGMENTS}
     for flag, known in names.items():
         chosen(flag, getattr(cfg, flag), dict.fromkeys(known))

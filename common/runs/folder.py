@@ -119,7 +119,7 @@ def save_fold(
     metrics = saved.in_metrics | figures
     if oof is not None:
         sha256_of[OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
-        metrics |= oof.score()
+        metrics |= oof.score(saved.cfg.metric)
     metrics["sha256_of"] = sha256_of
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -129,7 +129,7 @@ def save_fold(
 def finished_line(folder: Path, fold: str, metric: str) -> str:
     """That a fold is finished, with its score if it has one."""
     metrics = read_metrics(folder)
-    return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "accuracy" in metrics else "")
+    return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "n" in metrics else "")
 
 
 def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | None:
@@ -143,6 +143,6 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         return None
     for number in numbers:
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
-    scores = oof_score(run_folder, folds)
+    scores = oof_score(run_folder, folds, metric)
     print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
     return scores

@@ -12,7 +12,7 @@ from common.base.words import names_in_short, rows_named
 from common.data.folds import Folds
 from common.runs.layout import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, short_form
-from common.score.metrics import joined_answers, score_of
+from common.score.metrics import METRICS, joined_answers, score_of, shown_metrics
 
 
 def oof_predictions(
@@ -48,13 +48,17 @@ def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions
     return replace(part, logits=logits, columns=columns, **told)
 
 
-def oof_score(run_folder: Path, folds: Folds) -> dict[str, float | int]:
-    """n and every metric of the run's OOF predictions, which are scored once, together; one fold is held at a time.
+def oof_score(run_folder: Path, folds: Folds, metric: str = "") -> dict[str, float | int]:
+    """n and every metric of the run's OOF predictions, which are scored once, together; some only where they are asked
+    for as ``metric``. Unless that looks at all probabilities, one fold is held at a time.
 
     Raises:
         UserError: as :func:`join_oof` does.
     """
-    return score_of(joined_answers([part.answers() for part in _oof_parts(run_folder, folds)]), folds.task.metrics)
+    parts = (part.answers() for part in _oof_parts(run_folder, folds))
+    if not any(METRICS[name].of_ranks for name in shown_metrics(folds.task.metrics, metric)):
+        parts = (part.without_outputs() for part in parts)
+    return score_of(joined_answers(list(parts)), folds.task.metrics, metric)
 
 
 def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:

@@ -20,7 +20,7 @@ from common.runs.layout import check_stated
 from common.score.logits import Outputs, blocks
 from common.score.metrics import Answers, score_of
 from common.score.shortlist import lengthen, on_columns, shared_columns, shorten
-from common.score.task import MULTICLASS, TASKS, Task
+from common.score.task import MULTICLASS, TASKS, Task, posed
 
 # Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes are always there.
 _ARRAYS = {
@@ -34,6 +34,8 @@ _ARRAYS = {
     "label_name": ("U", 0),
     "source": ("U", 0),
     "task": ("U", 0),
+    "positive": ("U", 0),
+    "form": ("U", 0),
 }
 LARGE = 200_000_000  # numbers (0.8 GB): where predictions side by side would hold more, they are taken in short form
 KEPT = (8, 64)  # likeliest classes of each row that the short form then keeps, at least and at most
@@ -57,6 +59,7 @@ class Predictions:
     # Short form: the class number of every column of logits but the last, int32 (n, k); empty: the long form.
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
     task: Task = MULTICLASS
+    form: dict[str, Any] = field(default_factory=dict)  # of their submission (common/runs/submission.py); empty: none
 
     @property
     def outputs(self) -> Outputs:
@@ -105,9 +108,9 @@ class Predictions:
             return found
         return replace(found, predicted=self.predicted_targets, targets=self.targets)
 
-    def score(self) -> dict[str, float | int]:
-        """n and every metric, for rows whose labels are known."""
-        return score_of(self.answers(), self.task.metrics)
+    def score(self, metric: str = "") -> dict[str, float | int]:
+        """n and every metric, for rows whose labels are known; some only where they are asked for as ``metric``."""
+        return score_of(self.answers(), self.task.metrics, metric)
 
     def long(self, rows: slice) -> np.ndarray:
         """The logits of some rows for all classes, (rows, classes)."""
@@ -195,6 +198,10 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
         "label_name": np.asarray(predictions.label_name),
         "task": np.asarray(predictions.task.name),
     }
+    if predictions.task.positive:
+        arrays["positive"] = np.asarray(predictions.task.positive)
+    if predictions.form:
+        arrays["form"] = np.asarray(json.dumps(predictions.form, sort_keys=True, ensure_ascii=False))
     if len(predictions.labels):
         arrays["labels"] = np.asarray(predictions.labels, dtype=str)
     if len(predictions.fold):
@@ -262,7 +269,8 @@ def read_predictions(path: Path) -> Predictions:
         label_name=str(arrays.get("label_name", empty.label_name)),
         source=_source(path, str(arrays.get("source", "{}"))),
         columns=arrays.get("columns", empty.columns).astype(np.int32),
-        task=TASKS[task],
+        task=posed(task, str(arrays.get("positive", ""))),
+        form=_form(path, str(arrays.get("form", "{}"))),
     )
     check_predictions(path, predictions)
     return predictions
@@ -331,6 +339,26 @@ def _source(path: Path, text: str) -> dict[str, Any]:
     if source and [type(source.get(name)) for name in ("fold", "tta", "views", "models")] != [str, str, dict, dict]:
         raise UserError(str(path), "does not state how it was made", AGAIN)
     return source
+
+
+FORM_PARTS = {
+    "columns": list,
+    "id_column": int,
+    "form": str,
+    "positive": str,
+    "names": int,
+    "separator": str,
+}  # Sheet.as_stored
+
+
+def _form(path: Path, text: str) -> dict[str, Any]:
+    try:
+        form = dict(json.loads(text))
+    except (TypeError, ValueError, RecursionError):
+        form = {"form": None}
+    if form and {name: type(value) for name, value in form.items()} != FORM_PARTS:
+        raise UserError(str(path), "does not state what its submission looks like", AGAIN)
+    return form
 
 
 def _kind(array: np.ndarray | None) -> tuple[str, int] | None:

@@ -35,6 +35,8 @@ class SavedModel:
     members: int = 1  # networks in the file
     averaged: tuple[str, ...] = ()  # runs whose weights these are the mean of
     task: str = "multiclass"
+    id_name: str = ""  # of the train table: the columns of a submission made without a sample
+    label_name: str = ""
     sha256: str = ""  # over the tensors, as the file states it
 
     @classmethod

@@ -3,10 +3,13 @@
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +21,42 @@ from common.data.labels import split_names, told_separator
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
 from common.score.label_sets import names_in
 from common.score.logits import Outputs, blocks
+from common.score.metrics import METRICS, check_positive, depth_of
 from common.score.task import MULTICLASS, Task
 
 Fault = tuple[int, str, str]  # index of a row, what is wrong with it, what to do
+TOP = 5  # names in a cell, where neither sample nor metric says how many
 
 
 # ---- the forms
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a form is told by: a sample's cells by column, and the competition's metric, "" if it is not known."""
+
+    cells: Mapping[str, Sequence[str]]
+    metric: str = ""
+
+    @cached_property
+    def answers(self) -> set[str]:
+        """The distinct cells of the second column, but for empty ones."""
+        return set(list(self.cells.values())[1]) - {""}
+
+    @property
+    def wants_probabilities(self) -> bool:
+        """Whether the metric tells apart what 0 and 1 do not."""
+        return bool(self.metric) and METRICS[self.metric].looks_at == "probabilities"
+
+    @property
+    def separator(self) -> str:
+        """What stands between names in a cell; "" where none has two."""
+        return told_separator(self.answers) if len(self.cells) == 2 else ""
+
+    @property
+    def names(self) -> int:
+        """How many names a cell of the second column holds at most."""
+        return max((len(answer.split()) for answer in self.answers), default=0)
 
 
 @dataclass(frozen=True)
@@ -31,19 +64,19 @@ class Form:
     """One way to write answers into a csv: what a sample of it has, what is written, and what must hold of it."""
 
     words: str  # its columns, in words
-    # Cells of a sample by column, names of the outputs -> number of the id's column, None: it is of another form.
-    reads: Callable[[Mapping[str, Sequence[str]], Sequence[str]], int | None]
-    cells: Callable[[Predictions, "Sheet"], Iterator[Sequence[str]]]  # those but the id's, row by row
+    # A sample, names of the outputs -> number of the id's column, None: it is of another form.
+    reads: Callable[[Asked, Sequence[str]], int | None]
+    # Predictions, what the file must look like -> the cells of the columns without the id's, row by row.
+    cells: Callable[[Predictions, "Sheet"], Iterator[Sequence[str]]]
     # Such cells, names of the outputs, separator of label sets -> what is wrong.
     checks: Callable[[Iterable[Sequence[str]], Sequence[str], str], Iterator[Fault]]
 
 
-def reads_label(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+def reads_label(asked: Asked, outputs: Sequence[str]) -> int | None:
     """Two columns: the id is the first, and the second is empty or has at least one class."""
-    if len(sample) != 2:
+    if len(asked.cells) != 2:
         return None
-    answers = set(list(sample.values())[1]) - {""}
-    return 0 if not answers or answers & set(outputs) else None
+    return 0 if not asked.answers or asked.answers & set(outputs) else None
 
 
 def label_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
@@ -59,11 +92,11 @@ def check_labels(rows: Iterable[Sequence[str]], outputs: Sequence[str], separato
             yield index, f"label {label or 'empty'} is not a class", f"the classes are {names_in_short(outputs)}"
 
 
-def reads_probabilities(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+def reads_probabilities(asked: Asked, outputs: Sequence[str]) -> int | None:
     """A column per class, in any order, and another one."""
     known = set(outputs)
-    others = [at for at, column in enumerate(sample) if column not in known]
-    return others[0] if len(sample) == len(outputs) + 1 > 2 and len(others) == 1 else None
+    others = [at for at, column in enumerate(asked.cells) if column not in known]
+    return others[0] if len(asked.cells) == len(outputs) + 1 > 2 and len(others) == 1 else None
 
 
 def probability_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
@@ -83,12 +116,11 @@ def check_probabilities(rows: Iterable[Sequence[str]], outputs: Sequence[str], s
             yield index, what, "predict the test set again"
 
 
-def reads_probability(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
-    """An id and numbers from 0 to 1, at least one of them between, and two classes."""
-    if len(sample) != 2 or len(outputs) != 2:
+def reads_probability(asked: Asked, outputs: Sequence[str]) -> int | None:
+    """Two classes, an id, and numbers from 0 to 1 that are no classes; or 0 and 1, where the metric looks at more."""
+    if len(asked.cells) != 2 or len(outputs) != 2 or not all(map(_is_probability, asked.answers)):
         return None
-    answers = set(list(sample.values())[1])
-    return 0 if all(map(_is_probability, answers)) and not answers & {"0", "1", *outputs} else None
+    return 0 if asked.wants_probabilities or asked.answers and not asked.answers & set(outputs) else None
 
 
 def check_probability(rows: Iterable[Sequence[str]], outputs: Sequence[str], separator: str) -> Iterator[Fault]:
@@ -98,30 +130,40 @@ def check_probability(rows: Iterable[Sequence[str]], outputs: Sequence[str], sep
             yield index, f"{wrong[0]} is no probability", "predict the test set again"
 
 
-def positive_class(column: str, outputs: Sequence[str], positive: str = "") -> str:
-    """The class whose probability is asked for: ``positive``, the one that its column is called like, or 1 of 0 and 1.
+def reads_top(asked: Asked, outputs: Sequence[str]) -> int | None:
+    """An id and cells of several names, at least one of them a class; no class has a space in its own name."""
+    if len(asked.cells) != 2 or any(" " in name for name in outputs):
+        return None
+    names = {name for answer in asked.answers for name in answer.split()}
+    return 0 if asked.names > 1 and names & set(outputs) else None
 
-    Raises:
-        UserError: it cannot be told, or is no class.
-    """
-    if positive and positive not in outputs:
-        raise UserError("--positive", f"{positive} is no class", f"the classes are {names_in_short(outputs)}")
-    for name in (positive, column, "1"):
-        if name in outputs:
-            return name
-    what = f"the sample's column {column} asks for the probability of one of the classes {' and '.join(outputs)}"
-    raise UserError("--positive", f"is missing: {what}", f"name it, such as --positive {outputs[-1]}")
+
+def top_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
+    """The names of the likeliest classes, the likeliest first; of equal ones the first class, as in argmax."""
+    names = np.asarray(predictions.classes, dtype=object)
+    for rows in blocks(len(predictions.ids), len(names)):
+        order = np.argsort(-predictions.long(rows), axis=1, kind="stable")[:, : sheet.names]
+        for likeliest in names[order]:
+            yield [" ".join(likeliest)]
+
+
+def check_top(rows: Iterable[Sequence[str]], outputs: Sequence[str], separator: str) -> Iterator[Fault]:
+    """Every cell holds classes, none twice."""
+    known = set(outputs)
+    for index, (cell,) in enumerate(rows):
+        names = cell.split()
+        if not names or len(set(names)) < len(names) or not set(names) <= known:
+            yield index, f"{cell or 'empty'} is no list of classes", f"the classes are {names_in_short(outputs)}"
 
 
 # ---- label sets
 
 
-def reads_label_sets(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
+def reads_label_sets(asked: Asked, outputs: Sequence[str]) -> int | None:
     """Two columns: the id is the first, and the second is empty or has a cell that names labels alone."""
-    if len(sample) != 2:
+    if len(asked.cells) != 2:
         return None
-    answers, known = set(list(sample.values())[1]) - {""}, set(outputs)
-    separator = told_separator(answers)
+    answers, known, separator = asked.answers, set(outputs), asked.separator
     return 0 if not answers or any(known.issuperset(split_names(cell, separator)) for cell in answers) else None
 
 
@@ -138,11 +180,11 @@ def check_label_sets(rows: Iterable[Sequence[str]], outputs: Sequence[str], sepa
             yield index, f"{unknown[0]} is not a label", f"the labels are {names_in_short(outputs)}"
 
 
-def reads_label_columns(sample: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> int | None:
-    """A column per label, in any order, with 0 or 1 in every cell, and another one."""
-    at = reads_probabilities(sample, outputs)
-    numbers = [cell for name, cells in sample.items() if name in set(outputs) for cell in cells]
-    return at if set(numbers) <= {"0", "1", "0.0", "1.0"} else None
+def reads_label_columns(asked: Asked, outputs: Sequence[str]) -> int | None:
+    """A column per label, in any order, with 0 or 1 in every cell, and another one; the metric looks at no more."""
+    at = reads_probabilities(asked, outputs)
+    numbers = [cell for name, cells in asked.cells.items() if name in set(outputs) for cell in cells]
+    return None if asked.wants_probabilities or not set(numbers) <= {"0", "1", "0.0", "1.0"} else at
 
 
 def label_column_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
@@ -156,12 +198,36 @@ FORMS = {
     "label": Form("id and label", reads_label, label_cells, check_labels),
     "probability": Form("id and a probability", reads_probability, probability_cells, check_probability),
     "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities),
+    "top": Form("id and several names in a cell", reads_top, top_cells, check_top),
     "labels": Form("id and labels", reads_label_sets, label_set_cells, check_label_sets),
     "label-columns": Form("id and 0 or 1 per label", reads_label_columns, label_column_cells, check_probability),
     "label-probabilities": Form(
         "id and a probability per label", reads_probabilities, probability_cells, check_probability
     ),
 }
+
+
+def form_named(form: str, known: Sequence[str]) -> tuple[str, int]:
+    """``top5`` as its row of FORMS and its number of names, 0 where none is said.
+
+    Raises:
+        UserError: no such form, or none of the task's, ``known``.
+    """
+    name, digits = re.fullmatch("(.*?)([0-9]*)", form).groups()
+    if name not in known or digits and (name != "top" or int(digits) < 1):
+        raise UserError("--submit", f"there is no form {form}", f"use {', '.join(known)}, such as top5")
+    return name, int(digits or 0)
+
+
+def positive_class(column: str, outputs: Sequence[str], positive: str = "") -> str:
+    """The class whose probability is asked for: ``positive``, the one that its column is called like, 1 of 0 and 1,
+    or else the second one.
+
+    Raises:
+        UserError: ``positive`` is no class.
+    """
+    check_positive(positive, outputs)
+    return next(name for name in (positive, column, "1", outputs[-1]) if name in outputs)
 
 
 # ---- the file
@@ -176,6 +242,7 @@ class Sheet:
     ids: list[str]  # in the order of the rows
     form: str  # of FORMS
     positive: str = ""  # the class whose probability the only column holds
+    names: int = 0  # how many a cell of the form top holds
     separator: str = " "  # between the names of a label set
 
     @property
@@ -183,85 +250,106 @@ class Sheet:
         """What the columns but the id's are to hold, by the names of the outputs where there are such."""
         return [self.positive] if self.positive else self.without_id(self.columns)
 
+    @property
+    def as_stored(self) -> dict[str, Any]:
+        """All but the ids, as test.npz keeps it."""
+        return {name: value for name, value in asdict(self).items() if name != "ids"}
+
     def without_id(self, row: Sequence[str]) -> list[str]:
         """The other cells of a row, or names of the other columns."""
         return [*row[: self.id_column], *row[self.id_column + 1 :]]
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What a user or competition.json says of a submission beside the sample; "" where nothing is said."""
+
+    form: str = ""  # of FORMS, where the sample's own is not meant
+    positive: str = ""  # the class whose probability is asked for
+    metric: str = ""  # the competition's
+    separator: str = ""  # between the names of a label set, where no cell of the sample has two
+
+
 def read_form(
-    sample: str,
-    ids: Sequence[str] | np.ndarray,
-    outputs: Sequence[str],
-    task: Task = MULTICLASS,
-    form: str = "",
-    positive: str = "",
-    separator: str = "",
+    sample: str, ids: Sequence[str] | np.ndarray, outputs: Sequence[str], task: Task, wishes: Wishes = Wishes()
 ) -> Sheet:
     """What a sample submission asks for, checked against the test's ids; ``outputs`` are the names of the task's.
 
-    The task's forms are asked in turn whether the sample is of theirs, unless ``form`` says which it is. ``positive``
-    is the class whose probability may be asked for; ``separator`` stands between the names of a label set where no cell
-    of the sample has two. Call it before slow work: a wrong sample then costs no time.
+    The task's forms are asked in turn whether the sample is of theirs, unless the wishes say which it is. Call it
+    before slow work: a wrong sample then costs no time.
 
     Raises:
         UserError: a sample that cannot be read, is of no form, or does not name exactly the test's ids.
     """
-    cells = read_columns(Path(sample))
-    columns = list(cells)
-    if form and form not in task.forms:
-        raise UserError("--submit", f"there is no form {form}", f"use {', '.join(task.forms)}")
-    for name in [form] if form else task.forms:
-        id_column = FORMS[name].reads(cells, outputs)
-        if form in ("label", "probability", "labels") and len(columns) == 2:
+    asked = Asked(read_columns(Path(sample)), wishes.metric)
+    columns = list(asked.cells)
+    form, names = form_named(wishes.form, task.forms) if wishes.form else ("", 0)
+    # A probability first: of samples of 0 and 1, which may be classes as well, the metric decides.
+    for name in [form] if form else sorted(task.forms, key=lambda name: name != "probability"):
+        id_column = FORMS[name].reads(asked, outputs)
+        if form in ("label", "probability", "top", "labels") and len(columns) == 2:
             id_column = 0
         if id_column is not None:
-            wanted = positive_class(columns[1], outputs, positive) if name == "probability" else ""
-            answers = cells[columns[1]] if len(columns) == 2 else ()
-            between = told_separator(answers) or separator or " "
-            sheet = Sheet(columns, id_column, list(cells[columns[id_column]]), name, wanted, between)
-            _check_ids(sample, sheet.ids, ids)
-            return sheet
+            _check_ids(sample, asked.cells[columns[id_column]], ids)
+            sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
+            wishes = replace(wishes, separator=asked.separator or wishes.separator)
+            return _filled_in(sheet, outputs, wishes, names or (asked.names if len(columns) == 2 else 0))
     known = f"the classes are {names_in_short(outputs)}"
     if len(columns) == 2 and not form:
-        _check_ids(sample, cells[columns[0]], ids)
-        answers = names_in_short(sorted(set(cells[columns[1]]) - {""}))
-        what = f"has {answers} in column {columns[1]}, and none of them is a class"
-        raise UserError(sample, what, f"{known}; if these are wanted nevertheless, say --submit label")
+        _check_ids(sample, asked.cells[columns[0]], ids)
+        what = f"has {names_in_short(sorted(asked.answers))} in column {columns[1]}, and none of them is a class"
+        remedy = f"{known}; if these are wanted nevertheless, say --submit {task.forms[0]}"
+        raise UserError(sample, what, remedy)
     words = " nor ".join(FORMS[name].words for name in ([form] if form else task.forms))
     raise UserError(sample, f"has the columns {', '.join(columns[:12])}, neither {words}", known)
 
 
+def _filled_in(sheet: Sheet, outputs: Sequence[str], wishes: Wishes, names: int) -> Sheet:
+    """The sheet with what its form leaves open: the positive class, the number of ``names`` (0: not said), what stands
+    between names."""
+    if sheet.form == "probability":
+        column = sheet.without_id(sheet.columns)[0]
+        return replace(sheet, positive=positive_class(column, outputs, wishes.positive))
+    if sheet.form == "top":
+        names = names if names > 1 else depth_of(wishes.metric) or TOP
+        return replace(sheet, names=min(names, len(outputs)))
+    return replace(sheet, separator=wishes.separator or " ")
+
+
+def sheet_without_sample(predictions: Predictions, wishes: Wishes) -> Sheet:
+    """What a submission looks like that no sample describes: the form that the predictions were written in before, or
+    their own names of columns and the task's first form; the wishes override both.
+
+    Raises:
+        UserError: no such form.
+    """
+    task, outputs, stored = predictions.task, predictions.classes, predictions.form
+    form, names = form_named(wishes.form, task.forms) if wishes.form else (stored.get("form", task.forms[0]), 0)
+    ids = list(predictions.ids)
+    if stored and form == stored["form"] and not (wishes.positive or names):
+        return Sheet(**stored, ids=ids)
+    if form == "probability" and len(outputs) != 2:
+        raise UserError("--submit", f"probability needs two classes, not {len(outputs)}", "use probabilities")
+    answers = [predictions.label_name] if form in ("label", "probability", "top", "labels") else outputs
+    return _filled_in(Sheet([predictions.id_name, *answers], 0, ids, form), outputs, wishes, names)
+
+
 def write_submission(
-    path: Path,
-    predictions: Predictions,
-    sample: str = "",
-    oof_predicted: Sequence[str] | np.ndarray = (),
-    form: str = "",
-    positive: str = "",
-    separator: str = "",
+    path: Path, predictions: Predictions, sheet: Sheet, oof_predicted: Sequence[str] | np.ndarray = ()
 ) -> None:
-    """Write the submission of ``predictions`` in the form of ``sample`` (a csv file, "" for none), checked.
+    """Write the submission of ``predictions`` as ``sheet`` says it must look (:func:`sheet_of`), checked.
 
     Args:
         path: the file to write.
         predictions: of every test row.
-        sample: the competition's sample submission; without one the columns are the predictions' ``id_name`` and
-            ``label_name``, the rows in their order.
+        sheet: what the file must look like.
         oof_predicted: the labels that the same models predict out of fold (text). Where the test's class shares
             differ wildly from them, a warning says so. Empty: not compared.
-        form: of FORMS, where the sample's own is not meant.
-        positive: the class whose probability a sample with one probability asks for; empty where that can be told.
-        separator: between the names of a label set, where the sample does not show it.
 
     Raises:
-        UserError: the sample does not fit, or the finished file would not be valid; nothing is written.
+        UserError: the finished file would not be valid; nothing is written.
     """
     check_predictions(path, predictions)
-    if sample:
-        sheet = read_form(sample, predictions.ids, predictions.classes, predictions.task, form, positive, separator)
-    else:
-        columns = [predictions.id_name, predictions.label_name]
-        sheet = Sheet(columns, 0, list(predictions.ids), predictions.task.forms[0], separator=separator or " ")
     ordered = rows_in_order(predictions, sheet.ids, str(path))
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
@@ -274,6 +362,29 @@ def write_submission(
     for difference in share_differences(predicted, oof_predicted, predictions.task):
         warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
     write_file(path, content.getvalue())
+
+
+def sheet_of(predictions: Predictions, sample: str = "", wishes: Wishes = Wishes()) -> Sheet:
+    """What the submission of some predictions, whose logits are not looked at, must look like.
+
+    ``sample`` is the competition's sample submission, a csv; "": see :func:`sheet_without_sample`.
+
+    Raises:
+        UserError: the sample cannot be read, is of no form, or does not name exactly these rows.
+    """
+    if sample:
+        return read_form(sample, predictions.ids, predictions.classes, predictions.task, wishes)
+    return sheet_without_sample(predictions, wishes)
+
+
+def form_line(sheet: Sheet) -> str:
+    """What the sample asks for, where it could be taken for another thing, in one line; "" where it could not."""
+    column = sheet.without_id(sheet.columns)[0]
+    if sheet.positive:
+        return f"column {column}: the probability of {sheet.positive} (--positive, --submit label)"
+    if sheet.form == "top":
+        return f"column {column}: the {sheet.names} likeliest classes (--submit)"
+    return ""
 
 
 def check_submission(where: str, content: str, sheet: Sheet, outputs: Sequence[str]) -> None:

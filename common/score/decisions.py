@@ -56,7 +56,7 @@ def study_decisions(
     """
     nothing = DecisionStudy(metric, names, "", (), {}, {})
     answers = task.answers(outputs, targets, names)
-    if not task.decisions or not len(targets):
+    if not task.decisions or not len(targets) or METRICS[metric].looks_at != "answers":
         return nothing
     part = fold if len(np.unique(fold)) > 1 else np.random.default_rng(0).permutation(len(targets)) % PARTS
     learned = {way: learn(outputs, answers, metric) for way, learn in task.decisions.items()}
@@ -70,7 +70,7 @@ def study_decisions(
         predicted = np.empty_like(answers.predicted)
         for number in np.unique(part):
             own, others = part == number, part != number
-            found = learn(outputs[others], rows_of(answers, others), metric)
+            found = learn(outputs[others], answers.rows(np.flatnonzero(others)), metric)
             predicted[own] = task.decide(outputs[own], found)
         nested[way] = METRICS[metric].of(with_predicted(answers, predicted))
     way = max(nested, key=lambda name: goodness(metric, nested[name]))
@@ -81,9 +81,3 @@ def with_predicted(answers: Answers, predicted: np.ndarray) -> Answers:
     """The answers with other predictions, right or wrong as a whole."""
     wrong = predicted != answers.targets
     return replace(answers, predicted=predicted, costs=wrong.any(axis=1) if wrong.ndim == 2 else wrong)
-
-
-def rows_of(answers: Answers, mask: np.ndarray) -> Answers:
-    """The answers to some rows; ``mask`` is bool (n)."""
-    fields = ("predicted", "targets", "losses", "costs", "ahead", "probabilities")
-    return replace(answers, **{name: getattr(answers, name)[mask] for name in fields})

@@ -136,11 +136,12 @@ def chosen_labels(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
 
 
 def set_answers(outputs: Outputs, targets: np.ndarray, names: Sequence[str], decision: Decision = ()) -> Answers:
-    """The labels of each row that are answered, all probabilities, and the loss of each row."""
+    """The labels of each row that are answered, and its loss."""
     predicted = chosen_labels(outputs, decision)
     wrong = (predicted != targets).sum(axis=1)
     losses = binary_log_loss(outputs, targets)
-    return Answers(predicted, targets, losses, wrong > 0, np.zeros(len(wrong), dtype=np.int64), names, sigmoid(outputs))
+    ahead = np.zeros(len(wrong), dtype=np.int64)
+    return Answers(predicted, targets, losses, wrong > 0, ahead, names, outputs, sigmoid)
 
 
 def odds_temperature(outputs: Outputs, targets: np.ndarray) -> float:

@@ -1,19 +1,21 @@
 """The metrics, a row each, all in numpy and float64: functions of the answers to n rows."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from common.base.cli import chosen
 from common.base.errors import UserError
 from common.base.words import names_in_short
+from common.score.logits import Outputs
 
 if TYPE_CHECKING:
-    from common.score.logits import Outputs
     from common.score.task import Task
 
 
@@ -25,9 +27,12 @@ class Answers:
     targets: np.ndarray  # what the label says, the same form; of label sets bool (n, labels)
     losses: np.ndarray  # the task's loss: negative log likelihood, nats (n)
     costs: np.ndarray  # the task's cost: whether the answer is wrong, bool (n)
-    ahead: np.ndarray  # how many classes have a larger logit than the target's, int64 (n); of label sets 0
+    ahead: np.ndarray  # how many classes come before the target's, int64 (n); of label sets 0
     names: Sequence[str]  # of the outputs; empty: predicted and targets number the columns of a short form
-    probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # of label sets, float64 (n, labels)
+    outputs: Outputs | None = None  # (n, columns), for metrics of probabilities; None: a short form
+    probabilities: Callable[[Outputs], np.ndarray] = Outputs.softmax  # of the outputs, the task's
+    positive: int = 1  # number of the class that is looked for, where there are two
+    ranks: np.ndarray | None = None  # int32 (n, columns), see ranked(); None: not yet looked at
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each class or label: its rows, those that are right, the rows predicted as it; int64 (classes) each."""
@@ -39,11 +44,34 @@ class Answers:
         rows, right, predicted = (np.bincount(numbers, minlength=len(self.names)) for numbers in of_each)
         return rows, right, predicted
 
+    def rows(self, numbers: np.ndarray) -> "Answers":
+        """The answers to some rows, int64 (m); one may be among them several times. They have ranks or no outputs."""
+        taken = {field: getattr(self, field)[numbers] for field in _OF_EACH_ROW}
+        return replace(self, **taken, outputs=None, ranks=None if self.ranks is None else self.ranks[numbers])
+
+    def ranked(self) -> "Answers":
+        """With the ranks of the probabilities in each column, from 0, equal ones alike: all that an area under a curve
+        looks at, and quickly counted where rows are drawn again and again."""
+        if self.ranks is not None or self.outputs is None:
+            return self
+        shares = self.probabilities(self.outputs)
+        ranks = [np.unique(column, return_inverse=True)[1].astype(np.int32) for column in shares.T]
+        return replace(self, ranks=np.stack(ranks, axis=1))
+
+    def without_outputs(self) -> "Answers":
+        """The same without what most metrics do not look at, and what is large."""
+        return replace(self, outputs=None, ranks=None)
+
+
+_OF_EACH_ROW = ("predicted", "targets", "losses", "costs", "ahead")
+
 
 def joined_answers(parts: Sequence[Answers]) -> Answers:
     """The answers to all rows of several parts, such as folds."""
-    fields = ("predicted", "targets", "losses", "costs", "ahead", "probabilities")
-    return replace(parts[0], **{field: np.concatenate([getattr(part, field) for part in parts]) for field in fields})
+    joined = {field: np.concatenate([getattr(part, field) for part in parts]) for field in _OF_EACH_ROW}
+    outputs = [part.outputs.values for part in parts if part.outputs is not None]
+    whole = Outputs(np.concatenate(outputs)) if len(outputs) == len(parts) else None
+    return replace(parts[0], **joined, outputs=whole, ranks=None)
 
 
 # ---- the functions
@@ -82,6 +110,91 @@ def top5(answers: Answers) -> float:
     return float((answers.ahead < 5).mean())
 
 
+def average_precision_at(answers: Answers, k: int = 5) -> float:
+    """Mean of 1 / place of the target among the ``k`` likeliest classes, 0 where it is none of them (MAP@k)."""
+    return float(precision_of_rows(answers, k).mean())
+
+
+def precision_of_rows(answers: Answers, k: int = 5) -> np.ndarray:
+    """1 / place of each row's target, float64 (n)."""
+    return np.where(answers.ahead < k, 1 / (1.0 + answers.ahead), 0.0)
+
+
+def f1(answers: Answers) -> float:
+    """F1 of the positive class, 0 to 1; 0 where it neither occurs nor is predicted."""
+    rows, right, predicted = (int(of_each[answers.positive]) for of_each in answers.counts())
+    return 2 * right / (rows + predicted) if rows + predicted else 0.0
+
+
+def mcc(answers: Answers) -> float:
+    """Matthews' correlation of answers and labels, -1 to 1 (Gorodkin 2004 for more than two classes).
+
+    0 where all labels, or all answers, are the same.
+    """
+    rows, right, predicted = (of_each.astype(float) for of_each in answers.counts())
+    n = rows.sum()
+    spread = (n**2 - (rows**2).sum()) * (n**2 - (predicted**2).sum())
+    return float((right.sum() * n - (rows * predicted).sum()) / spread**0.5) if spread > 0 else 0.0
+
+
+def auc(answers: Answers) -> float:
+    """Area under the ROC curve, 0 to 1: of two classes, or the mean over labels, or over one class against the rest.
+
+    Those that no row, or every row, has are left out; NaN where none is left.
+    """
+    return _mean(auc_of_columns(answers))
+
+
+def average_precision(answers: Answers) -> float:
+    """Area under the precision-recall curve as a sum of steps, 0 to 1: of the positive class of two, or the mean over
+    labels, or over one class against the rest.
+
+    Those that no row has are left out; NaN where none is left.
+    """
+    return _mean(precision_of_columns(answers))
+
+
+def auc_of_columns(answers: Answers) -> list[float]:
+    """:func:`auc` of each label, or of the positive class, or of each class against the rest; NaN where it has none."""
+    return areas(answers, _area)
+
+
+def precision_of_columns(answers: Answers) -> list[float]:
+    """:func:`average_precision` of each label, or of the positive class, or of each class against the rest."""
+    return areas(answers, _precision)
+
+
+def areas(answers: Answers, area: Callable[[np.ndarray, np.ndarray], float]) -> list[float]:
+    """``area`` of the positives and negatives at each rank (from the lowest) of each column that counts."""
+    ranks, targets = answers.ranked().ranks, answers.targets
+    found = []
+    for column in [answers.positive] if ranks.shape[1] == 2 and targets.ndim == 1 else range(ranks.shape[1]):
+        own, is_positive = ranks[:, column], targets == column if targets.ndim == 1 else targets[:, column]
+        positives = np.bincount(own[is_positive], minlength=own.max() + 1)
+        negatives = np.bincount(own, minlength=len(positives)) - positives
+        found.append(area(positives, negatives))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of those that are known, NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _area(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Share of pairs of a positive and a negative in which the positive ranks higher; equal ranks count half."""
+    below, pairs = negatives.cumsum() - negatives / 2, positives.sum() * negatives.sum()
+    return float((positives * below).sum() / pairs) if pairs else math.nan
+
+
+def _precision(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Mean over the positives of the precision at their rank."""
+    right, counted = positives[::-1].cumsum(), (positives + negatives)[::-1].cumsum()
+    total = (positives[::-1] * right / np.maximum(counted, 1)).sum()
+    return float(total / positives.sum()) if positives.any() else math.nan
+
+
 def quadratic_kappa(answers: Answers) -> float:
     """Cohen's kappa with quadratic weights, at most 1, of grades: labels that are numbers, whose difference counts."""
     rows, _, predicted = answers.counts()
@@ -93,57 +206,22 @@ def quadratic_kappa(answers: Answers) -> float:
     return float(1.0 - disagreement / by_chance) if by_chance > 0 else 1.0
 
 
-def sample_f(answers: Answers, beta: float) -> float:
-    """Mean over rows of the F-beta of the labels answered, 0 to 1; nothing answered where nothing is right counts 1."""
-    both, true, said = (each.sum(axis=1) for each in _sets(answers))
+def f_of_rows(answers: Answers, beta: float) -> np.ndarray:
+    """F-beta of the labels answered, float64 (n), 0 to 1; nothing answered where nothing is right counts 1."""
+    sets = answers.targets & answers.predicted, answers.targets, answers.predicted
+    both, true, said = (each.sum(axis=1) for each in sets)
     sizes = beta**2 * true + said
-    return float(np.where(sizes > 0, (1 + beta**2) * both / np.maximum(sizes, 1), 1.0).mean())
+    return np.where(sizes > 0, (1 + beta**2) * both / np.maximum(sizes, 1), 1.0)
 
 
 def sample_f1(answers: Answers) -> float:
-    """:func:`sample_f` in which precision and recall count alike."""
-    return sample_f(answers, 1.0)
+    """Mean of :func:`f_of_rows` in which precision and recall count alike."""
+    return float(f_of_rows(answers, 1.0).mean())
 
 
 def sample_f2(answers: Answers) -> float:
-    """:func:`sample_f` in which recall counts twice as much as precision."""
-    return sample_f(answers, 2.0)
-
-
-def _sets(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return answers.targets & answers.predicted, answers.targets, answers.predicted
-
-
-def mean_average_precision(answers: Answers) -> float:
-    """Mean over labels that occur of :func:`average_precision`, 0 to 1; NaN where none does."""
-    columns = zip(answers.probabilities.T, answers.targets.T, strict=True)
-    return _mean([average_precision(scores, is_true) for scores, is_true in columns if is_true.any()])
-
-
-def mean_auc(answers: Answers) -> float:
-    """Mean of :func:`roc_auc` over labels that some rows have and some lack, 0 to 1; NaN where there is none."""
-    columns = zip(answers.probabilities.T, answers.targets.T, strict=True)
-    return _mean([roc_auc(scores, is_true) for scores, is_true in columns if is_true.any() and not is_true.all()])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def roc_auc(scores: np.ndarray, is_true: np.ndarray) -> float:
-    """How often a true row has a higher score than one that is not, ties counting half; both (n), of either some."""
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    true, false = int(is_true.sum()), int((~is_true).sum())
-    return float((ranks[is_true].sum() - true * (true + 1) / 2) / (true * false))
-
-
-def average_precision(scores: np.ndarray, is_true: np.ndarray) -> float:
-    """The sum of precision x gain in recall from the highest score down; both (n), at least one true."""
-    _, place, counts = np.unique(-scores, return_inverse=True, return_counts=True)
-    true = np.cumsum(np.bincount(place, weights=is_true))
-    precision = true / np.cumsum(counts)
-    return float((precision * np.diff(true, prepend=0)).sum() / true[-1])
+    """Mean of :func:`f_of_rows` in which recall counts twice as much as precision."""
+    return float(f_of_rows(answers, 2.0).mean())
 
 
 def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -188,6 +266,11 @@ def grades(names: Sequence[str]) -> str:
     return "" if len(names) and are_numbers else "grades, labels that are numbers"
 
 
+def two_classes(names: Sequence[str]) -> str:
+    """One of two classes must be the positive one."""
+    return "" if len(names) == 2 else "two classes"
+
+
 @dataclass(frozen=True)
 class Metric:
     """One metric: all that the project knows of it."""
@@ -195,27 +278,82 @@ class Metric:
     of: Callable[[Answers], float]
     shown: str = ".2%"  # how Python formats it in a table: a share in per cent
     lower_is_better: bool = False
+    # What it is made of: the answers alone, the order of a row's classes, or the probabilities. What blurs these, such
+    # as a vote, does not fit it.
+    looks_at: Literal["answers", "order", "probabilities"] = "answers"
+    on_request: bool = False  # takes time, or a number in its name: computed only where it is asked for
     # Names of the outputs -> what it lacks of them to have a value at all, "" if nothing.
     lacks: Callable[[Sequence[str]], str] = lambda names: ""
     says_nothing_up_to: int = 1  # with so many outputs its value is always the same
-    interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: not known
+    interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: the bootstrap's (bootstrap.py)
+    costs: Callable[[Answers], np.ndarray] | None = None  # of each row (n), where it is a mean over rows
     words: Callable[[Mapping[str, float]], str] | None = None  # of a score; None: its name and value say enough
 
+    @property
+    def of_ranks(self) -> bool:
+        """Whether it looks at all rows' probabilities together, by their ranks."""
+        return self.looks_at == "probabilities" and self.costs is None
 
-METRICS = {
-    "accuracy": Metric(accuracy, interval=accuracy_interval, words=accuracy_words),
-    "errors": Metric(errors, shown="g", lower_is_better=True),
-    "nll": Metric(nll, shown=".4f", lower_is_better=True),
-    "balanced_accuracy": Metric(balanced_accuracy, lacks=every_class),
-    "macro_f1": Metric(macro_f1, lacks=every_class),
-    "top5": Metric(top5, says_nothing_up_to=5),
-    "exact_match": Metric(accuracy, interval=accuracy_interval),
-    "sample_f1": Metric(sample_f1),
-    "sample_f2": Metric(sample_f2),
-    "map": Metric(mean_average_precision),
-    "mean_auc": Metric(mean_auc, shown=".4f"),
-    "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
-}
+
+class Metrics(dict[str, Metric]):
+    """Rows by name; that of ``map@k`` stands for map@1, map@2 and so on."""
+
+    def __missing__(self, name: str) -> Metric:
+        row, k = self[row_name(name)], depth_of(name)
+        return replace(row, of=partial(row.of, k=k), costs=partial(row.costs, k=k), says_nothing_up_to=1)
+
+
+def row_name(name: str) -> str:
+    """The name of a metric's row: ``map@k`` of ``map@5``; other names are their own.
+
+    Raises:
+        KeyError: there is none.
+    """
+    own = "map@k" if depth_of(name) else name
+    if own not in METRICS:
+        raise KeyError(name)
+    return own
+
+
+def depth_of(name: str) -> int:
+    """The number in a metric's name, 5 of ``map@5``; 0 of others."""
+    found = re.fullmatch("map@([1-9][0-9]{0,3})", name)
+    return int(found[1]) if found else 0
+
+
+METRICS = Metrics(
+    {
+        "accuracy": Metric(
+            accuracy, interval=accuracy_interval, costs=lambda answers: answers.costs, words=accuracy_words
+        ),
+        "errors": Metric(errors, shown="g", lower_is_better=True, costs=lambda answers: answers.costs),
+        "nll": Metric(
+            nll, shown=".4f", lower_is_better=True, looks_at="probabilities", costs=lambda answers: answers.losses
+        ),
+        "balanced_accuracy": Metric(balanced_accuracy, lacks=every_class),
+        "macro_f1": Metric(macro_f1, lacks=every_class),
+        "top5": Metric(top5, looks_at="order", says_nothing_up_to=5, costs=lambda answers: answers.ahead >= 5),
+        "exact_match": Metric(accuracy, interval=accuracy_interval, costs=lambda answers: answers.costs),
+        "sample_f1": Metric(sample_f1, costs=lambda answers: 1 - f_of_rows(answers, 1.0)),
+        "sample_f2": Metric(sample_f2, costs=lambda answers: 1 - f_of_rows(answers, 2.0)),
+        "map": Metric(average_precision, looks_at="probabilities"),
+        "mean_auc": Metric(auc, shown=".4f", looks_at="probabilities"),
+        "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
+        "f1": Metric(f1, lacks=two_classes),
+        "mcc": Metric(mcc, shown=".4f", lacks=every_class),
+        "auc": Metric(auc, shown=".4f", looks_at="probabilities", on_request=True, lacks=every_class),
+        "average_precision": Metric(
+            average_precision, shown=".4f", looks_at="probabilities", on_request=True, lacks=every_class
+        ),
+        "map@k": Metric(
+            average_precision_at,
+            shown=".4f",
+            looks_at="order",
+            on_request=True,
+            costs=lambda answers, k=5: 1 - precision_of_rows(answers, k),
+        ),
+    }
+)
 
 
 def check_metric(name: str, outputs: Sequence[str], known: Sequence[str] = tuple(METRICS)) -> None:
@@ -224,12 +362,24 @@ def check_metric(name: str, outputs: Sequence[str], known: Sequence[str] = tuple
     Raises:
         UserError: no such metric, one that would always be the same, or one that lacks something.
     """
-    metric = chosen("metric", name, {each: METRICS[each] for each in known})
+    check_metric_name(name, known)
+    metric = METRICS[name]
     if len(outputs) <= metric.says_nothing_up_to:
         raise UserError("--metric", f"{name} is always 1 with {len(outputs)} classes", "choose another")
     if needed := metric.lacks(outputs):
         what = f"{name} needs {needed}, but the labels are {names_in_short(outputs)}"
         raise UserError("--metric", what, "choose another")
+
+
+def check_metric_name(name: str, known: Sequence[str] = tuple(METRICS)) -> None:
+    """Raise UserError unless a metric is one of the ``known`` rows."""
+    chosen("metric", "map@k" if depth_of(name) else name, dict.fromkeys(known))
+
+
+def check_positive(positive: str, outputs: Sequence[str]) -> None:
+    """Raise UserError where the class that is looked for is none of the ``outputs``; "" is none in particular."""
+    if positive and positive not in outputs:
+        raise UserError("--positive", f"{positive} is no class", f"the classes are {names_in_short(outputs)}")
 
 
 def goodness(name: str, value: float) -> float:
@@ -242,25 +392,47 @@ def show(name: str, value: float) -> str:
     return f"{value:{METRICS[name].shown}}"
 
 
-def score(task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence[str] = ()) -> dict[str, float | int]:
-    """What tables of results show: n and every metric of the task; ``names`` are the outputs', () of a short form."""
-    return score_of(task.answers(outputs, targets, names), task.metrics)
+def score(
+    task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence[str] = (), metric: str = ""
+) -> dict[str, float | int]:
+    """What tables of results show: n and the metrics of the task; ``names`` are the outputs', () of a short form.
+
+    ``metric`` is one that is asked for: some are computed only then.
+    """
+    return score_of(task.answers(outputs, targets, names), task.metrics, metric)
 
 
-def score_of(answers: Answers, metrics: Sequence[str]) -> dict[str, float | int]:
-    """n and those of the ``metrics`` that lack nothing and have a value."""
-    known = {name: METRICS[name] for name in metrics if not METRICS[name].lacks(answers.names)}
-    values = {name: metric.of(answers) for name, metric in known.items()}
+def score_of(answers: Answers, metrics: Sequence[str], asked: str = "") -> dict[str, float | int]:
+    """n and those of the ``metrics`` that take no time, and the one ``asked`` for, as far as they have a value here."""
+    known = {name: METRICS[name] for name in shown_metrics(metrics, asked)}
+    values = {name: metric.of(answers) for name, metric in known.items() if not what_lacks(name, answers)}
     return {"n": len(answers.losses)} | {name: value for name, value in values.items() if not math.isnan(value)}
 
 
+def shown_metrics(metrics: Sequence[str], asked: str = "") -> list[str]:
+    """Those of a task's ``metrics`` that are computed always, and the one ``asked`` for."""
+    usual = [name for name in metrics if not METRICS[name].on_request]
+    return list(dict.fromkeys([*usual, *([asked] if asked else [])]))
+
+
+def what_lacks(name: str, answers: Answers) -> str:
+    """What a metric lacks to have a value of these answers, "" if nothing; a short form has no area under a curve."""
+    has_none = answers.outputs is None and answers.ranks is None
+    return "every class's probability" if METRICS[name].of_ranks and has_none else METRICS[name].lacks(answers.names)
+
+
 def describe(found: Mapping[str, float], metric: str = "") -> str:
-    """A score in words: the first metric of METRICS that it holds, and ``metric`` if that is another one."""
+    """A score in words: ``metric``, if it is a number of its own, and the first metric of METRICS that it holds."""
     first = next(name for name in METRICS if name in found)
     words = METRICS[first].words(found) if METRICS[first].words else f"{first} {show(first, found[first])}"
-    return words if metric in ("", first, "errors") else f"{words}, {metric} {show(metric, found[metric])}"
+    return words if metric in ("", first, "errors") or metric not in found else f"{show_named(found, metric)}, {words}"
+
+
+def show_named(found: Mapping[str, float], metric: str) -> str:
+    """``auc 0.8312``."""
+    return f"{metric} {show(metric, found[metric])}"
 
 
 def best_epoch(scores: Sequence[float]) -> int:
-    """Index of the first epoch with the highest score."""
-    return max(range(len(scores)), key=scores.__getitem__)
+    """Index of the first epoch with the highest score; one that has none (NaN) is never the best of several."""
+    return max(range(len(scores)), key=lambda epoch: -math.inf if math.isnan(scores[epoch]) else scores[epoch])

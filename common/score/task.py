@@ -6,7 +6,8 @@ and ``decode`` make of outputs the text that a submission says. A new task is a 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class Task:
     forms: tuple[str, ...]  # common/runs/submission.py
     blends: tuple[str, ...]  # common/score/blending.py
     sections: tuple[str, ...]  # of a run's page, common/report
+    positive: str = ""  # of two classes the one that is looked for, as a user says; "": the second
 
 
 # ---- one class a row
@@ -128,14 +130,25 @@ def likeliest(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
     return outputs.values.argmax(axis=-1)
 
 
-def class_answers(outputs: Outputs, targets: np.ndarray, names: Sequence[str], decision: Decision = ()) -> Answers:
-    """The likeliest class, its rank and the loss of each row, some rows at a time."""
+def class_answers(
+    outputs: Outputs, targets: np.ndarray, names: Sequence[str], decision: Decision = (), positive: str = ""
+) -> Answers:
+    """What is decided, the place of the right class and the loss of each row, some rows at a time.
+
+    ``positive`` is the class that is looked for, "" the second one.
+    """
     predicted, ahead = (np.empty(len(targets), dtype=np.int64) for _ in range(2))
     for rows in blocks(*outputs.values.shape):
-        own = outputs.values[rows]
-        of_target = np.take_along_axis(own, targets[rows, None], axis=1)
-        predicted[rows], ahead[rows] = likeliest(outputs[rows], decision), (own > of_target).sum(axis=1)
-    return Answers(predicted, targets, log_loss(outputs, targets), predicted != targets, ahead, names)
+        own, column = outputs.values[rows], targets[rows, None]
+        of_target = np.take_along_axis(own, column, axis=1)
+        is_ahead = (own > of_target) | ((own == of_target) & (np.arange(own.shape[1]) < column))
+        predicted[rows], ahead[rows] = likeliest(outputs[rows], decision), is_ahead.sum(axis=1)
+    ahead[targets == outputs.values.shape[1] - 1] += outputs.others - 1  # which of the others is not known
+    whole = outputs if outputs.others == 1 else None
+    number = list(names).index(positive) if positive in names else 1
+    return Answers(
+        predicted, targets, log_loss(outputs, targets), predicted != targets, ahead, names, whole, positive=number
+    )
 
 
 def right_class(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
@@ -183,12 +196,15 @@ TASKS: dict[str, Task] = {
             is_shortened=True,
             outputs_are="classes",
             is_one_of=True,
-            metrics=("accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "quadratic_kappa"),
+            metrics=(
+                *("accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "quadratic_kappa"),
+                *("f1", "mcc", "auc", "average_precision", "map@k"),
+            ),
             losses=(
                 *("cross-entropy", "focal", "ohem", "bce", "generalised-cross-entropy"),
                 *("arcface", "cosface", "am-softmax", "lovasz-softmax"),
             ),
-            forms=("label", "probability", "probabilities"),
+            forms=("label", "probability", "probabilities", "top"),
             blends=(
                 *("mean", "geometric", "hand", "vote", "group-vote", "best"),
                 *("softmax", "tempered", "greedy", "stack"),
@@ -230,3 +246,15 @@ TASKS: dict[str, Task] = {
     )
 }
 MULTICLASS = TASKS["multiclass"]
+
+
+def posed(name: str, positive: str = "") -> Task:
+    """A row of TASKS, with the class that is looked for where a user says it.
+
+    Raises:
+        UserError: the task looks for none.
+    """
+    task = TASKS[name]
+    if positive and not task.is_one_of:
+        raise UserError("--positive", f"has no meaning for the task {name}", "leave it out")
+    return replace(task, answers=partial(task.answers, positive=positive), positive=positive) if positive else task

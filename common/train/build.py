@@ -37,7 +37,7 @@ from common.model.schedules import Length, create_schedule
 from common.model.selection import Selection, create_selection
 from common.model.weights import Loaded, hub_file, load_weights
 from common.runs.config import Config, check_signatures
-from common.score.metrics import check_metric
+from common.score.metrics import check_metric, check_positive
 from common.score.task import TASKS
 from common.train.hardware import check_compile
 from common.train.training import Training
@@ -134,6 +134,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     create_schedule(cfg.schedule, length_of(cfg, selection.epochs, steps=100), **cfg.args("schedule"))
     create_objective(cfg, torch.arange(len(classes)), len(classes))
     check_metric(cfg.metric, classes, TASKS[cfg.task].metrics)
+    check_positive(cfg.positive, classes)
     if cfg.compile:
         check_compile()
     if cfg.args("model").get(SYNC_BN) and (processes() == 1 or not torch.cuda.is_available()):

@@ -1,5 +1,6 @@
 """The two loops that everything uses: train_epoch, and that of a Predictor."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -106,8 +107,8 @@ def scores_of(
     if logits is None:
         return {}
     task, outputs, targets = folds.task, Outputs(logits), folds.targets[rows]
-    scores = share_scores(accelerator, score(task, outputs, targets, folds.classes))
-    row = {"nll": scores["nll"], "accuracy": scores["accuracy"], metric: scores[metric]}
+    scores = share_scores(accelerator, score(task, outputs, targets, folds.classes, metric))
+    row = {name: scores.get(name, math.nan) for name in dict.fromkeys(("nll", task.metrics[0], metric))}
     if len(rows) > 1:  # an epoch chosen on one half is scored on the other
         for first, half in enumerate(("even", "odd")):
             answers = task.answers(outputs[first::2], targets[first::2], folds.classes)

@@ -120,6 +120,8 @@ def open_session(
         run=cfg.run_name,
         versions=versions(),
         task=cfg.task,
+        id_name=table.id_name,
+        label_name=table.label_name,
     )
     return Session(cfg, folds, images, saved, accelerator, log_with)
 
