@@ -5,6 +5,7 @@ go into one fold. `python folds.py --check --data train.csv.gz --test test.csv.g
 data and ends with exit code 1 where it finds something.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,7 @@ from common.data.dealing import Split, make_folds
 from common.data.decoding import check_photos
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
 from common.data.groups import with_groups
+from common.data.image_folders import parts_of
 from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.score.metrics import check_metric, check_positive
@@ -46,7 +48,7 @@ class Options:
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv; later scripts take it too
     folds: str = "folds.csv"  # the file to write or to check
     k: int = 5  # number of folds
-    split: Split = "stratified"  # column: folds made by others; holdout: one of k parts validates, the rest train
+    split: Split = "stratified"  # column: folds made by others; folders: valid/ validates; holdout: one of k parts does
     images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
     image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
     label_column: str = ""  # column with the labels (default: by its name)
@@ -120,6 +122,12 @@ def described(options: Options) -> Competition:
     before = read_competition(beside(options.folds)) if options.check else NOTHING_SAID
     said = {field.name: getattr(options, field.name) for field in fields(Competition)}
     given = replace(before, **{name: value for name, value in said.items() if value != getattr(Options, name)})
+    if options.split == "folders" and not given.images:
+        parts = parts_of(Path(options.data)) if os.path.isdir(options.data) else {}
+        if not {"train", "valid"} <= parts.keys():
+            what = f"{options.data} has no two folders called train and valid"
+            raise UserError("--split folders", what, "name the two with --images")
+        given = replace(given, images=(str(parts["train"]), str(parts["valid"])))
     return given if options.check else told_by_sample(given)
 
 
@@ -152,6 +160,8 @@ def check_options(options: Options) -> None:
     elif options.split == "column":
         path = "--split column"
         used = ["data", "test", "work", "folds", "split", "fold_column", "group", "group_table", "force", *SAID]
+    elif options.split == "folders":
+        path, used = "--split folders", ["data", "test", "work", "folds", "split", "force", *SAID]
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")

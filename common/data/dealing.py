@@ -10,10 +10,10 @@ from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
 from common.base.words import names_in_short
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
-from common.data.tables import Table
+from common.data.tables import PART, Table
 from common.score.task import MULTICLASS, Task
 
-Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout"]
+Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout", "folders"]
 
 
 WIDE = 10_000_000  # groups x classes above which scikit-learn's stratified groups take too much memory (80 MB)
@@ -46,6 +46,9 @@ def make_folds(
     groups = _column(table, group, "--group") if group else text_array([])
     if split == "column":
         fold = fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
+        return Folds(table.ids, labels, fold, row_shas, groups, task)
+    if split == "folders":
+        fold = np.where(_column(table, PART, "--split folders") == "valid", 0, ALWAYS_TRAINING)
         return Folds(table.ids, labels, fold, row_shas, groups, task)
     images = _numbered(_one_name(row_shas, table.pixel_shas) if table.pixel_shas.size else row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images

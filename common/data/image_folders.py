@@ -198,6 +198,12 @@ def class_folders(root: Path, trusted: bool = False) -> tuple[dict[str, Path], l
     return images, labels
 
 
+def parts_of(root: Path) -> dict[str, Path]:
+    """The folders of ``root`` that are called like a part of a data set: train, valid or test."""
+    called = {entry.name: words_of(entry.name) for entry in entries_of(root) if entry.is_dir()}
+    return {min(words): root / name for name, words in called.items() if len(words) == 1 and words <= set(_PARTS)}
+
+
 def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
     """Raise UserError where folders of ``root`` are parts of a data set; of these ``wanted`` (train) is meant."""
     folders = sorted({name.partition("/")[0] for name in images if "/" in name})
@@ -207,6 +213,8 @@ def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
         what = f"its folders {', '.join(parts)} are parts of a data set, not classes"
         remedy = f"name one of them, such as {root / proposed}"
         remedy += ", or say what the label is with --label-from-name" if wanted == "train" else ""
+        if wanted == "train" and any(words_of(name) == {"valid"} for name in parts):
+            remedy += ", or validate on the rows of one of them with --split folders"
         raise UserError(str(root), what, remedy)
 
 

@@ -17,13 +17,14 @@ from common.base.errors import UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import columns_of, csv_bytes, file_bytes, header_of, read_columns, row_of, text_array
 from common.data.competition import NOTHING_SAID, Competition
-from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts
+from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
 from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
+PART = "part of the data set"  # column of a folder table: train or valid, by the folder that an image lies in
 # The first one present names the photo, or a pixel table's rows; in any case, with or without _.
 IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")
 ID_COLUMNS = ("id", "image_id", "ImageId")
@@ -209,8 +210,27 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
 
 
 def _class_folders(root: Path, competition: Competition) -> Table:
-    """Labels are the names of the folders in ``root``, or what ``label_from_name`` finds in each image's path."""
-    trusted = root in map(Path, competition.images)
+    """Labels are the names of the folders in ``root``, or what ``label_from_name`` finds in each image's path.
+
+    Where ``competition.images`` are folders in ``root``, such as train and valid, only what lies in them counts.
+    """
+    named = list(map(Path, competition.images))
+    inside = [folder for folder in named if folder != root and folder.is_relative_to(root)]
+    if not inside:
+        return _class_folder(root, competition, trusted=root in named)
+    found = [_class_folder(folder, competition, trusted=True) for folder in inside]
+    names = [folder.relative_to(root).as_posix() for folder in inside]
+    prefixed = [f"{name}/{image}" for name, part in zip(names, found, strict=True) for image in part.ids]
+    whole = _folder_table(root, dict(zip(prefixed, [file for part in found for file in part.images], strict=True)))
+    parts = [
+        min(words_of(folder.name), default="") for folder, part in zip(inside, found, strict=True) for _ in part.ids
+    ]
+    taken = (f"images       in {', '.join(map(str, inside))} (--images)", *found[0].taken)
+    labels = np.concatenate([part.labels for part in found])
+    return replace(whole, labels=labels, columns={PART: text_array(parts)}, taken=taken)
+
+
+def _class_folder(root: Path, competition: Competition, trusted: bool) -> Table:
     if competition.label_from_name:
         images = images_in(root, trusted)
         found = take_labels(root, {}, text_array(images), competition, test=False, alone=False)
