@@ -4,6 +4,7 @@
 #                                                 TRAIN="--mixed-precision bf16" is added to each training, as for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
+# make competitions                              real competitions in miniature, which MAKER makes and scores
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows
 
 PYTHON := .venv/bin/python
@@ -22,7 +23,9 @@ SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 
 FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
 
-.PHONY: run digits test faults bounds
+MAKER ?= ../shared/competitions/make.py
+
+.PHONY: run digits test faults competitions bounds
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))
@@ -44,6 +47,9 @@ test: .venv/installed
 # One at a time: what is killed at a random moment should not wait for a core.
 faults: .venv/installed
 	FIVEFOLD_FAULTS=full $(PYTHON) -m pytest $(wildcard $(FAULTS))
+
+competitions: .venv/installed
+	$(PYTHON) -m benchmarks.competitions $(MAKER)
 
 bounds: .venv-bounds/installed
 	rm -rf work/bounds

@@ -1,5 +1,6 @@
 """Groups that another table has: drivers, patients or sites, joined to the rows by what names their images."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from common.base.errors import UserError
 from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
-from common.data.image_folders import NamedImages
+from common.data.image_folders import IMAGE_SUFFIXES, NamedImages
 from common.data.tables import Table
 
 
@@ -25,7 +26,7 @@ def with_groups(table: Table, path: Path, group: str) -> Table:
         raise UserError(str(path), f"has no column {group!r} for --group", f"its columns: {', '.join(columns)}")
     groups = columns.pop(group)
     known = NamedImages((name, Path(name)) for name in table.ids)
-    found = {name: [known.find(cell) for cell in cells] for name, cells in columns.items()}
+    found = {name: [_rows_named(known, cell) for cell in cells] for name, cells in columns.items()}
     joined = max(found, key=lambda name: sum(map(bool, found[name])), default="")
     group_of: dict[str, str] = {}
     for index, rows in enumerate(found.get(joined, ())):
@@ -42,3 +43,9 @@ def with_groups(table: Table, path: Path, group: str) -> Table:
     cells = text_array(group_of[str(Path(name))] for name in table.ids)
     taken = f"groups' table {path}, joined by its column {joined} (--group-table)"
     return replace(table, columns={**table.columns, group: np.asarray(cells)}, taken=(*table.taken, taken))
+
+
+def _rows_named(known: NamedImages, cell: str) -> list[Path]:
+    """The rows that a cell may mean; it may have the image's suffix where the train table has none."""
+    stem, suffix = os.path.splitext(cell)
+    return known.find(cell) or (known.find(stem) if suffix.lower() in IMAGE_SUFFIXES else [])

@@ -1,0 +1,151 @@
+"""Competitions in miniature: what is said once is enough for every script, and the form is the one asked for."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from PIL import Image
+
+import ensemble
+import folds
+import infer
+import train_fold
+from benchmarks.competitions import Row, chain
+from benchmarks.competitions import main as run_competitions
+from common.base.errors import UserError
+
+ROWS = 24
+
+
+def write_photo(path: Path, number: int, bright: bool) -> None:
+    """A small photo that is no copy of another; bright or dark."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 100, (12, 16, 3)) + 150 * bright
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def write_table(path: Path, *rows: list) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """The class in the file's name, a probability in the sample: train/cat.0.jpg ..., test/1.jpg ..."""
+    source = tmp_path / "pets" / "input"
+    for number in range(ROWS):
+        write_photo(source / "train" / f"{('cat', 'dog')[number % 2]}.{number}.png", number, bright=number % 2 == 1)
+        write_photo(source / "test" / f"{number + 1}.png", 100 + number, bright=number % 2 == 1)
+    write_table(source / "sample.csv", ["id", "label"], *[[number + 1, 0.5] for number in range(ROWS)])
+    return source
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch) -> Path:
+    """A table with two columns that may be the label, its photos, and the drivers in a table of their own."""
+    monkeypatch.chdir(tmp_path)
+    rows = [[f"{number}", f"{number % 2}", f"species {number % 3}"] for number in range(ROWS)]
+    for number in range(ROWS):
+        write_photo(tmp_path / "train" / f"{number}.png", number, bright=number % 2 == 1)
+    write_table(tmp_path / "train.csv", ["id", "class", "species"], *rows)
+    drivers = [[f"d{number % 6}", f"{number}.png"] for number in reversed(range(ROWS))]
+    write_table(tmp_path / "drivers.csv", ["driver", "img"], *drivers, ["d9", "unknown.png"])
+    return tmp_path
+
+
+def test_from_the_files_to_a_probability(pets):
+    """Two runs, a blend and a report need nothing but --work; the submission holds probabilities of the dog."""
+    row = Row(
+        "--data train --test test --sample sample.csv",
+        "--label-from-name ^(cat|dog) --positive dog",
+    )
+    oof, submissions = chain(pets.parent, row)
+    assert len(oof) == 3 and all(found["n"] == ROWS for found in oof)
+    for path in submissions:
+        header, *cells = list(csv.reader(path.open(encoding="utf-8")))
+        assert header == ["id", "label"] and [row[0] for row in cells] == [str(number + 1) for number in range(ROWS)]
+        shares = np.array([float(row[1]) for row in cells])
+        assert ((shares > 0) & (shares < 1)).all()
+    assert not list(pets.rglob("folds.csv"))
+    told = json.loads((pets.parent / "work" / "competition.json").read_text(encoding="utf-8"))
+    assert told["label_from_name"] == "^(cat|dog)" and told["positive"] == "dog"
+
+
+def test_without_a_maker_one_line_says_so(capsys):
+    """make competitions in a clone without the script that makes them."""
+    run_competitions("nowhere/make.py")
+    assert capsys.readouterr().out.splitlines() == [
+        "competitions: there is no nowhere/make.py; name the script that makes them: MAKER=PATH"
+    ]
+
+
+def test_the_sample_tells_the_label_column(tables, capsys):
+    """Where two columns may be the label, that of the sample is; without one the usual name is, and it is said."""
+    write_table(tables / "sample.csv", ["id", "species"], ["900", "species 0"])
+    folds.main(["--data", "train.csv", "--sample", "sample.csv", "--k", "3"])
+    said = capsys.readouterr().out
+    assert "labels       column species (--label-column)" in said and "3 classes" in said
+    folds.main(["--data", "train.csv", "--k", "3", "--work", "other"])
+    said = capsys.readouterr().out
+    assert "labels       column class (--label-column)" in said
+    assert said.splitlines()[-1] == "next: python train_fold.py --work other"
+
+
+def test_groups_of_another_table(tables, capsys):
+    """They are joined by name, whatever the order; a row without a group is refused."""
+    flags = ["--data", "train.csv", "--k", "3", "--split", "stratified-group", "--group", "driver"]
+    folds.main([*flags, "--group-table", "drivers.csv"])
+    assert "joined by its column img" in capsys.readouterr().out
+    rows = list(csv.DictReader((tables / "folds.csv").open(encoding="utf-8")))
+    assert {row["id"]: row["group"] for row in rows} == {f"{number}": f"d{number % 6}" for number in range(ROWS)}
+    folds_of = {}
+    for row in rows:
+        folds_of.setdefault(row["group"], set()).add(row["fold"])
+    assert all(len(found) == 1 for found in folds_of.values())
+    lines = (tables / "drivers.csv").read_text(encoding="utf-8").splitlines()
+    (tables / "drivers.csv").write_text(
+        "\n".join(line for line in lines if not line.endswith(",7.png")) + "\n", "utf-8"
+    )
+    with pytest.raises(UserError, match=r"drivers.csv: names 1 row \(7\) of train.csv in none"):
+        folds.main([*flags, "--group-table", "drivers.csv", "--force"])
+
+
+def test_folders_called_valid_validate(pets, monkeypatch, capsys):
+    """train/ and valid/ of others: one fold, whose rows lie in valid; without being told so it is refused."""
+    monkeypatch.chdir(pets)
+    (pets / "valid").mkdir()
+    for file in sorted((pets / "train").iterdir())[::4]:
+        shutil.move(file, pets / "valid" / file.name)
+    folds.main(["--data", ".", "--label-from-name", "(cat|dog)", "--split", "folders"])
+    rows = list(csv.DictReader((pets / "folds.csv").open(encoding="utf-8")))
+    assert len(rows) == ROWS and {row["id"].split("/")[0] + row["fold"] for row in rows} == {"train-1", "valid0"}
+    assert "split        folders (--split)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no two folders called train and valid"):
+        folds.main(["--data", "train", "--split", "folders", "--work", "other"])
+
+
+def test_each_competition_keeps_to_its_own_runs(tiny, tmp_path, monkeypatch, capsys):
+    """infer and ensemble take the runs of the folds file and name the others, whose files stay as they are."""
+    monkeypatch.chdir(tmp_path)
+    for work, seed in (("first", "0"), ("second", "1")):
+        folds.main(["--data", str(tiny / "train.csv"), "--k", "3", "--seed", seed, "--work", work])
+    small = [*map(str, SMALL), "--epochs", "1", "--jobs", "1", "--runs-dir", "runs"]
+    for work, run in (("first", "a"), ("second", "b"), ("second", "c")):
+        train_fold.main(["--work", work, "--run", run, *small])
+    test = ["--test", str(tiny / "test.csv"), "--threads", "1", "--runs-dir", "runs"]
+    with pytest.raises(UserError, match="--runs: a, b, c were trained with different folds"):
+        infer.main(test)
+    capsys.readouterr()
+    infer.main([*test, "--work", "second"])
+    said = capsys.readouterr()
+    assert "left out: runs/a: was trained with different folds" in said.err
+    assert said.out.splitlines()[-1] == "next: python ensemble.py --work second --runs-dir runs"
+    assert not (tmp_path / "runs/a/submission.csv").exists() and (tmp_path / "runs/b/submission.csv").exists()
+    ensemble.main(["--work", "second", "--runs-dir", "runs"])
+    assert (tmp_path / "runs/ensemble/submission.csv").exists()
+    with pytest.raises(UserError, match="--test: is missing, and b was not trained on the embedded digits"):
+        infer.main(["--runs", "b", "--runs-dir", "runs", "--threads", "1"])
