@@ -214,12 +214,14 @@ def train_in_turn(
     takes seconds: all that can be checked without it is.
     """
     from common.train.loop import agreed
+    from common.train.memory import release_memory
     from common.train.session import open_session
 
     session = open_session(cfg, table, folds, todo, photo_cache(cfg.cache_gb, cfg.cache_dir), cfg.log_with)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(session.accelerator, late(deadline, session.run_folder, fold, cfg.epochs)):
             continue
+        release_memory()
         later = len(unfinished(session.run_folder, wanted[position + 1 :]))
         train_fold(session, cfg, fold, later, deadline)
     session.accelerator.end_training()  # a process that leaves while the group's threads live on may abort

@@ -1,25 +1,38 @@
 """What a GPU, its driver and other systems ask of the code, tried without them: fakes are monkeypatched functions."""
 
+import gc
+import json
 import os
 import subprocess
 import sys
 import threading
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from accelerate import Accelerator
+from conftest import ROOT, train
+from torch import nn
 
 from common.base import files, system
 from common.base.errors import UserError
 from common.base.system import gpus
 from common.data import images as images_module
-from common.data.batches import Examples
-from common.data.geometry import affine
+from common.data.batches import Examples, Normalise
+from common.data.geometry import affine, written_out
 from common.data.images import pixels_of
 from common.data.transfer import HOST, ahead
+from common.data.views import TTA
+from common.runs.config import Config
+from common.train import hardware, loop, session
+from common.train.loop import Predictor
+from common.train.memory import is_out_of_memory
+
+NONE = Normalise((0.0,), (1.0,))
 
 WHOLE = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)\n"
 CUT = "GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-bb)\n"
@@ -174,3 +187,205 @@ def test_no_open_file_is_removed_where_that_is_refused(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
     files.write_file(tmp_path / "new.npy", b"whole")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+
+
+# ---- torch, its driver and its launcher
+
+
+@pytest.fixture
+def gpu_listed(monkeypatch):
+    """nvidia-smi lists a card, and torch has none."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hardware, "gpus", lambda: ["0"])
+    monkeypatch.setattr(hardware, "listed_gpus", lambda: ["0"])
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def test_an_idle_gpu_is_not_passed_over(gpu_listed, monkeypatch):
+    """A torch without CUDA is named with its version; who asks for the CPU gets it."""
+    with pytest.raises(UserError, match=r"nvidia-smi lists 1 .*torch .* finds none.*CUDA_VISIBLE_DEVICES=") as caught:
+        hardware.check_devices()
+    assert caught.value.exit_code == 3
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    hardware.check_devices()
+
+
+def test_more_processes_than_gpus_are_refused(gpu_listed, monkeypatch):
+    """NCCL would say 'Duplicate GPU detected' in a traceback of every process."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(hardware, "local_processes", lambda: 2)
+    hardware.check_devices()
+    monkeypatch.setattr(hardware, "local_processes", lambda: 3)
+    with pytest.raises(UserError, match="3 processes on this machine, but torch finds 2 GPUs"):
+        hardware.check_devices()
+
+
+def test_a_card_that_torch_is_not_built_for_is_named(monkeypatch):
+    """With what torch is built for and where to find another; a card that is only busy is not called so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    for said, expected in (
+        (
+            "CUDA error: no kernel image is available for execution on the device",
+            "sm_75, sm_80, and not .*sm_60; .*12.6",
+        ),
+        ("CUDA error: device busy", r"cannot compute on it \(CUDA error: device busy\); free it"),
+    ):
+
+        def convolve(name, device, said=said):
+            raise RuntimeError(said)
+
+        monkeypatch.setattr(hardware, "_convolve", convolve)
+        with pytest.raises(UserError, match=expected):
+            hardware.usable_precision("no")
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "message"),
+    [
+        ("FSDP", "NO", "FSDP is not supported"),
+        ("MULTI_GPU", "INDUCTOR", "dynamo"),
+        ("MULTI_GPU", "NO", ""),
+        ("NO", "NO", ""),
+    ],
+)
+def test_a_launcher_that_wraps_the_model_is_refused(kind, backend, message):
+    """Sharded weights would be saved as if they were whole."""
+    from accelerate.utils import DistributedType, DynamoBackend
+
+    plugin = SimpleNamespace(backend=DynamoBackend[backend])
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(dynamo_plugin=plugin))
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        hardware.check_backend(accelerator)
+
+
+def test_a_second_run_in_a_process_may_have_another_precision(tiny, tmp_path):
+    """As a notebook has them, one after the other."""
+    for precision in ("bf16", "no"):
+        train(tiny, tmp_path, "--run", precision, "--fold", 0, "--epochs", 1, "--mixed-precision", precision)
+        assert json.loads((tmp_path / precision / "fold0/config.json").read_text())["mixed_precision"] == precision
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("NCCL error: Cuda failure 'out of memory'", True),
+        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+    ],
+)
+def test_each_way_to_run_out_of_memory_is_known(said, expected):
+    """By the words of torch, cuBLAS, cuDNN and NCCL; what is not supported is no lack of memory."""
+    assert is_out_of_memory(RuntimeError(said)) is expected
+    assert is_out_of_memory(torch.OutOfMemoryError("")) and is_out_of_memory(MemoryError())
+
+
+def predictor(images: torch.Tensor, **changes) -> Predictor:
+    settings = {"normalise": NONE, "precision": "no", "batch_size": 16, "side": images.shape[-1]}
+    return Predictor(accelerator=Accelerator(cpu=True), images=images, **settings | changes)
+
+
+def test_predictions_are_halved_until_they_fit(monkeypatch):
+    """A net that only bears eight images at a time predicts all of them, and is not asked for more again and again."""
+    asked = []
+
+    class Narrow(nn.Flatten):
+        def forward(self, images):
+            asked.append(len(images))
+            if len(images) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    images = torch.arange(50 * 4).view(50, 1, 2, 2).to(torch.uint8)
+    monkeypatch.setattr(loop, "BLOCK", 600)  # bytes: two batches each
+    logits = predictor(images)(Narrow(), np.arange(50)[::-1].copy())
+    assert torch.equal(torch.from_numpy(logits[0]), images.flip(0).flatten(1).float().div_(255))
+    assert [count for count in asked if count > 8] == [16]
+
+
+def test_views_are_seen_in_float32():
+    """What the net is given of a turned image is the same in bf16: only the net computes in it."""
+    seen = {}
+    for precision in ("no", "bf16"):
+
+        class Spy(nn.Flatten):
+            def forward(self, images, precision=precision):
+                seen.setdefault(precision, []).append(images)
+                return super().forward(images)
+
+        images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        predictor(images, precision=precision)(Spy(), np.arange(4), TTA["digits"])
+    assert all(torch.equal(*pair) for pair in zip(seen["no"], seen["bf16"], strict=True))
+
+
+def test_a_fold_leaves_nothing_to_the_next(tiny, tmp_path, monkeypatch):
+    """In bf16 accelerate ties a model to itself: at each fold's start the models of earlier folds are gone."""
+    models, alive, prepare = [], [], session.prepare_training
+
+    def watched(*arguments):
+        alive.append(sum(model() is not None for model in models))
+        training = prepare(*arguments)
+        models.append(weakref.ref(training.model))
+        return training
+
+    monkeypatch.setattr(session, "prepare_training", watched)
+    gc.disable()  # as good as: it seldom runs by itself
+    try:
+        train(tiny, tmp_path, "--fold", "all", "--epochs", 1, "--mixed-precision", "bf16")
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
+
+
+def test_another_card_is_said_when_a_run_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    """Its sums, and so the bits, may differ; a file that does not name its card is not asked."""
+    monkeypatch.setattr(session, "device_name", lambda device: "Tesla T4")
+    unfinished = tmp_path / "it" / "fold0" / "oof.npz"
+    unfinished.mkdir(parents=True)  # a folder in a file's place ends the training after its last epoch
+    with pytest.raises(UserError):
+        train(tiny, tmp_path, "--run", "it", "--fold", 0, "--epochs", 1)
+    unfinished.rmdir()
+    monkeypatch.undo()
+    train(tiny, tmp_path, "--run", "it", "--fold", 0, "--epochs", 1)
+    assert "device changed from Tesla T4 to cpu: expect equivalent" in capsys.readouterr().err
+
+
+def test_averages_are_kept_in_the_hosts_memory():
+    """Kept states lie beside a training, which fills the device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from common.model.averages import copy_of, mean_of
+
+    with FakeTensorMode():
+        state = {"weight": torch.zeros(2, device="cuda"), "count": torch.zeros((), dtype=torch.int64, device="cuda")}
+        kept = copy_of(state)
+        mean = mean_of(kept, state, 0.5)
+    assert {tensor.device.type for tensor in [*kept.values(), *mean.values()]} == {"cpu"}
+
+
+def test_the_product_that_tf32_cannot_round_is_the_product():
+    """Written out, points are moved as by a product of matrices."""
+    random = torch.Generator().manual_seed(0)
+    points, matrix, shift = (torch.rand(*shape, generator=random) for shape in ((3, 8, 8, 2), (3, 2, 2), (3, 1, 2)))
+    expected = torch.baddbmm(shift, points.flatten(1, 2), matrix).view(points.shape)
+    torch.testing.assert_close(written_out(points, matrix, shift), expected)
+
+
+def test_what_a_device_should_do_is_set(monkeypatch):
+    """A second run sets what the first had changed back."""
+    hardware.set_up_device(Config(deterministic=True))
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    hardware.set_up_device(Config(tf32=True, augment_args=("sizes=(8,16)",)))
+    assert torch.get_float32_matmul_precision() == "high" and not torch.backends.cudnn.benchmark
+    hardware.set_up_device(Config())
+    assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "highest"
+    assert not torch.are_deterministic_algorithms_enabled()

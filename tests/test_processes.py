@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -207,3 +208,33 @@ def test_what_accelerate_launch_decides(gpus, config, monkeypatch):
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*arguments, "train_fold.py"]))
     expected = {"none": gpus, "ours": 1, "ours with --num_processes": 4}[config]
     assert arguments.num_processes == expected
+
+
+def test_a_photo_that_one_process_alone_meets_is_said(undisturbed, tmp_path):
+    """The second of two processes decodes a photo that was replaced: its line is printed, though it is not the first."""
+    folder = tmp_path / "photos"
+    shutil.copytree(undisturbed / "photos", folder, ignore=shutil.ignore_patterns("runs"))
+    folds = pd.read_csv(folder / "folds.csv")
+    row = np.flatnonzero(folds.fold != 0)[1]  # the first of the second process's share, when the mean is taken
+    shutil.copy(folder / "images" / "test00.png", folder / "images" / f"train{row:02}.png")
+    places = ["--data", folder / "train.csv", "--folds", folder / "folds.csv", "--runs-dir", tmp_path / "runs"]
+    model = ["--model", "test_efficientnet", "--img-size", "32", "--cache-gb", "0", *SMALL, "--epochs", "1"]
+    done = launch(2, "train_fold.py", *places, *model, "--fold", "0")
+    assert done.returncode and "Traceback" not in done.stderr.split("ChildFailedError")[0]
+    assert f"train{row:02}.png is not the image that the folds were made from" in done.stderr
+
+
+def test_the_weakest_device_decides_on_the_precision(tmp_path):
+    """One process with a loss scaler and one without would average scaled with plain gradients."""
+    code = (
+        "import pathlib, sys; from accelerate import PartialState;"
+        "from common.train.hardware import agreed_precision;"
+        "state = PartialState(cpu=True);"
+        "said = agreed_precision(['bf16', 'no'][state.process_index], state.device);"
+        "pathlib.Path(sys.argv[1], str(state.process_index)).write_text(said); state.destroy_process_group()"
+    )
+    script = tmp_path / "agree.py"
+    script.write_text(code)
+    done = launch(2, script, tmp_path)
+    assert not done.returncode, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["no", "no"]

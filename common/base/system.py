@@ -37,13 +37,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def gpus() -> list[str]:
-    """The NVIDIA GPUs that jobs may use, by the names CUDA_VISIBLE_DEVICES takes; found without torch (seconds).
-
-    That variable itself says which; without it all are meant, and each slice of a card that is cut into some (MIG).
-    """
+    """The NVIDIA GPUs that jobs may use, by the names CUDA_VISIBLE_DEVICES takes: those it says, or else all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # what follows a name that does not exist is hidden too; -1 and NoDevFiles mean none
-        return list(takewhile(lambda name: name not in NO_GPU, visible.split(",")))
+    if visible is None:
+        return listed_gpus()
+    return list(takewhile(lambda name: name not in NO_GPU, visible.split(",")))  # one that is wrong hides all after it
+
+
+def listed_gpus() -> list[str]:
+    """The GPUs of this machine, or the slices of a card that is cut into some (MIG), found without torch (seconds)."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

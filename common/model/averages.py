@@ -16,15 +16,19 @@ State = dict[str, Tensor]
 
 
 def copy_of(state: Mapping[str, Tensor]) -> State:
-    """The state with tensors of its own."""
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+    """The state with tensors of its own, in the host's memory: several of them would not fit beside a training."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def mean_of(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> State:
-    """(1 - share) x ``state`` + share x ``other``; whole numbers (BatchNorm's counter) are the other's."""
+    """(1 - share) x ``state`` + share x ``other``, in the host's memory as ``state`` is.
+
+    Whole numbers (BatchNorm's counter) are the other's.
+    """
     return {
-        name: torch.lerp(tensor, other[name], share) if tensor.is_floating_point() else other[name].clone()
+        name: torch.lerp(tensor, found, share) if tensor.is_floating_point() else found
         for name, tensor in state.items()
+        for found in [other[name].detach().to("cpu", copy=True)]
     }
 
 

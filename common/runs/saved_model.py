@@ -12,7 +12,7 @@ from common.runs.config import Config, saved_config
 from common.score.task import TASKS
 
 # What metrics.json repeats, for readers that do not load torch.
-IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "memory_format", "versions")
+IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "device", "memory_format", "versions")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class SavedModel:
     memory_format: str  # torch's name of it
     processes: int
     threads: int = 0
+    device: str = ""  # name of the card, or cpu
     run: str = ""
     versions: dict[str, str] = field(default_factory=dict)  # of what decides the bits
     members: int = 1  # networks in the file

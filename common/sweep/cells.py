@@ -44,6 +44,7 @@ from common.sweep.law import MIN_STEPS
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "sweep.csv"
+LAST_LINES = 20  # of a log, in which libraries may add theirs to ours
 LAW_FILE = "law.json"
 FIGURE_FILE = "sweep.png"
 FIND_FILE = "find_b{}.json"
@@ -259,7 +260,8 @@ class CellRunner:
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
             last = said[-1].removeprefix("error: ") if said else "it printed nothing"
             # A batch that does not fit is the cell's own; what else the machine refuses, it will refuse to the next.
-            if (exit_code == ENVIRONMENT and OUT_OF_MEMORY not in last) or (exit_code == INPUT and first):
+            fits = not any(OUT_OF_MEMORY in line for line in said[-LAST_LINES:])
+            if (exit_code == ENVIRONMENT and fits) or (exit_code == INPUT and first):
                 raise UserError(str(log), last, "the sweep stops here", exit_code)
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
             write_json(folder / CELL_FILE, row)

@@ -21,6 +21,7 @@ from common.model.optim import set_learning_rate
 from common.model.selection import create_selection
 from common.runs.config import Config, of_fold
 from common.train.build import length_of, preparation_of, prepare_training, with_images_of
+from common.train.hardware import own_device
 from common.train.session import measured_format
 
 STEPS = 100
@@ -50,7 +51,7 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     torch.manual_seed(seed_of("weights", cfg.seed, int(cfg.fold) + 1))
     halves = 2 - cfg.batch_size % 2
     cfg = dataclasses.replace(of_fold(with_images_of(cfg, table), cfg.fold), accumulate=halves)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=cfg.mixed_precision)
+    accelerator = Accelerator(cpu=own_device().type == "cpu", mixed_precision=cfg.mixed_precision)
     prepare = preparation_of(cfg, table)
     images = read_images(table, prepare, accelerator.device, photo_cache(), folds.row_shas, cfg.threads)
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)

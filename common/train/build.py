@@ -158,7 +158,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
 
 def unused_at_first(cfg: Config) -> bool:
     """Whether parameters that train later have no gradient at first, which DDP must be told of."""
-    return "backbone" in cfg.args("freeze")
+    return 0 < cfg.args("freeze").get("backbone", 0) < cfg.epochs
 
 
 def create_batches(cfg: Config, state: PartialState, examples: Examples, normalise: Normalise) -> TrainBatches:

@@ -24,10 +24,12 @@ from common.runs.tensors import FoldModel, load_model
 from common.score.logits import Outputs, blocks
 from common.score.task import TASKS
 from common.train.build import create_untrained
-from common.train.hardware import usable_precision
+from common.train.hardware import check_devices, own_device, usable_precision
 from common.train.loop import Predictor, check_logits, evaluation_batch
+from common.train.memory import out_of_memory_said
 
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
+TOO_LARGE = "memory", "does not hold the models, their images and predictions", "free memory, or lower --cache-gb"
 IN_MEMORY = Cache(DEFAULT_GB)
 
 
@@ -64,6 +66,7 @@ class FoldModels:
         UserError: images of another shape, or views that these models cannot see.
     """
 
+    @out_of_memory_said(*TOO_LARGE)
     def __init__(
         self,
         models: Sequence[FoldModel],
@@ -74,7 +77,8 @@ class FoldModels:
     ):
         saved = models[0].saved
         check_images(saved, table)
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        check_devices()
+        accelerator = Accelerator(cpu=own_device().type == "cpu")
         prepare = saved.preparation
         if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
@@ -97,6 +101,7 @@ class FoldModels:
         self.network.load_state_dict(model.tensors)
         return self.network, replace(self.predict, normalise=Normalise(**model.saved.normalise))
 
+    @out_of_memory_said(*TOO_LARGE)
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
         """Logits of ``rows``, int64 (m), by the k-th model: float32 (views, m, classes).
 

@@ -4,24 +4,25 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 from torch import Tensor, nn
 
-from common.base.errors import ENVIRONMENT, OUT_OF_MEMORY, OwnError, UserError, warn
+from common.base.errors import ENVIRONMENT, OwnError, UserError, warn
 from common.base.files import read_json, write_json
 from common.base.locks import locked
-from common.base.system import local_rank
-from common.base.words import in_shares
+from common.base.system import gpus, listed_gpus, local_processes, local_rank
+from common.runs.config import Config
 from common.runs.layout import MEMORY_FORMAT_FILE
 
 FORMATS = ("contiguous_format", "channels_last")
+CLEARLY = 0.95  # of the other's time: less of a difference is noise, and the choice decides the bits of the run
+PRECISIONS = ("no", "fp16", "bf16")  # from the weakest
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,22 +46,85 @@ def asked_precision(asked: str) -> str:
     return asked
 
 
+def own_device() -> torch.device:
+    """The device of this process: under a launcher, the one that accelerate will choose for it."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    own = local_rank() % torch.accelerator.device_count()
+    return torch.device(torch.accelerator.current_accelerator().type, own)
+
+
+def check_devices() -> None:
+    """Refuse to compute on the CPU beside a GPU that torch cannot use, and a launcher's processes that share a GPU.
+
+    CUDA_VISIBLE_DEVICES= (nothing) and ACCELERATE_USE_CPU=true say that the CPU is meant.
+
+    Raises:
+        UserError: with what torch was built for (exit 3), or the numbers (exit 2).
+    """
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not gpus():
+        return
+    if not torch.accelerator.is_available():
+        if listed := listed_gpus():
+            built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+            what = f"nvidia-smi lists {len(listed)} of them, but torch {torch.__version__}, built {built}, finds none"
+            remedy = "install the torch that pytorch.org names for this system and driver"
+            remedy += ", or set CUDA_VISIBLE_DEVICES= to use the CPU"
+            raise UserError("GPU", what, remedy, ENVIRONMENT)
+    elif local_processes() > torch.accelerator.device_count():
+        what = f"{local_processes()} processes on this machine, but torch finds {torch.accelerator.device_count()} GPUs"
+        raise UserError("accelerate launch", what, "start one process for each: --num_processes")
+
+
+def check_backend(accelerator: Accelerator) -> None:
+    """Raise UserError where accelerate's configuration shards or wraps the model, whose weights could not be saved."""
+    kind, dynamo = accelerator.distributed_type, accelerator.state.dynamo_plugin.backend
+    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise UserError("accelerate launch", f"{kind.value} is not supported", "configure plain multi-GPU training")
+    if dynamo != DynamoBackend.NO:
+        what = f"the dynamo backend {dynamo.value} is not supported"
+        raise UserError("accelerate launch", what, "set it to no, and use --compile")
+
+
+def set_up_device(cfg: Config) -> None:
+    """Set what torch leaves to its user, for this process, as the training scripts of timm and torchvision do.
+
+    cuDNN tries its algorithms once for each shape where there are few shapes (torch's performance tuning guide).
+    TF32 rounds the factors of float32 products to 10 bits, as torch does by itself in convolutions alone (its notes on
+    CUDA semantics). ``--deterministic`` takes only kernels that sum in a fixed order (its notes on reproducibility).
+    """
+    torch.backends.cudnn.benchmark = not cfg.deterministic and "sizes" not in cfg.args("augment")
+    torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    if cfg.tf32 and own_device().type != "cuda":
+        warn("--tf32 has no effect: only NVIDIA's GPUs have it")
+
+
+def faster_precision(device: torch.device, precision: str) -> str:
+    """What a card with tensor cores, which start with compute capability 7.0, would gain; empty without them."""
+    if precision != "no" or device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return ""
+    faster = "bf16" if _precision_works("bf16", device) else "fp16"
+    return f"this card computes faster with --mixed-precision {faster} (see docs/scaling.md)"
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a card, as its driver has it, or the device's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def usable_precision(asked: str) -> str:
     """``asked`` ("no", "fp16" or "bf16") if it survives a real convolution on this device, else what does.
 
     bf16 falls back to fp16 on a GPU, anything to "no", and a warning says so.
     """
-    device = torch.device("cpu")
-    if torch.accelerator.is_available():  # under a launcher, the one that accelerate will choose for this process
-        own = local_rank() % torch.accelerator.device_count()
-        device = torch.device(torch.accelerator.current_accelerator().type, own)
+    device = own_device()
     try:
         _convolve("no", device)
     except RuntimeError as error:
-        reason, _, _ = str(error).partition("\n")
-        what = f"torch {torch.__version__} cannot compute on it ({reason[:120]})"
-        remedy = "free it, install a torch that is built for it, or hide it from torch"
-        raise OwnError(f"device {device}", what, remedy, ENVIRONMENT) from error
+        raise _cannot_compute(device, error) from error
     candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
     if candidates is None:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
@@ -70,11 +134,35 @@ def usable_precision(asked: str) -> str:
     return works
 
 
+def agreed_precision(works: str, device: torch.device) -> str:
+    """The weakest of what works on the processes' devices: the gradients that they average must be scaled alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return works
+    weakest = torch.tensor(PRECISIONS.index(works), device=device)
+    torch.distributed.all_reduce(weakest, torch.distributed.ReduceOp.MIN)
+    return PRECISIONS[weakest.item()]
+
+
+def _cannot_compute(device: torch.device, error: RuntimeError) -> OwnError:
+    reason, _, _ = str(error).partition("\n")
+    what = f"torch {torch.__version__} cannot compute on it ({reason[:120]})"
+    remedy = "free it, or hide it from torch"
+    if "no kernel image" in reason:
+        major, minor = torch.cuda.get_device_capability(device)
+        what = f"torch {torch.__version__} is built for {', '.join(torch.cuda.get_arch_list())}"
+        what += f", and not for this card's sm_{major}{minor}"
+        remedy = "install a torch that is: for a P100, V100 or GTX 10 the builds for CUDA 12.6 of torch before 2.15"
+        remedy += "; on Kaggle choose T4 x2"
+    return OwnError(f"device {device}", what, remedy, ENVIRONMENT)
+
+
 def _precision_works(name: str, device: torch.device) -> bool:
     if name == "fp16" and device.type != "cuda":
         return False  # its gradients need a loss scaler, which accelerate has for CUDA alone
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return False
+    if name == "bf16" and device.type == "cuda":
+        with torch.cuda.device(device):  # cards may differ
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return False
     try:
         return _convolve(name, device)
     except RuntimeError:
@@ -87,25 +175,6 @@ def _convolve(precision: str, device: torch.device) -> bool:
         image = torch.ones(1, 1, 4, 4, device=device, requires_grad=True)
         F.conv2d(image, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
     return bool(torch.isfinite(image.grad).all())
-
-
-@contextmanager
-def out_of_memory_named(batch_size: int, processes: int, accumulate: int) -> Iterator[None]:
-    """Say in one line (exit 3) which batch the device's or the machine's memory did not hold, and what would fit."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-            raise
-        share = batch_size // (processes * accumulate)
-        smaller = next((n for n in range(accumulate + 1, batch_size + 1) if batch_size % (processes * n) == 0), 0)
-        remedy = "free memory and run it again, or --restart with a smaller --batch-size"
-        remedy += f", or with --accumulate {smaller} for the same batch" if smaller else ""
-        what = f"{OUT_OF_MEMORY} {share} images at a time"
-        if share < batch_size:
-            what += f" ({batch_size} = {in_shares(processes, accumulate, share)})"
-        what += f": {str(error).splitlines()[0][:120]}" if str(error) else ""
-        raise OwnError("--batch-size", what, remedy, ENVIRONMENT) from error
 
 
 def check_compile() -> None:
@@ -131,6 +200,11 @@ def memory_format(
     folds and processes; the record keeps a resumed run on the same arithmetic. ``shape`` is that of one
     micro-batch (n, channels, side, side).
     """
+    if accelerator.device.type == "mps":  # whose gradients were wrong in it (pytorch issues 175189 and 192212)
+        if asked == "yes":
+            warn("--channels-last yes: on Apple's GPUs older versions of torch compute wrong gradients in it")
+        elif asked == "auto":
+            return "contiguous_format"
     if asked != "auto":
         return {"yes": "channels_last", "no": "contiguous_format"}[asked]
     record = run_folder / MEMORY_FORMAT_FILE
@@ -139,7 +213,9 @@ def memory_format(
             if not record.exists():
                 model, device = create_model().to(accelerator.device), accelerator.device
                 seconds = _seconds_per_step(accelerator, model, torch.rand(shape, device=device))
-                write_json(record, {"choice": min(seconds, key=seconds.get), "seconds_per_step": seconds})
+                contiguous, channels_last = (seconds[name] for name in FORMATS)
+                choice = FORMATS[channels_last < CLEARLY * contiguous]
+                write_json(record, {"choice": choice, "seconds_per_step": seconds})
     accelerator.wait_for_everyone()
     choice = read_json(record, choice=str)["choice"]
     if choice not in FORMATS:

@@ -19,15 +19,18 @@ from common.data.batches import Normalise, TrainBatches, seed_of
 from common.data.folds import Folds
 from common.data.geometry import cropped
 from common.data.images import Images, pixels_of
+from common.data.transfer import to_device
 from common.data.views import TTA, View
 from common.jobs.screen import BAR_WANTED
 from common.model.optim import set_learning_rate
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, score
 from common.train.hardware import autocast
+from common.train.memory import is_out_of_memory, release_memory
 from common.train.training import Training
 
 REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint is kept"
+BLOCK = 256e6  # bytes of predictions that wait on the device to be copied
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 
@@ -85,6 +88,8 @@ def _check_finite(losses: Tensor, training: Training) -> None:
 def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndarray, where: str) -> np.ndarray | None:
     """Logits (rows, classes) of the rows held out by the weights that count, None without any.
 
+    Only the main process has them; the other ones get an array without rows.
+
     Raises:
         UserError: they are not finite numbers (exit 4), said of ``where``.
     """
@@ -96,7 +101,8 @@ def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndar
     predict = Predictor(accelerator, batches.images, batches.normalise, precision, at_once, batches.side)
     with part("evaluation"):
         [logits] = predict(training.scored, rows)
-        check_logits(where, logits, REMEDY)
+        broken = share_scores(accelerator, {"rows": len(not_finite(logits))})["rows"]
+        check_finite(where, broken, len(rows), REMEDY)
     return logits
 
 
@@ -106,14 +112,15 @@ def scores_of(
     """What log.csv says of an epoch's predictions of ``rows``, float32 (m, classes); nothing without any."""
     if logits is None:
         return {}
-    task, outputs, targets = folds.task, Outputs(logits), folds.targets[rows]
-    scores = share_scores(accelerator, score(task, outputs, targets, folds.classes, metric))
-    row = {name: scores.get(name, math.nan) for name in dict.fromkeys(("nll", task.metrics[0], metric))}
-    if len(rows) > 1:  # an epoch chosen on one half is scored on the other
-        for first, half in enumerate(("even", "odd")):
-            answers = task.answers(outputs[first::2], targets[first::2], folds.classes)
-            row[f"{half}_{metric}"] = METRICS[metric].of(answers)
-    return row
+    task = folds.task
+    halves = {f"{half}_{metric}": first for first, half in enumerate(("even", "odd")) if len(rows) > 1}
+    row = dict.fromkeys(["nll", task.metrics[0], metric, *halves], math.nan)
+    if accelerator.is_main_process:
+        outputs, targets = Outputs(logits), folds.targets[rows]
+        row |= {name: found for name, found in score(task, outputs, targets, folds.classes, metric).items() if name in row}
+        for name, first in halves.items():  # an epoch chosen on one half is scored on the other
+            row[name] = METRICS[metric].of(task.answers(outputs[first::2], targets[first::2], folds.classes))
+    return share_scores(accelerator, row)
 
 
 def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqdm:
@@ -122,14 +129,20 @@ def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqd
     return tqdm(total=batches.steps * batches.batch_size, desc=name, unit=" images", leave=False, disable=disable)
 
 
-def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:
-    """Raise UserError (exit 4) where predictions are not all finite: the largest of NaN would be class 0.
+def not_finite(logits: np.ndarray) -> np.ndarray:
+    """Which of the rows of logits (..., rows, classes) hold what is no finite number: the largest of NaN is class 0."""
+    return np.flatnonzero(~np.isfinite(logits).all(axis=-1).reshape(-1, logits.shape[-2]).all(axis=0))
 
-    ``logits`` is (..., rows, classes).
-    """
-    rows = np.isfinite(logits).all(axis=-1).reshape(-1, logits.shape[-2]).all(axis=0)
-    if not rows.all():
-        what = f"the predictions of {np.sum(~rows):,} of {len(rows):,} rows are not finite numbers"
+
+def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:
+    """Raise UserError (exit 4) where predictions (..., rows, classes) are not all finite."""
+    check_finite(where, len(not_finite(logits)), logits.shape[-2], remedy)
+
+
+def check_finite(where: str, broken: int, count: int, remedy: str) -> None:
+    """Raise UserError (exit 4) where the predictions of some of ``count`` rows are ``broken``."""
+    if broken:
+        what = f"the predictions of {broken:,} of {count:,} rows are not finite numbers"
         raise UserError(where, what, remedy, NUMBERS)
 
 
@@ -176,31 +189,62 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, rows: np.ndarray, views: Sequence[View] = TTA["none"]) -> np.ndarray:
-        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), classes), the same on every process.
+        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), classes).
 
-        Each batch carries its places in ``rows``; every place is written exactly once (asserted), whatever the number
-        of processes.
+        Only the main process has them; the other ones get an array without rows. Each batch carries its places in
+        ``rows``; every place is written exactly once (asserted), whatever the number of processes. Outputs stay on the
+        device until a block of them is full, so that nothing waits for it between batches.
         """
         model.eval()
-        logits, written = None, np.zeros(len(rows), dtype=np.int64)
-        accelerator, device, size = self.accelerator, self.accelerator.device, self.batch_size
-        rows, together = torch.from_numpy(rows).to(device), size * accelerator.num_processes
+        accelerator, size = self.accelerator, self.batch_size
+        together = size * accelerator.num_processes
         places_of_all = [
-            torch.arange(first, first + together, device=device).view(-1, size)[accelerator.process_index]
+            torch.arange(first, first + together).view(-1, size)[accelerator.process_index]
             for first in range(0, len(rows), together)
         ]
-        wanted = (rows[places.clamp_max(len(rows) - 1)] for places in places_of_all)
-        for mine, pixels in zip(places_of_all, pixels_of(self.images, wanted, device), strict=True):
-            real, pixels = mine < len(rows), pixels.float().div_(255)
-            seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
-            with autocast(device, self.precision):
-                outputs = [model(self.normalise(view.look(seen[view.place]))).float() for view in views]
-            places, outputs = accelerator.gather((torch.where(real, mine, -1), torch.stack(outputs, dim=1)))
-            places, outputs = places.cpu().numpy(), outputs.cpu().numpy()
+        numbers = torch.from_numpy(rows)
+        wanted = (numbers[places.clamp_max(len(rows) - 1)] for places in places_of_all)
+        found = pixels_of(self.images, wanted, accelerator.device)
+        logits, written, at_once, held = None, np.zeros(len(rows), dtype=np.int64), size, []
+        for number, pixels in enumerate(found, 1):
+            outputs, at_once = self._outputs(model, pixels, views, at_once)
+            held.append(outputs)
+            if outputs.nbytes * accelerator.num_processes * len(held) < BLOCK and number < len(places_of_all):
+                continue
+            places = torch.cat(places_of_all[number - len(held) : number])
+            places = to_device(torch.where(places < len(rows), places, -1), accelerator.device)
+            places, outputs = (part.cpu().numpy() for part in accelerator.gather((places, torch.cat(held))))
+            held = []
             if logits is None:
-                logits = np.zeros((len(views), len(rows), outputs.shape[2]), dtype=np.float32)
-            places, outputs = places[places >= 0], outputs[places >= 0]
-            logits[:, places] = outputs.transpose(1, 0, 2)
-            written[places] += 1
+                kept = len(rows) if accelerator.is_main_process else 0
+                logits = np.zeros((len(views), kept, outputs.shape[2]), dtype=np.float32)
+            real = places >= 0
+            written[places[real]] += 1
+            if accelerator.is_main_process:
+                logits[:, places[real]] = outputs[real].transpose(1, 0, 2)
         assert (written == 1).all(), "a row was predicted never or twice"
         return logits
+
+    def _outputs(self, model: nn.Module, pixels: Tensor, views: Sequence[View], at_once: int) -> tuple[Tensor, int]:
+        """The model's outputs of a batch, float32 (m, views, classes), and how many images memory holds at a time.
+
+        Each process halves its batches for itself: what it hands over is as large as before.
+        """
+        while True:
+            try:
+                return torch.cat([self._seen(model, some, views) for some in pixels.split(at_once)]), at_once
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or at_once == 1:
+                    raise
+            at_once = (at_once + 1) // 2  # outside of the handler, which holds what has not fitted
+            release_memory()
+
+    def _seen(self, model: nn.Module, pixels: Tensor, views: Sequence[View]) -> Tensor:
+        pixels = pixels.float().div_(255)
+        seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
+        outputs = []
+        for view in views:
+            images = self.normalise(view.look(seen[view.place]))  # in float32: where pixels are must not be rounded
+            with autocast(images.device, self.precision):
+                outputs.append(model(images).float())
+        return torch.stack(outputs, dim=1)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 
 from common.base.errors import warn
 from common.base.files import check_folder
@@ -37,8 +38,20 @@ from common.train.build import (
     unused_at_first,
     with_images_of,
 )
-from common.train.hardware import asked_precision, memory_format, out_of_memory_named, usable_precision
+from common.train.hardware import (
+    agreed_precision,
+    asked_precision,
+    check_backend,
+    check_devices,
+    device_name,
+    faster_precision,
+    memory_format,
+    own_device,
+    set_up_device,
+    usable_precision,
+)
 from common.train.loop import agreed
+from common.train.memory import out_of_memory_in_training, out_of_memory_said
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
 
@@ -86,12 +99,15 @@ def open_session(
     asked = cfg.model
     cfg = set_up_machine(cfg, table)
     accelerator = create_accelerator(cfg)
+    check_backend(accelerator)
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
         f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {accelerator.device.type}, "
         f"mixed precision {cfg.mixed_precision}{kept}"
     )
+    if faster := faster_precision(accelerator.device, cfg.mixed_precision):
+        accelerator.print(faster)
     if cfg.model != asked:
         accelerator.print(f"model: {asked} is {cfg.model} today")
     if torch.cuda.device_count() > accelerator.num_processes:
@@ -117,6 +133,7 @@ def open_session(
         memory_format=measured_format(cfg, accelerator, len(folds.classes)),
         processes=accelerator.num_processes,
         threads=cfg.threads,
+        device=device_name(accelerator.device),
         run=cfg.run_name,
         versions=versions(),
         task=cfg.task,
@@ -128,19 +145,29 @@ def open_session(
 
 def set_up_machine(cfg: Config, table: Table) -> Config:
     """Set the number of threads; the settings with what the machine and the images decide."""
+    check_devices()
+    set_up_device(cfg)
     threads = cfg.threads or max(1, cpu_count() // local_processes())
     torch.set_num_threads(threads)
     precision = usable_precision(asked_precision(cfg.mixed_precision))
+    precision = agreed_precision(precision, PartialState(cpu=own_device().type == "cpu").device)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # of an earlier run in this process, as a notebook has them
     return dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=precision)
 
 
 def create_accelerator(cfg: Config, **tracking: Any) -> Accelerator:
     """Accelerate's view of this process and of those beside it, on a GPU if there is one."""
+    ddp = DistributedDataParallelKwargs(
+        find_unused_parameters=unused_at_first(cfg),
+        gradient_as_bucket_view=True,  # a gradient is no second copy of what is sent
+        broadcast_buffers=False,  # share_buffers does it, once, before they are used
+    )
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=own_device().type == "cpu",
         mixed_precision=cfg.mixed_precision,
         gradient_accumulation_steps=cfg.accumulate,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused_at_first(cfg))],
+        kwargs_handlers=[ddp],
         **tracking,
     )
 
@@ -174,7 +201,9 @@ def open_images(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerat
         remedy = "; --model-args crop_mode=squash crop_pct=1.0 keeps all" if share < MUCH_LOST else ""
         accelerator.print(f"images: the model sees {share:.0%} of an average photo{remedy}")
     cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
-    return read_images(table, prepare, accelerator.device, cache, folds.row_shas, cfg.threads, accelerator.print)
+    device, say = accelerator.device, accelerator.print
+    with out_of_memory_said("images", "do not fit into memory", "free memory, or lower --cache-gb or --img-size"):
+        return read_images(table, prepare, device, cache, folds.row_shas, cfg.threads, say)
 
 
 def measured_format(cfg: Config, accelerator: Accelerator, num_classes: int) -> str:
@@ -192,7 +221,7 @@ def fold_held(session: Session, accelerator: Accelerator, fold: str) -> Iterator
         UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3).
     """
     cfg, folder = session.cfg, session.folder_of(fold)
-    with out_of_memory_named(cfg.batch_size, accelerator.num_processes, cfg.accumulate):
+    with out_of_memory_in_training(cfg.batch_size, accelerator.num_processes, cfg.accumulate):
         if not accelerator.is_main_process:
             accelerator.wait_for_everyone()
             check_shared(folder)

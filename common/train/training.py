@@ -98,6 +98,7 @@ class Training:
     def use_selected(self) -> bool:
         """Put the weights that ``--select`` kept into the scored module, training being over; False: they are there."""
         kept = self.selection.kept
+        self.optimiser.state.clear()  # which makes room for the members
         if len(kept) > 1:
             self.members = Members(self.scored, len(kept))
             for member, state in zip(self.members.members, kept, strict=True):
@@ -125,9 +126,7 @@ class Training:
     def restore(self, checkpoint: "Checkpoint") -> None:
         """Go back to where :meth:`save` was called, or, where another net had just ended, begin with what it left."""
         tensors, state = checkpoint.tensors, checkpoint.state
-        device = next(self.model.parameters()).device
-        kept = {name: tensor.to(device) for name, tensor in tensors.items() if name.startswith("kept")}
-        self.selection.kept = [without_prefix(f"kept{number}", kept) for number in range(state["kept"])]
+        self.selection.kept = [without_prefix(f"kept{number}", tensors) for number in range(state["kept"])]
         self.log = checkpoint.log
         if self.epoch == 0:
             return
@@ -164,8 +163,8 @@ def load_checkpoint(path: Path, saved: SavedModel) -> Checkpoint:
     before = SavedModel.from_metadata(metadata, path, remedy_for(path))
     if changed := differences(before.shared | {"fold": before.fold}, saved.shared | {"fold": saved.fold}):
         raise UserError(str(path), f"belongs to another training run ({', '.join(changed)})", remedy_for(path))
-    for name in ("processes", "threads", "memory_format", "versions"):
+    for name in ("processes", "threads", "device", "memory_format", "versions"):
         old, new = getattr(before, name), getattr(saved, name)
-        if old != new:
+        if old and old != new:  # an older version did not say its device
             warn(f"{path}: {name} changed from {old} to {new}: expect equivalent, not bit-identical, results")
     return Checkpoint(tensors, metadata, todays_names(metadata["log"], OLD_NAMES[LOG_FILE]))
