@@ -203,6 +203,10 @@ def prepare_training(
         model = convert_sync_batchnorm(model)
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
     wrapped, optimiser = accelerator.prepare(model, optimiser)
+    if (
+        wrapped is not model
+    ):  # DDP, which would hand out BatchNorm's statistics at each step: share_buffers does it once
+        wrapped.broadcast_buffers = False
     if cfg.compile:
         model.compile()  # in place, so that no name in the weights file changes
     length = length_of(cfg, selection.epochs, batches.steps)

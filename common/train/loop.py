@@ -131,7 +131,8 @@ def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqd
 
 def not_finite(logits: np.ndarray) -> np.ndarray:
     """Which of the rows of logits (..., rows, classes) hold what is no finite number: the largest of NaN is class 0."""
-    return np.flatnonzero(~np.isfinite(logits).all(axis=-1).reshape(-1, logits.shape[-2]).all(axis=0))
+    finite = np.isfinite(logits).all(axis=-1)
+    return np.flatnonzero(~finite.all(axis=tuple(range(finite.ndim - 1))))
 
 
 def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:

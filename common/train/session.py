@@ -161,7 +161,6 @@ def create_accelerator(cfg: Config, **tracking: Any) -> Accelerator:
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=unused_at_first(cfg),
         gradient_as_bucket_view=True,  # a gradient is no second copy of what is sent
-        broadcast_buffers=False,  # share_buffers does it, once, before they are used
     )
     return Accelerator(
         cpu=own_device().type == "cpu",
