@@ -65,6 +65,8 @@ class Train(SideBySide, Config):
     cache_dir: str = ""  # folder for these files (default: the user's cache folder)
     profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all
     trace: bool = False  # write torch's trace of the first epoch into the fold's folder, for ui.perfetto.dev
+    tf32: bool = False  # on NVIDIA's GPUs, faster float32 products with factors of 10 bits
+    deterministic: bool = False  # on a GPU the same bits each time, by kernels that are slower
     store: str = "float32"  # format of oof.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
 
 
@@ -213,10 +215,12 @@ def train_in_turn(
     ``todo`` are those of the ``wanted`` folds that are not finished. Only from here on torch is needed, whose loading
     takes seconds: all that can be checked without it is.
     """
+    from common.train.hardware import set_up_device
     from common.train.loop import agreed
     from common.train.memory import release_memory
     from common.train.session import open_session
 
+    set_up_device(cfg.tf32, cfg.deterministic, one_size="sizes" not in cfg.args("augment"))
     session = open_session(cfg, table, folds, todo, photo_cache(cfg.cache_gb, cfg.cache_dir), cfg.log_with)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(session.accelerator, late(deadline, session.run_folder, fold, cfg.epochs)):

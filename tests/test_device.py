@@ -27,7 +27,6 @@ from common.data.geometry import affine, written_out
 from common.data.images import pixels_of
 from common.data.transfer import HOST, ahead
 from common.data.views import TTA
-from common.runs.config import Config
 from common.train import hardware, loop, session
 from common.train.loop import Predictor
 from common.train.memory import is_out_of_memory
@@ -382,10 +381,10 @@ def test_the_product_that_tf32_cannot_round_is_the_product():
 
 def test_what_a_device_should_do_is_set(monkeypatch):
     """A second run sets what the first had changed back."""
-    hardware.set_up_device(Config(deterministic=True))
+    hardware.set_up_device(tf32=False, deterministic=True, one_size=True)
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    hardware.set_up_device(Config(tf32=True, augment_args=("sizes=(8,16)",)))
+    hardware.set_up_device(tf32=True, deterministic=False, one_size=False)
     assert torch.get_float32_matmul_precision() == "high" and not torch.backends.cudnn.benchmark
-    hardware.set_up_device(Config())
+    hardware.set_up_device(tf32=False, deterministic=False, one_size=True)
     assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "highest"
     assert not torch.are_deterministic_algorithms_enabled()

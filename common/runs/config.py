@@ -65,8 +65,6 @@ class Config:
     clip_grad: Number = 0.0  # largest gradient norm (0: no clipping)
     ema_decay: Share = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
-    tf32: bool = False  # on NVIDIA's GPUs, faster float32 products with factors of 10 bits
-    deterministic: bool = False  # on a GPU the same bits each time, by kernels that are slower
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
     compile: bool = False  # torch.compile: minutes of startup, then faster steps
     threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)

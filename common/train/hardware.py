@@ -17,7 +17,6 @@ from common.base.errors import ENVIRONMENT, OwnError, UserError, warn
 from common.base.files import read_json, write_json
 from common.base.locks import locked
 from common.base.system import gpus, listed_gpus, local_processes, local_rank
-from common.runs.config import Config
 from common.runs.layout import MEMORY_FORMAT_FILE
 
 FORMATS = ("contiguous_format", "channels_last")
@@ -86,19 +85,19 @@ def check_backend(accelerator: Accelerator) -> None:
         raise UserError("accelerate launch", what, "set it to no, and use --compile")
 
 
-def set_up_device(cfg: Config) -> None:
+def set_up_device(tf32: bool, deterministic: bool, one_size: bool) -> None:
     """Set what torch leaves to its user, for this process, as the training scripts of timm and torchvision do.
 
-    cuDNN tries its algorithms once for each shape where there are few shapes (torch's performance tuning guide).
+    cuDNN tries its algorithms once for each shape, where images have ``one_size`` (torch's performance tuning guide).
     TF32 rounds the factors of float32 products to 10 bits, as torch does by itself in convolutions alone (its notes on
     CUDA semantics). ``--deterministic`` takes only kernels that sum in a fixed order (its notes on reproducibility).
     """
-    torch.backends.cudnn.benchmark = not cfg.deterministic and "sizes" not in cfg.args("augment")
-    torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
-    if cfg.deterministic:
+    torch.backends.cudnn.benchmark = one_size and not deterministic
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(cfg.deterministic)
-    if cfg.tf32 and own_device().type != "cuda":
+    torch.use_deterministic_algorithms(deterministic)
+    if tf32 and own_device().type != "cuda":
         warn("--tf32 has no effect: only NVIDIA's GPUs have it")
 
 

@@ -117,7 +117,9 @@ def scores_of(
     row = dict.fromkeys(["nll", task.metrics[0], metric, *halves], math.nan)
     if accelerator.is_main_process:
         outputs, targets = Outputs(logits), folds.targets[rows]
-        row |= {name: found for name, found in score(task, outputs, targets, folds.classes, metric).items() if name in row}
+        row |= {
+            name: found for name, found in score(task, outputs, targets, folds.classes, metric).items() if name in row
+        }
         for name, first in halves.items():  # an epoch chosen on one half is scored on the other
             row[name] = METRICS[metric].of(task.answers(outputs[first::2], targets[first::2], folds.classes))
     return share_scores(accelerator, row)

@@ -47,7 +47,6 @@ from common.train.hardware import (
     faster_precision,
     memory_format,
     own_device,
-    set_up_device,
     usable_precision,
 )
 from common.train.loop import agreed
@@ -146,7 +145,6 @@ def open_session(
 def set_up_machine(cfg: Config, table: Table) -> Config:
     """Set the number of threads; the settings with what the machine and the images decide."""
     check_devices()
-    set_up_device(cfg)
     threads = cfg.threads or max(1, cpu_count() // local_processes())
     torch.set_num_threads(threads)
     precision = usable_precision(asked_precision(cfg.mixed_precision))
