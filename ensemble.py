@@ -21,6 +21,8 @@ from common.base.result import Result
 from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command
 from common.data.folds import Folds, read_folds
+from common.runs.config import Config
+from common.runs.decision import learned_decision
 from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -78,6 +80,7 @@ class Options:
     sample: str = ""  # the competition's sample submission (csv)
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
+    separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
 
@@ -165,12 +168,16 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
         if folder / SUBMISSION_FILE in earlier and not inputs.tests:
             warn(f"{folder / SUBMISSION_FILE}: removed, an earlier blend made it")
         oof = replace(inputs.oof, logits=study.tempered.values, source={})
+        if oof.task.decisions:
+            learned = learned_decision([oof], metric_of(options, inputs.runs))
+            oof = replace(oof, decision=learned.decision)
+            print(learned.text or "no decision is learned: the metric looks at probabilities")
         write_predictions(folder / OOF_FILE, oof)
         if inputs.tests:
             columns, test = side_by_side(inputs.tests)
             blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
             test = replace(test, logits=blended.values, source={})
-            test = replace(test, form=inputs.sheet.as_stored)
+            test = replace(test, form=inputs.sheet.as_stored, decision=oof.decision)
             write_predictions(folder / TEST_FILE, test)
             write_submission(folder / SUBMISSION_FILE, test, inputs.sheet, oof.predicted)
             if options.submission:
@@ -263,6 +270,11 @@ def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
     return np.array([models.index(model) for model in models])
 
 
+def metric_of(options: Options, runs: Sequence[str]) -> str:
+    """What the first of the runs was judged by in training."""
+    return read_json(fold_folder(Path(options.runs_dir) / runs[0], 0) / CONFIG_FILE).get("metric", Config.metric)
+
+
 def check_method(options: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
     reasons = unusable(groups, options.shares, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
@@ -336,7 +348,7 @@ def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
         what = "the runs' submissions have different forms"
         raise UserError("--sample", f"is missing: {what}", "name the sample submission, or run infer.py with it")
     first = replace(tests[0], form=forms[0] if forms else {})
-    sheet = sheet_of(first, options.sample, Wishes(options.submit, options.positive))
+    sheet = sheet_of(first, options.sample, Wishes(options.submit, options.positive, separator=options.separator))
     if line := form_line(sheet):
         print(f"{options.sample or 'submission'}: {line}")
     return sheet

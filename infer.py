@@ -27,6 +27,7 @@ from common.data.competition import beside, competition_flags, next_command, rea
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
+from common.runs.decision import learned_decision
 from common.runs.layout import (
     INFERENCE_FILE,
     OOF_FILE,
@@ -64,6 +65,7 @@ class Options:
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
+    separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     metric: str = ""  # what the competition scores by (default: the run's own --metric)
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
@@ -123,13 +125,13 @@ def run(options: Options) -> Result:
         if test.source == EMBEDDED and not options.test:
             check_trained_on_digits(name, models[0].saved, test)
         asked = what_is_asked(name, models[0].saved, test, options)  # a wrong sample is said before the work
-        views, said_of_views = TTA.get(options.tta, []), []
+        views, said_of_views, oof = TTA.get(options.tta, []), [], None
         if train:
             fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
             views, said_of_views, oof = score_out_of_fold(name, fold_models, *train, options)
             # Before test.npz: a blend refuses the two where their views differ.
             write_predictions(out_dir / name / TTA_OOF_FILE, oof, options.store)
-        predicted = predict_test(name, models, test, views, said_of_views, asked, options)
+        predicted = predict_test(name, models, test, views, said_of_views, asked, options, oof)
         metric = options.metric or models[0].saved.cfg.metric
         if len(predicted.labels):
             scores[name] = predicted.score(metric)
@@ -227,7 +229,12 @@ def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) 
         label_name=saved.label_name or test.label_name,
         task=posed(saved.task, options.positive or saved.cfg.positive),
     )
-    wishes = Wishes(options.submit, options.positive or saved.cfg.positive, options.metric or saved.cfg.metric)
+    wishes = Wishes(
+        options.submit,
+        options.positive or saved.cfg.positive,
+        options.metric or saved.cfg.metric,
+        options.separator,
+    )
     sheet = sheet_of(none, options.sample, wishes)
     if line := form_line(sheet):
         print(f"{run}: {options.sample or 'submission'}: {line}")
@@ -253,13 +260,15 @@ def predict_test(
     said_of_views: Sequence[dict[str, Any]],
     asked: Sheet,
     options: Options,
+    oof: Predictions | None,
 ) -> Predictions:
     """Average models and views over the test rows, then write test.npz and the checked submission of a run."""
     from common.train.fold_models import FoldModels
 
     started = time.perf_counter()
     saved, labels = models[0].saved, table.labels
-    if unknown := sorted(set(labels) - set(saved.classes)):
+    task = TASKS[saved.task]
+    if unknown := sorted({name for label in labels for name in task.names_in(label)} - set(saved.classes)):
         warn(f"{table.source}: its label column is not scored: {unknown[0]} is not a class of the models")
         labels = labels[:0]
     rows = len(table.ids)
@@ -276,12 +285,18 @@ def predict_test(
     )
     seconds = time.perf_counter() - started
     out_folder = Path(options.out_dir or options.runs_dir) / name
-    write_predictions(out_folder / TEST_FILE, test, options.store)
-    oof_predicted, files = predicted_out_of_fold(Path(options.runs_dir) / name, saved.fold_count)
+    oofs = [oof] if oof else out_of_fold(Path(options.runs_dir) / name, saved.fold_count)
+    oof_predicted, files = np.concatenate([each.predicted for each in oofs] or [np.empty(0)]), len(oofs)
+    if oofs and test.task.decisions:
+        study = learned_decision(oofs, options.metric or saved.cfg.metric)
+        test = replace(test, decision=study.decision)
+        oof_predicted = np.concatenate([replace(each, decision=study.decision).predicted for each in oofs])
+        print(study.text or "no decision is learned: the metric looks at probabilities")
     if options.fold == "full":
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )
+    write_predictions(out_folder / TEST_FILE, test, options.store)
     for path in filter(None, (out_folder / SUBMISSION_FILE, options.submission)):
         write_submission(Path(path), test, asked, oof_predicted)
         oof_predicted = oof_predicted[:0]  # warned of once
@@ -306,11 +321,10 @@ def source_of(models: "Sequence[FoldModel]", views: Sequence[View], options: Opt
     }
 
 
-def predicted_out_of_fold(run_folder: Path, fold_count: int) -> tuple[np.ndarray, int]:
-    """The classes (text) that the run predicts out of fold, as far as its files are at hand, and how many are."""
+def out_of_fold(run_folder: Path, fold_count: int) -> list[Predictions]:
+    """The OOF predictions of the run's folds, as far as their files are at hand."""
     paths = [fold_folder(run_folder, k) / OOF_FILE for k in range(fold_count)]
-    found = [read_predictions(path).predicted for path in paths if path.exists()]
-    return np.concatenate(found or [np.empty(0)]), len(found)
+    return [read_predictions(path) for path in paths if path.exists()]
 
 
 # ---- test-time augmentation

@@ -73,6 +73,17 @@ def test_from_the_table_to_the_submission(learned):
         assert np.mean(right) > 0.8
 
 
+def test_what_was_learned_decides_the_test_set(learned):
+    """The thresholds travel with the predictions, of a run and of a blend: the submission is what they make of them."""
+    for name in ("seed0", "ensemble"):
+        test = read_predictions(learned / "runs" / name / "test.npz")
+        assert len(test.decision) in (2, 4) and test.decision[0] == 0
+        _, *rows = csv.reader((learned / "runs" / name / "submission.csv").open())
+        decided = MULTILABEL.decide(test.outputs, test.decision)
+        assert [row[1].split() for row in rows] == [label.split("|") if label else [] for label in test.predicted]
+        assert (MULTILABEL.decode(decided, test.classes) == test.predicted).all()
+
+
 def test_every_row_is_predicted_out_of_fold_once(learned):
     """With the labels as the folds file has them."""
     known = read_folds(learned / "folds.csv")

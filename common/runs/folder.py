@@ -19,6 +19,7 @@ from common.base.locks import check_unlocked, locked
 from common.base.system import rank
 from common.data.folds import Folds
 from common.runs.config import Config, differences, training_settings
+from common.runs.decision import learned_decision
 from common.runs.layout import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -30,7 +31,7 @@ from common.runs.layout import (
     read_metrics,
     unfinished,
 )
-from common.runs.oof import oof_score
+from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
 from common.score.metrics import describe
@@ -145,4 +146,6 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
     scores = oof_score(run_folder, folds, metric)
     print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
+    if folds.task.decisions and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
+        print(text)
     return scores

@@ -34,6 +34,7 @@ _ARRAYS = {
     "label_name": ("U", 0),
     "source": ("U", 0),
     "task": ("U", 0),
+    "decision": ("f", 1),
     "positive": ("U", 0),
     "form": ("U", 0),
 }
@@ -59,6 +60,7 @@ class Predictions:
     # Short form: the class number of every column of logits but the last, int32 (n, k); empty: the long form.
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
     task: Task = MULTICLASS
+    decision: tuple[float, ...] = ()  # what the task decides by, such as thresholds; empty: its own
     form: dict[str, Any] = field(default_factory=dict)  # of their submission (common/runs/submission.py); empty: none
 
     @property
@@ -79,7 +81,7 @@ class Predictions:
     @property
     def predicted_targets(self) -> np.ndarray:
         """What is predicted of each row in the form of the targets: the most probable class, int64 (n)."""
-        found = self.task.decide(self.outputs)
+        found = self.task.decide(self.outputs, self.decision)
         return self.columns[np.arange(len(found)), found].astype(np.int64) if self.is_short else found
 
     @property
@@ -103,7 +105,7 @@ class Predictions:
 
     def answers(self) -> Answers:
         """What the metrics are made of, for rows whose labels are known."""
-        found = self.task.answers(self.outputs, self.places, self.classes)
+        found = self.task.answers(self.outputs, self.places, self.classes, self.decision)
         if not self.is_short:
             return found
         return replace(found, predicted=self.predicted_targets, targets=self.targets)
@@ -208,6 +210,8 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
         arrays["fold"] = np.asarray(predictions.fold, dtype=np.int64)
     if predictions.source:
         arrays["source"] = np.asarray(json.dumps(predictions.source, sort_keys=True, ensure_ascii=False))
+    if predictions.decision:
+        arrays["decision"] = np.asarray(predictions.decision, dtype=np.float64)
     if predictions.is_short:
         arrays["columns"] = predictions.columns.astype(np.int32, copy=False)
     arrays = {"sha256": np.asarray(digest(arrays))} | arrays  # the first: an archive that lost its end still has it
@@ -269,6 +273,7 @@ def read_predictions(path: Path) -> Predictions:
         label_name=str(arrays.get("label_name", empty.label_name)),
         source=_source(path, str(arrays.get("source", "{}"))),
         columns=arrays.get("columns", empty.columns).astype(np.int32),
+        decision=tuple(arrays["decision"].tolist()) if "decision" in arrays else (),
         task=posed(task, str(arrays.get("positive", ""))),
         form=_form(path, str(arrays.get("form", "{}"))),
     )

@@ -32,7 +32,9 @@ class DecisionStudy:
 
     @property
     def text(self) -> str:
-        """A line a way, and one on what is taken."""
+        """A line a way; empty where there is nothing to learn."""
+        if not self.way:
+            return ""
         lines = [f"decisions for {self.metric} (learned and scored on the same rows, and nested):"]
         for way, flattered in self.in_sample.items():
             taken = "  <- taken" if way == self.way else ""

@@ -29,8 +29,6 @@ def one_a_label(outputs: Outputs, answers: Answers, metric: str) -> tuple[float,
     """A threshold for each label, one label after another from the best one for all."""
     never, shared = one_for_all(outputs, answers, metric)
     rows, labels = answers.targets.shape
-    if len({_value(outputs, answers, metric, (never, share)) for share in GRID[:: len(GRID) // 4]}) == 1:
-        return (never, shared)  # a metric of probabilities
     if rows * labels * labels * ROUNDS * len(COARSE) > MOST:
         return (never, shared)
     thresholds = np.full(labels, shared)
