@@ -10,6 +10,8 @@ from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
 from common.score.task import Task
 
+NOTHING = 1e-6  # a softmax never reaches 0: a share below this is none, and its forward pass is saved
+
 
 @dataclass(frozen=True)
 class ViewScore:
@@ -66,6 +68,8 @@ def choose_weights(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task
 
     plain = identity_and_rest(1.0)
     learned = best_weights(identity_and_rest(task.calibrate(outputs[0], targets)), targets, task)
+    learned = np.where(learned < NOTHING, 0, learned)
+    learned = learned / learned.sum()
     halves = np.array([0.5, 0.5])
     with_halves, with_learned = (
         task.loss(cross_fitted(task.average(plain, weights), targets, part, task), targets)
