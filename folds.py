@@ -33,8 +33,10 @@ from common.data.decoding import check_photos
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
+from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.runs.submission import FORMS, Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
 from common.score.task import MULTICLASS, TASKS
 
@@ -101,6 +103,8 @@ def run(options: Options) -> Result:
         for finding in [] if options.as_written else spellings(names, table.columns.get(options.group, ())):
             remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
             raise UserError(table.source, finding, remedy)
+        if not competition.task:
+            refuse_numbers(table.source, table.labels, options.k)
         folds = make_folds(
             table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare, task
         )
@@ -110,7 +114,7 @@ def run(options: Options) -> Result:
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
-        print(summary(table, folds, options, test))
+        print(summary(table, folds, options, competition, test))
         found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
@@ -196,7 +200,7 @@ def write_once(path: Path, folds: Folds, force: bool) -> None:
         print(f"{path} written")
 
 
-def summary(table: Table, folds: Folds, options: Options, test: Table | None) -> str:
+def summary(table: Table, folds: Folds, options: Options, competition: Competition, test: Table | None) -> str:
     """What was dealt, in a few lines, each with the flag that changes it."""
     copies = len(folds.ids) - len(set(by_pixels(folds, table).row_shas))
     sizes = [int(np.sum(folds.fold == number)) for number in range(folds.count)]
@@ -205,6 +209,8 @@ def summary(table: Table, folds: Folds, options: Options, test: Table | None) ->
         f"data         {table.source}: {len(folds.ids):,} rows, {outputs}, {copies:,} exact copies",
         *table.taken,
         *([f"test         {test.source}: {len(test.ids):,} rows (--test)"] if test else []),
+        *([f"sample       {asked_for(folds, competition, test)}"] if competition.sample and test else []),
+        f"metric       {competition.metric or folds.task.metrics[0]} (--metric)",
         f"split        {options.split} (--split)",
         *([f"groups       column {options.group}: {len(set(folds.groups)):,} (--group)"] if options.group else []),
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
@@ -213,6 +219,16 @@ def summary(table: Table, folds: Folds, options: Options, test: Table | None) ->
     if always := int(np.sum(folds.fold < 0)):
         lines.insert(-1, f"no fold      {always:,} rows that are only trained on")
     return "\n".join(lines)
+
+
+def asked_for(folds: Folds, competition: Competition, test: Table) -> str:
+    """What the sample submission asks for; where it cannot be told, why, which stops a prediction but no training."""
+    wishes = Wishes(positive=competition.positive, metric=competition.metric, separator=competition.separator)
+    try:
+        sheet = read_form(competition.sample, test.ids, folds.classes, folds.task, wishes)
+    except UserError as error:
+        return str(error)
+    return f"{competition.sample}: {form_line(sheet) or FORMS[sheet.form].words + ' (--sample)'}"
 
 
 def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> list[str]:

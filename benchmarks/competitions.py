@@ -108,8 +108,9 @@ def result_of(name: str, folder: Path, row: Row, score_file: Callable[[Path, Pat
         reason = " ".join(str(error).split()).replace("|", "\\|")
         return [name, f"`{flags}`" if flags else "none", "", "", "", f"refused: {reason}"]
     said = read_competition(folder / "work" / "competition.json")
-    metric = getattr(said, "metric", "") or "accuracy"
-    scored = [score_file(folder, path).removeprefix(f"{metric} ") for path in submissions]
+    metric = said.metric or "accuracy"
+    answers = [score_file(folder, path) for path in submissions]
+    scored = [text if text.startswith("refused") else f"{float(text.split()[-1]):.3f}" for text in answers]
     form = submissions[-1].read_text(encoding="utf-8").splitlines()[:2]
     return [
         name,

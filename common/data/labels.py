@@ -1,6 +1,7 @@
 """Which column of a table holds the labels, or which columns, or which part of an image's name."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from common.data.competition import Competition
 from common.score.label_sets import SEPARATOR, sets_of
 
 LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
+MOST_GRADES = 20  # different numbers that pass for classes however few rows have them
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 _ONE_HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -192,3 +195,17 @@ def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:
         labels.append(found[1])
     taken = f"labels       what {expression} finds in the images' names (--label-from-name)"
     return Labels(text_array(labels), "label", (taken,))
+
+
+def refuse_numbers(source: str, labels: np.ndarray, k: int) -> None:
+    """Raise UserError where labels are so many numbers, or so fine ones, that they look like a quantity.
+
+    Half of the distinct ones have fewer than ``k`` rows, so that most could be in no fold, or some have a fraction.
+    """
+    rows = Counter(map(str, labels))
+    if len(rows) <= MOST_GRADES or not all(map(_NUMBER.fullmatch, rows)):
+        return
+    rare = sum(count < k for count in rows.values())
+    if 2 * rare > len(rows) or any(not float(label).is_integer() for label in rows):
+        what = f"has {len(rows):,} different numbers as labels, {rare:,} of them in fewer than {k} rows: a quantity?"
+        raise UserError(source, what, "classes they are only where --task multiclass says so")
