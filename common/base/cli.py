@@ -19,10 +19,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import tyro
 import yaml
 
 from common.base.errors import UserError
+
+try:
+    import tyro
+except ModuleNotFoundError as error:  # the one package that Kaggle's image lacks
+    print(f"error: the package {error.name} is missing; pip install {error.name}, or activate .venv", file=sys.stderr)
+    sys.exit(3)
 
 Options = TypeVar("Options")
 
