@@ -35,6 +35,7 @@ from common.data.groups import with_groups
 from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
+from common.data.stacks import CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.runs.submission import FORMS, Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
@@ -52,6 +53,7 @@ class Options:
     k: int = 5  # number of folds
     split: Split = "stratified"  # column: folds made by others; folders: valid/ validates; holdout: one of k parts does
     images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
+    image_suffixes: tuple[str, ...] = ()  # three files are one image: _red _green _blue, each a grey one
     image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
     label_column: str = ""  # column with the labels (default: by its name)
     label_columns: tuple[str, ...] = ()  # one-hot columns in place of it: a row's class is the one that is 1
@@ -179,6 +181,9 @@ def check_options(options: Options) -> None:
     if options.group and not grouped and options.split != "column":
         remedy = "use --split group or --split stratified-group"
         raise UserError("--group", f"has no effect with --split {options.split}", remedy)
+    if options.image_suffixes and len(options.image_suffixes) != CHANNELS:
+        what = f"{len(options.image_suffixes)} files cannot be the channels of a colour image"
+        raise UserError("--image-suffixes", what, "name three, such as _red _green _blue")
     if options.group_table and not options.group:
         raise UserError("--group-table", "has no effect without --group", "name its column with the groups")
     if (options.split == "column") != bool(options.fold_column):

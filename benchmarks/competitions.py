@@ -66,7 +66,10 @@ COMPETITIONS = {
     "plant-pathology-2021": Row(
         f"--data train.csv --test test_images {SAMPLE}", "--task multilabel --metric sample_f1"
     ),
-    "human-protein-atlas": Row(f"--data train.csv --test test {SAMPLE}", "--task multilabel --metric macro_f1"),
+    "human-protein-atlas": Row(
+        f"--data train.csv --test test {SAMPLE}",
+        "--image-suffixes _red _green _blue --task multilabel --metric macro_f1",
+    ),
     "petfinder-pawpularity": Row(f"--data train.csv --test test.csv {SAMPLE}", "--task regression --metric rmse"),
 }
 

@@ -17,6 +17,10 @@ import train_fold
 from benchmarks.competitions import Row, chain
 from benchmarks.competitions import main as run_competitions
 from common.base.errors import UserError
+from common.data.competition import Competition
+from common.data.decoding import Decoder, Preparation
+from common.data.labels import refuse_numbers
+from common.data.tables import read_test_table, read_train_table
 
 ROWS = 24
 
@@ -112,6 +116,50 @@ def test_groups_of_another_table(tables, capsys):
     )
     with pytest.raises(UserError, match=r"drivers.csv: names 1 row \(7\) of train.csv in none"):
         folds.main([*flags, "--group-table", "drivers.csv", "--force"])
+
+
+def test_three_files_are_one_image(tmp_path, monkeypatch):
+    """Their channels are its colours, in the train table and in a test folder; without the flag it is proposed."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(ROWS):
+        write_photo(tmp_path / "whole" / f"photo{number}.png", number, bright=number % 2 == 1)
+        with Image.open(tmp_path / "whole" / f"photo{number}.png") as photo:
+            for folder, name in (("train", f"{number}"), ("test", f"t{number}")):
+                for colour, channel in zip(("red", "green", "blue"), photo.split(), strict=True):
+                    (tmp_path / folder).mkdir(exist_ok=True)
+                    channel.save(tmp_path / folder / f"{name}_{colour}.png")
+    write_table(tmp_path / "train.csv", ["id", "label"], *[[number, number % 2] for number in range(ROWS)])
+    write_table(tmp_path / "sample.csv", ["id", "label"], *[[f"t{number}", 0] for number in reversed(range(ROWS))])
+    with pytest.raises(UserError, match="choose three with --image-suffixes _blue _green _red"):
+        folds.main(["--data", "train.csv", "--k", "3"])
+    suffixes = ("_red", "_green", "_blue")
+    said = Competition(image_suffixes=suffixes)
+    folds.main(["--data", "train.csv", "--k", "3", "--image-suffixes", *suffixes])
+    prepare = Preparation(channels=3, side=12, stored=12)
+    train, test = read_train_table("train.csv", said), read_test_table("test", "train.csv", "sample.csv", said)
+    assert test.ids.tolist() == [f"t{number}" for number in reversed(range(ROWS))]
+    for number in range(ROWS):
+        whole = prepare((tmp_path / "whole" / f"photo{number}.png").read_bytes())
+        assert (Decoder(train, prepare, train.row_shas())(number) == whole).all()
+        assert (Decoder(test, prepare)(ROWS - 1 - number) == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "refused"),
+    [
+        ([str(number * number) for number in range(ROWS)], True),
+        ([f"{number % 22}.5" for number in range(5 * 22)], True),
+        ([str(3 * (number % 30)) for number in range(210)], False),
+        ([str(number % 10) for number in range(ROWS)], False),
+    ],
+)
+def test_numbers_that_look_like_a_quantity(labels, refused):
+    """Hundreds of numbers are no classes by themselves; products' numbers and grades are."""
+    try:
+        refuse_numbers("train.csv", np.array(labels, dtype=object), k=5)
+        assert not refused
+    except UserError as error:
+        assert refused and "a quantity?" in str(error) and "--task multiclass" in str(error)
 
 
 def test_folders_called_valid_validate(pets, monkeypatch, capsys):

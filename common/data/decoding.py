@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from common.base.errors import OwnError, UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import file_bytes, row_of, text_array
+from common.base.strict_csv import row_of, text_array
+from common.data.stacks import Stack, content_of, contents_in
 from common.data.tables import Table
 
 RULES = 1  # to be raised with every change of what the pixels become: decoded photos are kept in files
@@ -140,6 +141,8 @@ def decode(content: bytes, at_least: int = 0) -> Photo:
     """As :func:`read_photo`, with what the file says of itself."""
     if not content:
         raise ValueError("is empty")
+    if channels := [decode(part) for part in contents_in(content)]:
+        return _stacked(channels)
     _set_up_pillow()
     try:
         try:
@@ -158,6 +161,13 @@ def decode(content: bytes, at_least: int = 0) -> Photo:
         raise
     except Exception as error:  # decoders meet damaged bytes with exceptions of every kind
         raise ValueError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def _stacked(channels: Sequence[Photo]) -> Photo:
+    if len({photo.image.size for photo in channels}) > 1:
+        raise ValueError("and the files of the other channels have different sizes")
+    image = Image.merge("RGB", [photo.image.convert("L") for photo in channels])
+    return Photo(image, any(photo.animated for photo in channels), max(photo.peak for photo in channels))
 
 
 def _decode(content: bytes, at_least: int) -> Photo:
@@ -242,7 +252,7 @@ class Decoder:
             OwnError: the file is missing, another than when the folds were made, or cannot be decoded.
         """
         path, where = self.table.images[row], row_of(self.table.source, row)
-        content = file_bytes(path, error_of=OwnError)
+        content = content_of(path, error_of=OwnError)
         if len(self.row_shas) and sha256(content)[:16] != self.row_shas[row]:
             raise OwnError(where, f"{path} is not the image that the folds were made from", "restore it")
         try:
@@ -279,8 +289,8 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
             their values, unless they are taken ``as_written``.
     """
 
-    def look(path: Path) -> tuple[str, bool, int, str]:
-        content = file_bytes(path, error_of=OwnError)
+    def look(path: Path | Stack) -> tuple[str, bool, int, str]:
+        content = content_of(path, error_of=OwnError)
         try:
             photo = decode(content)
         except ValueError as error:

@@ -16,6 +16,7 @@ from common.data.image_folders import (
     refuse_outside,
     words_of,
 )
+from common.data.stacks import Stack
 
 MOST_LOOKED_AT = 200_000  # files, in search of the folder that an error proposes
 
@@ -31,8 +32,8 @@ class PhotoSearch:
     - the csv's folder itself, and images/ in it, but not for some rows of a table whose others lie in the former.
     """
 
-    def __init__(self, path: Path, folders: Sequence[str] = ()):
-        self.path, self.root = path, path.parent
+    def __init__(self, path: Path, folders: Sequence[str] = (), suffixes: Sequence[str] = ()):
+        self.path, self.root, self.suffixes = path, path.parent, suffixes
         self._listed: dict[str, NamedImages] = {}
         self._below: dict[Path, NamedImages] = {}
         self.named = [Path(folder) for folder in folders]
@@ -55,12 +56,22 @@ class PhotoSearch:
             return found
         return self._called_alike(name) or _merged(self._in(folder, name) for folder in self.plain)
 
-    def files(self, names: Sequence[str], column: str) -> list[Path]:
-        """The file of each row.
+    def has(self, name: str) -> bool:
+        """Whether a cell may name an image."""
+        return bool(self.find(_with_suffix(name, self.suffixes[0]) if self.suffixes else name))
+
+    def files(self, names: Sequence[str], column: str) -> list[Path] | list[Stack]:
+        """The file of each row, or, where they have ``suffixes``, its files.
 
         Raises:
             UserError: a cell that points outside of the csv's folder, or that means no image or several.
         """
+        if not self.suffixes:
+            return self._files(names, column)
+        channels = [self._files([_with_suffix(name, suffix) for name in names], column) for suffix in self.suffixes]
+        return [Stack(files) for files in zip(*channels, strict=True)]
+
+    def _files(self, names: Sequence[str], column: str) -> list[Path]:
         files = []
         for index, name in enumerate(names):
             where = row_of(self.path, index)
@@ -124,9 +135,20 @@ class PhotoSearch:
                 found = NamedImages(islice(_images_below(self.root), MOST_LOOKED_AT)).find(name)
             except UserError:  # a folder that cannot be read, or a link, says nothing of this name
                 return remedy
+            if not found and not self.suffixes:
+                of_several = [file for _, file in islice(_images_below(self.root), MOST_LOOKED_AT)]
+                ends = sorted({file.stem[len(name) :] for file in of_several if file.stem.startswith(f"{name}_")})
+                if len(ends) > 1:
+                    return f"several files are one image: choose three with --image-suffixes {' '.join(ends)}"
             if found and "/" not in name:
                 return f"it may be {found[0]}: name its folder with --images {found[0].parent}"
         return remedy
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """A name with what tells the files of an image apart, in front of its file extension if it has one."""
+    stem, extension = os.path.splitext(name)
+    return f"{stem}{suffix}{extension}" if extension.lower() in IMAGE_SUFFIXES else f"{name}{suffix}"
 
 
 def _merged(found: Iterable[list[Path]]) -> list[Path]:

@@ -15,12 +15,13 @@ import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import columns_of, csv_bytes, file_bytes, header_of, read_columns, row_of, text_array
+from common.base.strict_csv import columns_of, csv_bytes, header_of, read_columns, row_of, text_array
 from common.data.competition import NOTHING_SAID, Competition
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
+from common.data.stacks import Stack, content_of
 from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
@@ -38,7 +39,7 @@ class Table:
     source: str  # what --data or --test named
     ids: np.ndarray  # text, n
     labels: np.ndarray  # text, n; empty where the table has no labels
-    images: np.ndarray | list[Path]  # uint8 (n, height, width), or n image files
+    images: np.ndarray | list[Path] | list[Stack]  # uint8 (n, height, width), or n image files
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
@@ -53,7 +54,7 @@ class Table:
 
     def row_shas(self) -> np.ndarray:
         """Text, n: the first 16 hex digits of the sha256 of each row's pixels, or of its image file's bytes."""
-        contents = (file_bytes(image) if isinstance(image, Path) else image.tobytes() for image in self.images)
+        contents = (image.tobytes() if isinstance(image, np.ndarray) else content_of(image) for image in self.images)
         return text_array(sha256(content)[:16] for content in contents)
 
     def image_shas(self) -> np.ndarray:
@@ -90,6 +91,8 @@ def read_test_table(test: str, data: str, sample: str = "", competition: Competi
     if not test:
         raise UserError("--test", "is missing", "name the test table or the folder of test images")
     path = Path(test)
+    if os.path.isdir(path) and competition.image_suffixes:
+        return _stacks_in(path, sample, competition)
     if os.path.isdir(path):
         images = images_in(path, trusted=path in map(Path, competition.test_images))
         refuse_parts(path, images, "test")
@@ -175,7 +178,7 @@ def _photo_table(
     path: Path, columns: dict[str, np.ndarray], competition: Competition, images: Sequence[str], test: bool
 ) -> Table:
     """Ids are the image column's cells; where the files lie, common/data/photos.py says."""
-    search = PhotoSearch(path, images)
+    search = PhotoSearch(path, images, competition.image_suffixes)
     id_name = _image_column(path, columns, competition, search)
     ids = columns.pop(id_name)
     _refuse_doubles(path, ids, id_name)
@@ -196,9 +199,9 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
     plain = [_plain(name) for name in IMAGE_COLUMNS]
     usual += sorted((name for name in columns if _plain(name) in plain and name not in usual), key=len)
     for name in usual:
-        if any(map(search.find, columns[name])):
+        if any(map(search.has, columns[name])):
             return name
-    with_photos = [name for name, cells in columns.items() if any(map(search.find, cells))]
+    with_photos = [name for name, cells in columns.items() if any(map(search.has, cells))]
     if len(with_photos) == 1:
         return with_photos[0]
     if usual and not with_photos:
@@ -238,6 +241,16 @@ def _class_folder(root: Path, competition: Competition, trusted: bool) -> Table:
     images, labels = class_folders(root, trusted)
     taken = ("labels       the names of the folders (--label-from-name)",)
     return replace(_folder_table(root, images), labels=text_array(labels), taken=taken)
+
+
+def _stacks_in(root: Path, sample: str, competition: Competition) -> Table:
+    """The images of a folder that are several files each, which the sample submission's first column names."""
+    if not sample:
+        what = "needs a sample submission to name the images of a test folder"
+        raise UserError("--image-suffixes", what, "name it with --sample, or give --test a table")
+    column, ids = next(iter(read_columns(Path(sample)).items()))
+    files = PhotoSearch(Path(sample), [str(root)], competition.image_suffixes).files(ids, column)
+    return Table(str(root), ids, NO_LABELS.cells, files, "image", "label", {})
 
 
 def _folder_table(root: Path, images: dict[str, Path]) -> Table:

@@ -15,8 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from common.base.errors import UserError
-from common.base.strict_csv import file_bytes
 from common.data.decoding import read_photo
+from common.data.stacks import Stack, content_of
 from common.score.metrics import METRICS
 from common.score.significance import says_p
 
@@ -233,7 +233,7 @@ def pictures(captioned: Iterable[tuple[np.ndarray | Path, Sequence[str]]]) -> Ht
     return element("div", *shown_pictures, class_=f"pictures {kind}")
 
 
-def data_uri(image: np.ndarray | Path) -> str:
+def data_uri(image: np.ndarray | Path | Stack) -> str:
     """An image, uint8 (height, width) or a file, as text that a browser shows; photos become thumbnails."""
     content = io.BytesIO()
     if isinstance(image, np.ndarray):
@@ -242,7 +242,7 @@ def data_uri(image: np.ndarray | Path) -> str:
     else:
         kind = "jpeg"
         try:
-            photo = read_photo(file_bytes(image), THUMBNAIL).convert("RGB")
+            photo = read_photo(content_of(image), THUMBNAIL).convert("RGB")
         except ValueError as error:
             raise UserError(str(image), str(error), "restore the image") from error
         photo.thumbnail((THUMBNAIL, THUMBNAIL))
