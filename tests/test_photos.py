@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from PIL import Image, TiffImagePlugin
 import infer
 import train_fold
 from common.base.errors import UserError
+from common.base.files import cache_folder, read_json
 from common.data.augment import create_augmentation
 from common.data.cache import Cache
 from common.data.dealing import make_folds
-from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo
+from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo, share_kept
 from common.data.folds import changed_rows, match_folds, read_folds, write_folds
 from common.data.images import pixels_of, read_images
 from common.data.tables import Table, read_test_table, read_train_table
@@ -383,3 +385,43 @@ def test_a_sample_names_every_image_of_the_folder(album, tmp_path):
             read_test_table(str(album / "test"), "", str(sample))
     assert read_test_table(str(album / "test"), "").ids[:2].tolist() == ["0.jpg", "1.jpg"]
     assert not (tmp_path / ".decoded").exists()
+
+
+# ---- what photos get by themselves
+
+
+def test_photos_get_photos_defaults(album, tmp_path, capsys):
+    """Augmentation, the mirrored view, a word on digit_cnn and on the crop; what is typed stays."""
+    places = ["--data", str(album / "train.csv"), "--folds", str(album / "folds.csv"), "--runs-dir", str(tmp_path)]
+    small = [*SMALL, "--epochs", "1", "--img-size", "16", "--jobs", "1", "--cache-dir", str(tmp_path / "cache")]
+    train_fold.main([*places, *small, "--run", "auto"])
+    said = capsys.readouterr()
+    assert "digit_cnn is a small net for digits, and these are photos" in said.err
+    assert "of an average photo" in said.out and str(tmp_path / "cache") in said.out
+    train_fold.main([*places, *small, "--run", "typed", "--augment", "none", "--fold", "0"])
+    settings = [read_json(tmp_path / run / "fold0" / "config.json")["augment"] for run in ("auto", "typed")]
+    assert settings == ["photos", "none"]
+    infer.main([*places, "--runs", "auto", "--test", str(album / "test"), "--tta", "auto", "--threads", "1"])
+    said = capsys.readouterr().out
+    assert "mirrored" in said and "turned left" not in said
+    assert not list(tmp_path.glob(".decoded"))
+
+
+def test_the_cache_is_never_what_kaggle_publishes(tmp_path, monkeypatch):
+    """The user's cache folder; the temporary one where that lies in Kaggle's output, or cannot be written into."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own" / "fivefold"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/kaggle/working/cache")
+    monkeypatch.setenv("HOME", "/kaggle/working")
+    assert cache_folder() == Path(tempfile.gettempdir()) / "fivefold"
+
+
+def test_the_share_that_a_crop_keeps(tmp_path):
+    """A photo of 2 x 1 keeps half in its middle square, a quarter less by a smaller view; squashed, all."""
+    (tmp_path / "0.png").parent.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 20)).save(tmp_path / "0.png")
+    (tmp_path / "train.csv").write_text("image,label\n0.png,a\n", encoding="utf-8")
+    table = read_train_table(str(tmp_path / "train.csv"))
+    assert share_kept(table, Preparation(3, 16, 16)) == pytest.approx(0.5)
+    assert share_kept(table, Preparation(3, 8, 16)) == pytest.approx(0.125)
+    assert share_kept(table, Preparation(3, 16, 16, crop_mode="squash")) == 1
