@@ -230,6 +230,11 @@ class Augmentation:
     mix: Mix | None = None  # of two images each
     sizes: tuple[int, ...] = ()  # sides in px, of which each batch has one (none: the images' own)
 
+    @property
+    def on_host(self) -> bool:
+        """Whether it works image by image, with draws of torch's global randomness, and so best on the host."""
+        return policy in [operation.func for operation in self.on_pixels]
+
     def __call__(self, images: Tensor, uniform: Uniform, side: int = 0) -> Tensor:
         side = side or images.shape[-1]
         if self.on_points:

@@ -14,7 +14,7 @@ from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
 from common.data.images import Images, pixels_of
 from common.data.mixing import Mixture, size_of_batch
-from common.data.transfer import HOST, constant, to_device
+from common.data.transfer import HOST, ahead, constant, to_device
 from common.score.task import MULTICLASS, Task
 
 MEASURED_AT_ONCE = 256  # images, when their mean is taken
@@ -135,6 +135,11 @@ class TrainBatches:
         return self.targets.device
 
     @property
+    def augments_ahead(self) -> bool:
+        """Whether images are augmented before they are copied: a GPU would idle for a policy's many small steps."""
+        return self.augment.on_host and self.device.type != "cpu"
+
+    @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
         return len(self.rows) // self.batch_size
@@ -151,12 +156,17 @@ class TrainBatches:
         order = self.order_of(epoch)
         wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, mixes))
         shares = self._shares(to_device(order, self.device), mixes, self._mixtures(epoch) if mixes else ())
-        found = pixels_of(self.images, wanted, self.device)
+        found = pixels_of(self.images, wanted, HOST if self.augments_ahead else self.device)
+        if self.augments_ahead:
+            of_shares = zip(found, shares, strict=True)
+            found = ahead(self._augmented(pixels, share, epoch, HOST) for pixels, share in of_shares)
         for share in shares:
             with part("data"):
-                pixels = next(found)
+                images = next(found)
             with part("augmentation"):
-                batch = self._batch(pixels, share, epoch)
+                if not self.augments_ahead:
+                    images = self._augmented(images, share, epoch, self.device)
+                batch = self._batch(images, share, epoch)
             yield batch
 
     def _mixtures(self, epoch: int) -> Tensor:
@@ -181,21 +191,27 @@ class TrainBatches:
                 shares.append(Share(step, place, batch[place], partners, mixture))
         return shares
 
-    def _batch(self, pixels: Tensor, share: Share, epoch: int) -> Batch:
-        """A share as the model is given it: augmented, mixed and brought to the batch's size where asked for.
+    def _augmented(self, pixels: Tensor, share: Share, epoch: int, device: torch.device) -> list[Tensor]:
+        """A share's images, augmented on ``device``, where their pixels are, and then on the training device.
 
-        ``pixels`` are those of its rows and then of its partners, each augmented as it is in its own place.
+        They are those of its rows and, with mixing, those of its partners, each augmented as it is in its own place.
         """
-        rows, partners, step = share.rows, share.partners, share.step
-        seed = seed_of("augmentation", self.seed, epoch, step)
-        images, targets = self.augmented(pixels[: len(rows)], self._uniform(seed, share.place)), self.targets_of(rows)
+        seed, count = seed_of("augmentation", self.seed, epoch, share.step), len(share.rows)
+        images = [self.augmented(pixels[:count], self._uniform(seed, share.place, device))]
         if share.mixture is not None:
-            other_images = self.augmented(pixels[len(rows) :], self._uniform(seed, share.place, from_end=True))
-            images, targets = share.mixture(images, targets, other_images, self.targets_of(partners))
+            uniform = self._uniform(seed, share.place, device, from_end=True)
+            images.append(self.augmented(pixels[count:], uniform))
+        return images if device == self.device else [to_device(some, self.device) for some in images]
+
+    def _batch(self, images: list[Tensor], share: Share, epoch: int) -> Batch:
+        """A share as the model is given it: mixed and brought to the batch's size where asked for."""
+        targets, mixed = self.targets_of(share.rows), images[0]
+        if share.mixture is not None:
+            mixed, targets = share.mixture(mixed, targets, images[1], self.targets_of(share.partners))
         if self.augment.sizes:
-            side = size_of_batch(seed_of("size", self.seed, epoch, step), self.augment.sizes)
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return Batch(images, targets, rows)
+            side = size_of_batch(seed_of("size", self.seed, epoch, share.step), self.augment.sizes)
+            mixed = F.interpolate(mixed, (side, side), mode="bilinear", antialias=True)
+        return Batch(mixed, targets, share.rows)
 
     def order_of(self, epoch: int) -> Tensor:
         """The rows of an epoch in order, int64 (n), in the host's memory.
@@ -227,18 +243,18 @@ class TrainBatches:
         numbers = torch.arange(self.num_classes, device=self.targets.device)
         return self.task.soft(self.targets[rows], numbers, self.label_smoothing)
 
-    def _uniform(self, seed: int, share: slice, from_end: bool = False) -> Uniform:
-        """Random numbers for the images in a share of the global batch, or in what mirrors it ``from_end``.
+    def _uniform(self, seed: int, share: slice, device: torch.device, from_end: bool = False) -> Uniform:
+        """Random numbers on ``device`` for the images in a share of the global batch, counted from either end.
 
         All are drawn on the host, where every machine draws the same; but for those of whole images, which would take
         longer to copy than the device takes to draw them.
         """
         host = torch.Generator().manual_seed(seed)
-        device = host if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
+        own = host if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
         wanted = slice(self.batch_size - share.stop, self.batch_size - share.start) if from_end else share
 
         def uniform(k: int) -> Tensor:
-            generator = device if k > MANY else host
+            generator = own if k > MANY else host
             at_once = max(1, MANY * MANY // k)  # rows; what other processes use is drawn and thrown away
             drawn = []
             for first in range(0, self.batch_size, at_once):
@@ -246,6 +262,6 @@ class TrainBatches:
                 numbers = torch.rand(count, k, generator=generator, device=generator.device)
                 drawn.append(numbers[max(0, wanted.start - first) : max(0, wanted.stop - first)])
             numbers = torch.cat(drawn) if len(drawn) > 1 else drawn[0]
-            return to_device(numbers.flip(0) if from_end else numbers, self.device)
+            return to_device(numbers.flip(0) if from_end else numbers, device)
 
         return uniform

@@ -22,6 +22,7 @@ from common.data.decoding import share_kept
 from common.data.folds import Folds, split_rows
 from common.data.images import Images, conversion, image_shape, read_images
 from common.data.tables import Table
+from common.data.transfer import HOST
 from common.model.selection import create_selection
 from common.model.weights import check_unseen
 from common.runs.config import Config, of_fold, training_settings
@@ -30,6 +31,7 @@ from common.runs.layout import CHECKPOINT_FILE, fold_folder
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import versions
 from common.train.build import (
+    augmentation_of,
     check_choices,
     create_untrained,
     length_of,
@@ -198,7 +200,7 @@ def open_images(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerat
         remedy = "; --model-args crop_mode=squash crop_pct=1.0 keeps all" if share < MUCH_LOST else ""
         accelerator.print(f"images: the model sees {share:.0%} of an average photo{remedy}")
     cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
-    device, say = accelerator.device, accelerator.print
+    device, say = HOST if augmentation_of(cfg).on_host else accelerator.device, accelerator.print
     with out_of_memory_said("images", "do not fit into memory", "free memory, or lower --cache-gb or --img-size"):
         return read_images(table, prepare, device, cache, folds.row_shas, cfg.threads, say)
 
