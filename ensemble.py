@@ -21,7 +21,6 @@ from common.base.result import Result
 from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command
 from common.data.folds import Folds, read_folds
-from common.runs.config import Config
 from common.runs.decision import learned_decision
 from common.runs.layout import (
     CONFIG_FILE,
@@ -35,7 +34,7 @@ from common.runs.layout import (
     fold_folder,
     run_names,
 )
-from common.runs.oof import check_test_source, join_oof_like_test
+from common.runs.oof import check_test_source, join_oof_like_test, units_of
 from common.runs.predictions import (
     Predictions,
     kept_classes,
@@ -59,7 +58,7 @@ from common.score.blend_study import (
 )
 from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
 from common.score.logits import Outputs
-from common.score.metrics import describe, score
+from common.score.metrics import check_metric, describe, score, what_lacks
 from common.score.nesting import noise_members, smallest_set
 from common.score.task import posed
 
@@ -81,6 +80,7 @@ class Options:
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
     separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
+    metric: str = ""  # what runs and blends are judged by (default: what the runs were trained by)
     out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
 
@@ -122,17 +122,18 @@ def run(options: Options) -> Result:
     runs, data = inputs.runs, inputs.data
     study = study_blends(data, options.method)
     facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
-    print(f"{table_text(facts['table'], len(data.targets))}\n\n{weights_text(runs, study.blends)}\n")
-    found = score(data.task, study.outputs, data.targets, data.names)
+    print(f"{table_text(facts['table'], len(data.targets), data.judged_by)}\n\n{weights_text(runs, study.blends)}\n")
+    found = score(data.task, study.outputs, data.targets, data.names, data.judged_by)
     if study.tried:
         facts |= worth_of_runs(options, inputs, study)
         how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""
-        print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found)}")
+        print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found, data.judged_by)}")
 
     test = write_blend(options, inputs, study, facts)
     print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
     if test and len(test.labels):
-        print(f"test accuracy of {study.method}: {describe(test.score())}")
+        said = describe(test.score(data.judged_by), data.judged_by)
+        print(f"test {data.task.metrics[0]} of {study.method}: {said}")
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
@@ -143,8 +144,7 @@ def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, A
     runs, data = inputs.runs, inputs.data
     of_each = worth(study.method, runs, inputs.seconds, data)
     print(worth_text(of_each, study.method))
-    blend_losses = data.task.loss(study.tempered, data.targets)
-    smallest = [runs[position] for position in smallest_set(data, blend_losses)]
+    smallest = [runs[position] for position in smallest_set(data, study.tempered)]
     if smallest:
         print(f"the smallest set whose mean comes within one standard error of it: {', '.join(smallest)}")
     else:
@@ -169,7 +169,7 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
             warn(f"{folder / SUBMISSION_FILE}: removed, an earlier blend made it")
         oof = replace(inputs.oof, logits=study.tempered.values, source={})
         if oof.task.decisions:
-            learned = learned_decision([oof], metric_of(options, inputs.runs))
+            learned = learned_decision([oof], inputs.data.judged_by)
             oof = replace(oof, decision=learned.decision)
             print(learned.text or "no decision is learned: the metric looks at probabilities")
         write_predictions(folder / OOF_FILE, oof)
@@ -185,6 +185,7 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
         summary = {
             "method": study.method,
             "asked": options.method,
+            "metric": inputs.data.judged_by,
             "weights": dict(zip(inputs.runs, blend.weights.tolist(), strict=False)),
             "temperature": study.temperature,
             "folds_fingerprint": inputs.folds_fingerprint,
@@ -210,17 +211,23 @@ def read_inputs(options: Options) -> Inputs:
         folds = replace(folds, task=posed(folds.task.name, options.positive))
     runs = chosen_runs(options, folds)
     check_shares(options, runs)
+    metric = metric_of(options, runs)
+    if metric:
+        check_metric(metric, folds.classes, folds.task.metrics)
     groups = groups_of(options, runs)
-    check_method(options, groups, folds)
+    check_method(options, groups, folds, metric)
     tests, oofs, tta = read_runs(options, runs, folds)
     columns, oof = side_by_side(oofs)
     if oof.is_short:
-        check_method(options, groups, folds, oof.others)
+        check_method(options, groups, folds, metric, oof.others)
         kept = oof.columns.shape[1]
         print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
     outputs = Outputs(np.stack(columns), oof.others)
     names = () if oof.is_short else oof.classes
-    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), oof.task, names)
+    units = units_of(folds)
+    data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), folds.task, names, metric, units)
+    if lacking := what_lacks(data.judged_by, data.answers(data.outputs[0])):
+        raise UserError("--metric", f"{data.judged_by} needs {lacking}", "choose another")
     if tta:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
@@ -270,14 +277,10 @@ def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
     return np.array([models.index(model) for model in models])
 
 
-def metric_of(options: Options, runs: Sequence[str]) -> str:
-    """What the first of the runs was judged by in training."""
-    return read_json(fold_folder(Path(options.runs_dir) / runs[0], 0) / CONFIG_FILE).get("metric", Config.metric)
-
-
-def check_method(options: Options, groups: np.ndarray, folds: Folds, others: int = 1) -> None:
-    """Raise UserError unless the method asked for is auto or one that makes sense for these runs."""
-    reasons = unusable(groups, options.shares, int((folds.fold >= 0).sum()), len(folds.classes), others, folds.task)
+def check_method(options: Options, groups: np.ndarray, folds: Folds, metric: str, others: int = 1) -> None:
+    """Raise UserError unless the method asked for is auto or one that makes sense for these runs and the metric."""
+    rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
+    reasons = unusable(groups, options.shares, rows, classes, others, folds.task, metric)
     if options.method not in ("auto", *BLENDS):
         raise UserError("--method", f"{options.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")
     if options.method in reasons:
@@ -348,10 +351,20 @@ def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
         what = "the runs' submissions have different forms"
         raise UserError("--sample", f"is missing: {what}", "name the sample submission, or run infer.py with it")
     first = replace(tests[0], form=forms[0] if forms else {})
-    sheet = sheet_of(first, options.sample, Wishes(options.submit, options.positive, separator=options.separator))
+    wishes = Wishes(options.submit, options.positive, options.metric, options.separator)
+    sheet = sheet_of(first, options.sample, wishes)
     if line := form_line(sheet):
         print(f"{options.sample or 'submission'}: {line}")
     return sheet
+
+
+def metric_of(options: Options, runs: Sequence[str]) -> str:
+    """The metric to judge by: what is asked for, or the one that all runs were trained by; empty: the task's first."""
+    if options.metric:
+        return options.metric
+    paths = [fold_folder(Path(options.runs_dir) / run, 0) / CONFIG_FILE for run in runs]
+    found = {read_json(path).get("metric", "") if path.is_file() else "" for path in paths} - {""}
+    return found.pop() if len(found) == 1 else ""
 
 
 def inference_seconds(options: Options, runs: Sequence[str]) -> list[float]:

@@ -31,6 +31,7 @@ from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.calibration import temperature
 from common.score.logits import Outputs
+from common.score.metrics import METRICS
 from common.score.nesting import (
     choose,
     choose_nested,
@@ -319,6 +320,36 @@ def test_the_mean_wins_unless_it_is_beaten():
     assert choose(rivals, wrong | {"clearly": 11}) == "mean"
 
 
+def test_a_lead_that_few_folds_see_is_not_written(monkeypatch):
+    """What is written is what most folds chose, or the mean, and the summary says why."""
+    logits, targets = some_models(200, [2, 1, 1])
+    data = oof_of(logits, targets, np.arange(200) % 5)
+    tried = {name: try_method(BLENDS[name], data) for name in ("mean", "softmax")}
+    for picks, name, why in (
+        (["mean", "mean", "mean", "softmax", "softmax", "softmax"], "mean", "; on all rows softmax, which fewer than"),
+        (["mean", "mean", "softmax", "softmax", "softmax", "softmax"], "softmax", ""),
+        (["softmax", "softmax", "softmax", "mean", "mean", "mean"], "mean", "; on all rows mean is not beaten"),
+    ):
+        order = iter(picks)
+        monkeypatch.setattr("common.score.nesting.choose", lambda losses, costs, order=order: next(order))
+        found = choose_nested(tried, data)
+        assert found.name == name and why in found.summary and (why != "") == (";" in found.summary)
+
+
+def test_the_metric_judges_blends():
+    """By the AUC the best run is the one that ranks best, whatever its errors; votes lose ranks and are not tried."""
+    random = np.random.default_rng(0)
+    targets = (random.random(400) < 0.2).astype(int)
+    ranks_well = 2.0 * targets + random.normal(size=400) + 3  # answers yes nearly always
+    errs_less = 0.2 * targets + random.normal(size=400) - 4  # answers no nearly always
+    logits = np.stack([np.stack([0 * odds, odds], axis=1) for odds in (ranks_well, errs_less)]).astype(np.float32)
+    by_errors = replace(oof_of(logits, targets, np.arange(400) % 4), names=["no", "yes"])
+    by_auc = replace(by_errors, metric="auc")
+    assert BLENDS["best"](by_errors).weights.tolist() == [0, 1] and BLENDS["best"](by_auc).weights.tolist() == [1, 0]
+    assert {"vote"} == set(usable(by_errors)) - set(usable(by_auc))
+    assert auto(by_auc).name != "vote"
+
+
 def confident_models(n: int, strengths: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """Models that share hard rows, as real ones do, and answer most rows rightly."""
     targets = np.random.default_rng(5).integers(0, 3, n)
@@ -360,7 +391,7 @@ def test_what_a_member_is_worth():
     found = leave_one_out(BLENDS["softmax"], data)
     assert found[0]["difference"] > 2 * found[0]["standard_error"] and found[0]["errors"] > 0
     assert abs(found[3]["difference"]) < found[0]["difference"] / 20
-    smallest = smallest_set(data, try_method(BLENDS["softmax"], data).losses)
+    smallest = smallest_set(data, try_method(BLENDS["softmax"], data).tempered)
     assert 0 in smallest and 3 not in smallest
     shared = overlap(logits.argmax(axis=-1) != targets)
     assert (np.diag(shared) == 1).all() and shared[0, 1] > shared[0, 3] and (shared == shared.T).all()
@@ -459,7 +490,8 @@ def test_blend_of_all_finished_runs(place, capsys):
     oof = read_predictions(Path("runs/ensemble/oof.npz"))
     row = next(row for row in weights["table"] if row["name"] == "auto")
     assert row["nested"]["errors"] == (oof.predicted != oof.labels).sum()
-    assert row["nested"].keys() >= {*MULTICLASS.metrics} - {"quadratic_kappa"}  # its classes are no grades
+    usual = {name for name in MULTICLASS.metrics if not METRICS[name].on_request}
+    assert row["nested"].keys() >= usual - {"quadratic_kappa", "f1"}  # its classes are no grades, and three
     assert row["nested"]["nll_calibrated"] == pytest.approx(nll(oof.logits, oof.targets), rel=1e-5)
     assert row["optimism"] == row["nested"]["errors"] - row["in_sample"]["errors"]
     submission = Path("runs/ensemble/submission.csv").read_text().splitlines()

@@ -48,6 +48,12 @@ def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions
     return replace(part, logits=logits, columns=columns, **told)
 
 
+def units_of(folds: Folds) -> np.ndarray:
+    """Equal numbers, int64 (m), for held-out rows that are not independent: of one group, or else of one image."""
+    alike = folds.groups if folds.groups.size else folds.row_shas
+    return np.unique(alike[folds.fold >= 0].astype(str), return_inverse=True)[1]
+
+
 def oof_score(run_folder: Path, folds: Folds, metric: str = "") -> dict[str, float | int]:
     """n and every metric of the run's OOF predictions, which are scored once, together; some only where they are asked
     for as ``metric``. Unless that looks at all probabilities, one fold is held at a time.

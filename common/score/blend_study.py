@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from common.score.blending import BLENDS, Blend, OofOutputs, usable
+from common.score.bootstrap import interval_of
 from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
-from common.score.metrics import METRICS, score_of
+from common.score.metrics import METRICS, in_table, score_of
 from common.score.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
 
 
@@ -68,9 +69,9 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
     rows = []
     for name, (fitted, held_out, tempered) in sources.items():
         scale = data.task.calibrate(fitted, data.targets)
-        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data)}
+        row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data, is_shown=held_out is None)}
         if held_out is not None:
-            row["nested"] = _scored(held_out, tempered, data)
+            row["nested"] = _scored(held_out, tempered, data, is_shown=True)
             row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
             own_losses = data.task.loss(tempered, data.targets)
             against = paired_difference(own_losses, study.tried["mean"].losses)
@@ -79,21 +80,23 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
     return rows
 
 
-def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs) -> dict[str, Any]:
-    """The score, the first metric's 95 % interval, and the loss after the temperature."""
-    answers = data.task.answers(outputs, data.targets, data.names)
-    interval = METRICS[data.task.metrics[0]].interval(answers)
-    loss = float(data.task.loss(tempered, data.targets).mean())
-    return score_of(answers, data.task.metrics) | {"interval": list(interval), "nll_calibrated": loss}
+def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs, is_shown: bool) -> dict[str, Any]:
+    """The score, the metric's 95 % interval if it ``is_shown``, and the loss after the temperature."""
+    answers, metric = data.answers(outputs), data.judged_by
+    found = score_of(answers, data.task.metrics, metric)
+    if is_shown or METRICS[metric].interval:
+        found["interval"] = list(interval_of(metric, answers, data.units if len(data.units) else None))
+    return found | {"nll_calibrated": float(data.task.loss(tempered, data.targets).mean())}
 
 
-def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
-    """The table as aligned text."""
-    width = max(len(row["name"]) for row in rows)
+def table_text(rows: Sequence[dict[str, Any]], n: int, metric: str = "accuracy") -> str:
+    """The table as aligned text, with ``metric`` in the place of the task's own."""
+    metric = "accuracy" if metric in ("errors", "nll") else metric  # these have columns already
+    width, wide = max(len(row["name"]) for row in rows), max(10, len(metric))
     title = f"{n:,} OOF rows"
     width = max(width, len(title))
     fitted = f"{'errors':>7} {'nll':>9} {'calibrated':>10}"
-    held_out = f"{'errors':>7} {'accuracy':>10} {'95 % interval':>17} {'nll':>9} {'calibrated':>10}"
+    held_out = f"{'errors':>7} {metric:>{wide}} {'95 % interval':>17} {'nll':>9} {'calibrated':>10}"
     lines = [f"{'':<{width}}  {'in-sample':^{len(fitted)}}", f"{title:<{width}}  {fitted}"]
     if "nested" in rows[0]:
         lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism      nll_calibrated"
@@ -103,11 +106,9 @@ def table_text(rows: Sequence[dict[str, Any]], n: int) -> str:
         line = f"{row['name']:<{width}}  {found['errors']:>7,} {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
         if "nested" in row:
             found, against = row["nested"], row["against_mean"]
-            low, high = found["interval"]
-            line += f"  {found['errors']:>7,} {100 * found['accuracy']:>8.3f} %"
-            line += (
-                f" {f'{100 * low:.3f} - {100 * high:.3f}':>17} {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
-            )
+            between = " - ".join(in_table(metric, bound) for bound in found["interval"])
+            line += f"  {found['errors']:>7,} {in_table(metric, found[metric], ' %'):>{wide}} {between:>17}"
+            line += f" {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
             line += f"  {row['optimism']:>+8,}"
             if row["name"] != "mean":
                 line += f"  {against['difference']:>+8.5f} +- {against['standard_error']:.5f}"

@@ -7,12 +7,13 @@ Weights are fitted on the task's loss: by accuracy even the choice between two b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from common.score.logits import Outputs
+from common.score.metrics import METRICS, Answers, accuracy, errors, goodness
 from common.score.task import MULTICLASS, Task
 
 GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples of 1/50
@@ -32,10 +33,30 @@ class OofOutputs:
     hand_weights: np.ndarray  # (runs): the user's own weights, 0 or more; empty: none
     task: Task = MULTICLASS
     names: Sequence[str] = ()  # of the outputs; empty: the columns are those of a short form
+    metric: str = ""  # what the competition scores by; empty: the task's first
+    units: np.ndarray = field(default_factory=lambda: np.empty(0))  # (rows): equal where not independent; empty: none
+
+    @property
+    def judged_by(self) -> str:
+        """The metric that runs and blends are compared by."""
+        return self.metric or self.task.metrics[0]
+
+    def answers(self, outputs: Outputs) -> Answers:
+        """What the metrics look at, of outputs (rows, columns) for all rows."""
+        return self.task.answers(outputs, self.targets, self.names)
+
+    def cost(self, outputs: Outputs, targets: np.ndarray) -> float:
+        """What outputs (m, columns) cost by the metric, lower is better: errors, where these count."""
+        if METRICS[self.judged_by].of in (accuracy, errors):  # no need for losses and ranks
+            return self.task.cost(outputs, targets).sum().item()
+        answers = self.task.answers(outputs, targets, self.names)
+        return -goodness(self.judged_by, METRICS[self.judged_by].of(answers))
 
     def rows(self, mask: np.ndarray) -> "OofOutputs":
         """Some rows; ``mask`` is bool (rows)."""
-        return replace(self, outputs=self.outputs[:, mask], targets=self.targets[mask], fold=self.fold[mask])
+        units = self.units[mask] if len(self.units) else self.units
+        outputs, targets, fold = self.outputs[:, mask], self.targets[mask], self.fold[mask]
+        return replace(self, outputs=outputs, targets=targets, fold=fold, units=units)
 
     def only(self, runs: Sequence[int]) -> "OofOutputs":
         """Some runs, by their positions."""
@@ -147,10 +168,9 @@ def group_vote(data: OofOutputs) -> Vote:
 
 
 def best(data: OofOutputs) -> WeightedMean:
-    """The run with the lowest cost, at a tie with the lower loss."""
-    task = data.task
-    order = [(task.cost(run, data.targets).sum(), task.loss(run, data.targets).mean()) for run in data.outputs]
-    return WeightedMean(np.eye(len(order))[order.index(min(order))], task)
+    """The run that is best by the metric, at a tie the one with the lower loss."""
+    order = [(data.cost(run, data.targets), data.task.loss(run, data.targets).mean()) for run in data.outputs]
+    return WeightedMean(np.eye(len(order))[order.index(min(order))], data.task)
 
 
 def best_weights(outputs: Outputs, targets: np.ndarray, task: Task) -> np.ndarray:
@@ -257,12 +277,18 @@ BLENDS: dict[str, Method] = {
 
 
 def unusable(
-    groups: np.ndarray, hand_weights: Sequence[float], rows: int, columns: int, others: int = 1, task: Task = MULTICLASS
+    groups: np.ndarray,
+    hand_weights: Sequence[float],
+    rows: int,
+    columns: int,
+    others: int = 1,
+    task: Task = MULTICLASS,
+    metric: str = "",
 ) -> dict[str, tuple[str, str]]:
     """The methods that make no sense for such runs: why, and what to do about it.
 
-    ``groups`` and ``hand_weights`` are those of :class:`OofOutputs`, ``columns`` and ``others`` those of its outputs;
-    no predictions are needed, so that a method can be refused before any are read.
+    ``groups``, ``hand_weights`` and ``metric`` are those of :class:`OofOutputs`, ``columns`` and ``others`` those of
+    its outputs; no predictions are needed, so that a method can be refused before any are read.
     """
     count = len(groups)
     coefficients = (count * columns + 1) * columns
@@ -275,6 +301,9 @@ def unusable(
         reasons["stack"] = ("learns from every class, but each row keeps only its likeliest", "use another")
     elif coefficients > rows:
         reasons["stack"] = (f"would learn {coefficients:,} coefficients from {rows:,} rows", "blend fewer runs")
+    if metric and METRICS[metric].looks_at != "answers":
+        for name in ("vote", "group-vote"):
+            reasons[name] = (f"throws away the {METRICS[metric].looks_at} that {metric} looks at", "use another")
     for name in BLENDS.keys() - set(task.blends):
         reasons[name] = (f"does not fit {task.name}", f"use one of: {', '.join(task.blends)}")
     return reasons
@@ -283,5 +312,5 @@ def unusable(
 def usable(data: OofOutputs) -> list[str]:
     """The names of the methods that make sense for these runs."""
     rows, columns = data.outputs.values.shape[1:]
-    reasons = unusable(data.groups, data.hand_weights, rows, columns, data.outputs.others, data.task)
+    reasons = unusable(data.groups, data.hand_weights, rows, columns, data.outputs.others, data.task, data.metric)
     return [name for name in BLENDS if name not in reasons]

@@ -392,6 +392,11 @@ def show(name: str, value: float) -> str:
     return f"{value:{METRICS[name].shown}}"
 
 
+def in_table(name: str, value: float, unit: str = "") -> str:
+    """The value of a metric with a digit more than :func:`show` gives; of a share in per cent, ``unit`` behind it."""
+    return f"{100 * value:.3f}{unit}" if METRICS[name].shown.endswith("%") else f"{value:.5f}"
+
+
 def score(
     task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence[str] = (), metric: str = ""
 ) -> dict[str, float | int]:

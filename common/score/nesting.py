@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.score.blending import Method, OofOutputs
+from common.score.bootstrap import compare_by
 from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
 from common.score.shortlist import on_columns
@@ -34,7 +35,7 @@ class Tried:
     tempered: Outputs  # (rows, columns): the same, divided by a temperature of the other folds' rows
     temperature: float  # of all nested predictions: for rows yet to come
     losses_without: list[np.ndarray]  # per fold k: loss of each other row, tempered, all fitted without fold k
-    costs_without: list[float]  # per fold k: total cost of those rows
+    costs_without: list[float]  # per fold k: what those rows cost by the metric
     losses: np.ndarray  # (rows): loss of every row, tempered
 
 
@@ -63,7 +64,7 @@ def try_method(method: Method, data: OofOutputs) -> Tried:
         kept.values[held_out] = predicted.values[held_out]
         tempered.values[held_out] = predicted.values[held_out] / scale
         losses_without.append(task.loss(predicted[rest] / scale, targets[rest]))
-        costs_without.append(task.cost(predicted[rest], targets[rest]).sum().item())
+        costs_without.append(data.cost(predicted[rest], targets[rest]))
     scale = task.calibrate(kept, targets)
     return Tried(kept, tempered, scale, losses_without, costs_without, task.loss(tempered, targets))
 
@@ -71,13 +72,13 @@ def try_method(method: Method, data: OofOutputs) -> Tried:
 def choose(row_losses: Mapping[str, np.ndarray], costs: Mapping[str, float]) -> str:
     """The mean, unless another method beats it.
 
-    Among the methods that cost no more than the mean (make no more errors) the one with the lowest loss wins, if it is
+    Among the methods that cost no more than the mean (by the metric) the one with the lowest loss wins, if it is
     lower than the mean's by more than one standard error of the paired difference. Learned weights differ from equal
     ones by a few images of thousands; whoever takes the best of all methods each time takes the luckiest.
 
     Args:
         row_losses: loss of each row (rows), after a temperature, by name of the method.
-        costs: total cost of these rows, by name of the method.
+        costs: what these rows cost by the metric, by name of the method.
     """
     able = [name for name in row_losses if costs[name] <= costs["mean"]]
     leader = min(able, key=lambda name: row_losses[name].mean())
@@ -93,11 +94,18 @@ class Choice:
     in_fold: list[str]  # per fold, on what the other folds say
     outputs: Outputs  # (rows, columns): each fold's rows by the method chosen without it
     tempered: Outputs  # (rows, columns)
+    leader: str = ""  # what all rows together choose
 
     @property
     def summary(self) -> str:
-        """``softmax 3, mean 2``: how many folds chose what."""
-        return ", ".join(f"{name} {count}" for name, count in Counter(self.in_fold).most_common())
+        """``softmax 3, mean 2``: how many folds chose what, and why another one is taken, if it is."""
+        counts = Counter(self.in_fold).most_common()
+        says = ", ".join(f"{name} {count}" for name, count in counts)
+        if self.leader not in ("", self.name):
+            return f"{says}; on all rows {self.leader}, which fewer than half of the folds chose"
+        if counts and self.name != counts[0][0]:
+            return f"{says}; on all rows {self.name} is not beaten by more than one standard error"
+        return says
 
 
 def choose_nested(tried: Mapping[str, Tried], data: OofOutputs) -> Choice:
@@ -116,9 +124,11 @@ def choose_nested(tried: Mapping[str, Tried], data: OofOutputs) -> Choice:
         in_fold.append(name)
     final = choose(
         {name: found.losses for name, found in tried.items()},
-        {name: data.task.cost(found.outputs, data.targets).sum() for name, found in tried.items()},
+        {name: data.cost(found.outputs, data.targets) for name, found in tried.items()},
     )
-    return Choice(final, in_fold, outputs, tempered)
+    # Chosen by few of the folds, it leads by luck: what was scored is, in most folds, something else.
+    name = final if 2 * in_fold.count(final) >= len(in_fold) else "mean"
+    return Choice(name, in_fold, outputs, tempered, final)
 
 
 # ---- what each run is worth
@@ -151,23 +161,32 @@ def overlap(costs: np.ndarray) -> np.ndarray:
     return np.where(either > 0, both / np.where(either > 0, either, 1), 1.0)
 
 
-def smallest_set(data: OofOutputs, blend_losses: np.ndarray) -> list[int]:
+def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
     """The fewest runs whose plain mean comes within one paired standard error of a blend; empty where none does.
 
-    Starts from the best run and adds the one that lowers the mean's loss most. ``blend_losses`` (rows) are those of the
-    blend of all runs.
+    Starts from the best run and adds the one that lowers the mean's loss most. ``blend`` is what the blend of all runs
+    says (rows, columns), after a temperature. Where the metric is another one than the task's own, it must come
+    within one standard error by that as well.
     """
+    blend_losses, judged = data.task.loss(blend, data.targets), data.judged_by not in ("accuracy", "errors", "nll")
+    units = data.units if len(data.units) else np.arange(len(data.targets))
     kept: list[int] = []
     while len(kept) < len(data.outputs) - 1:
-        candidates = {}
+        candidates, means = {}, {}
         for run in set(range(len(data.outputs))) - set(kept):
             blended = data.task.average(data.outputs[[*kept, run]])
             tempered = cross_fitted(blended, data.targets, data.fold, data.task)
-            candidates[run] = data.task.loss(tempered, data.targets)
+            candidates[run], means[run] = data.task.loss(tempered, data.targets), tempered
         kept.append(min(candidates, key=lambda run: candidates[run].mean()))
         higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses)
-        if higher <= standard_error + 1e-9:  # the blend may be this very run
-            return kept
+        if higher > standard_error + 1e-9:  # the blend may be this very run
+            continue
+        if judged:
+            answers = (data.answers(each) for each in (blend, means[kept[-1]]))
+            found = compare_by(data.judged_by, *answers, units)
+            if -found.better > (found.high - found.low) / 3.92 + 1e-9:
+                continue
+        return kept
     return []
 
 
