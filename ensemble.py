@@ -171,7 +171,8 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
         if oof.task.decisions:
             learned = learned_decision([oof], inputs.data.judged_by)
             oof = replace(oof, decision=learned.decision)
-            print(learned.text or "no decision is learned: the metric looks at probabilities")
+            if learned.text:
+                print(learned.text)
         write_predictions(folder / OOF_FILE, oof)
         if inputs.tests:
             columns, test = side_by_side(inputs.tests)

@@ -291,7 +291,8 @@ def predict_test(
         study = learned_decision(oofs, options.metric or saved.cfg.metric)
         test = replace(test, decision=study.decision)
         oof_predicted = np.concatenate([replace(each, decision=study.decision).predicted for each in oofs])
-        print(study.text or "no decision is learned: the metric looks at probabilities")
+        if study.text:
+            print(study.text)
     if options.fold == "full":
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"

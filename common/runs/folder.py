@@ -34,6 +34,7 @@ from common.runs.layout import (
 from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
+from common.score.decisions import can_be_learned
 from common.score.metrics import describe
 
 
@@ -146,6 +147,6 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
     scores = oof_score(run_folder, folds, metric)
     print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
-    if folds.task.decisions and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
+    if can_be_learned(folds.task, metric) and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
         print(text)
     return scores

@@ -44,10 +44,17 @@ class DecisionStudy:
         return "\n".join(lines)
 
 
+def can_be_learned(task: "Task", metric: str) -> bool:
+    """Whether a decision can change the metric: not where it looks at more than answers, nor, of classes, where it is a
+    mean over rows, whose best answer is the likeliest class."""
+    looked_at = METRICS[metric].looks_at == "answers" and not (task.is_one_of and METRICS[metric].costs)
+    return bool(task.decisions) and looked_at
+
+
 def study_decisions(
     task: "Task", outputs: Outputs, targets: np.ndarray, fold: np.ndarray, names: Sequence[str], metric: str
 ) -> DecisionStudy:
-    """Learn a decision in each of the task's ways; nothing where it has none, or where none changes the metric.
+    """Learn a decision in each of the task's ways; nothing where there is none, or where none changes the metric.
 
     Args:
         outputs: (n, c), of rows that no model was trained on.
@@ -57,22 +64,23 @@ def study_decisions(
         metric: of METRICS.
     """
     nothing = DecisionStudy(metric, names, "", (), {}, {})
-    answers = task.answers(outputs, targets, names)
-    if not task.decisions or not len(targets) or METRICS[metric].looks_at != "answers":
+    if not can_be_learned(task, metric) or not len(targets):
         return nothing
+    answers = task.answers(outputs, targets, names)
     part = fold if len(np.unique(fold)) > 1 else np.random.default_rng(0).permutation(len(targets)) % PARTS
     learned = {way: learn(outputs, answers, metric) for way, learn in task.decisions.items()}
+    learned = {way: found for way, found in learned.items() if found is not None}
     in_sample = {
         way: METRICS[metric].of(with_predicted(answers, task.decide(outputs, found))) for way, found in learned.items()
     }
     if np.ptp(list(in_sample.values())) == 0:
         return nothing
     nested = {}
-    for way, learn in task.decisions.items():
+    for way in learned:
         predicted = np.empty_like(answers.predicted)
         for number in np.unique(part):
             own, others = part == number, part != number
-            found = learn(outputs[others], answers.rows(np.flatnonzero(others)), metric)
+            found = task.decisions[way](outputs[others], answers.rows(np.flatnonzero(others)), metric)
             predicted[own] = task.decide(outputs[own], found)
         nested[way] = METRICS[metric].of(with_predicted(answers, predicted))
     way = max(nested, key=lambda name: goodness(metric, nested[name]))

@@ -15,6 +15,7 @@ import numpy as np
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.calibration import temperature
+from common.score.class_decisions import cut_points, decided_class, likeliest_class, threshold
 from common.score.label_sets import (
     binary_log_loss,
     chosen_labels,
@@ -67,7 +68,7 @@ class Task:
     calibrate: Callable[[Outputs, np.ndarray], float]  # outputs, targets -> what to divide outputs by, for a low loss
     decide: Callable[..., np.ndarray]  # outputs, decision -> what is answered, in the form of the targets
     answers: Callable[..., Answers]  # outputs, targets, names of the outputs, decision -> what the metrics look at
-    decisions: Mapping[str, Callable[..., Decision]]  # ways to learn one: outputs, answers, a metric's name -> decision
+    decisions: Mapping[str, Callable[..., Decision]]  # ways to learn one: outputs, answers, metric -> it
     # Outputs (m, n, c), targets -> float (k, m): what each model says of what is true. The loss of the models' mean
     # with weights w is -log(these @ w), but for a constant.
     likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
@@ -122,12 +123,7 @@ def smoothed_one_hot(targets: Any, numbers: Any, smoothing: float) -> Any:
 
 def is_wrong(outputs: Outputs, targets: np.ndarray, decision: Decision = ()) -> np.ndarray:
     """Whether the likeliest class is another than the row's, bool (..., n)."""
-    return likeliest(outputs, decision) != targets
-
-
-def likeliest(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
-    """The column of the most probable class, int64 (..., n); nothing is learned for it."""
-    return outputs.values.argmax(axis=-1)
+    return decided_class(outputs, decision) != targets
 
 
 def class_answers(
@@ -142,7 +138,7 @@ def class_answers(
         own, column = outputs.values[rows], targets[rows, None]
         of_target = np.take_along_axis(own, column, axis=1)
         is_ahead = (own > of_target) | ((own == of_target) & (np.arange(own.shape[1]) < column))
-        predicted[rows], ahead[rows] = likeliest(outputs[rows], decision), is_ahead.sum(axis=1)
+        predicted[rows], ahead[rows] = decided_class(outputs[rows], decision), is_ahead.sum(axis=1)
     ahead[targets == outputs.values.shape[1] - 1] += outputs.others - 1  # which of the others is not known
     whole = outputs if outputs.others == 1 else None
     number = list(names).index(positive) if positive in names else 1
@@ -188,9 +184,9 @@ TASKS: dict[str, Task] = {
             loss=log_loss,
             cost=is_wrong,
             calibrate=temperature,
-            decide=likeliest,
+            decide=decided_class,
             answers=class_answers,
-            decisions={},
+            decisions={"likeliest": likeliest_class, "threshold": threshold, "cut points": cut_points},
             likelihoods=right_class,
             half=half_logits,
             is_shortened=True,
