@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from common.base.strict_csv import text_array
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.score.decisions import study_decisions
 from common.score.logits import Outputs
