@@ -61,6 +61,8 @@ class Options:
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
     positive: str = ""  # class whose probability the sample asks for, where it is one of two
+    inputs: Literal["", "images", "features"] = ""  # what a row of the csv shows (default: told from its columns)
+    drop: tuple[str, ...] = ()  # columns that are no features of a row
     task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...

@@ -94,6 +94,7 @@ def run(cfg: Train) -> Result:
     check_store(cfg.store, TASKS[cfg.task])
     table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
     folds = match_folds(read_folds(Path(cfg.folds), posed(cfg.task, cfg.positive)), table)
+    cfg = fitting(cfg, table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
         if table.of_photos and cfg.model == Config.model:
@@ -140,6 +141,27 @@ def other_flags(cfg: Train) -> list[str]:
     settings = dataclasses.replace(settings, data=Train.data, runs_dir=Train.runs_dir)
     kept = {name: getattr(Train, name) for name, value in said.items() if value == getattr(cfg, name, None)}
     return flags_of(dataclasses.replace(settings, **kept))
+
+
+def fitting(cfg: Train, table: Table) -> Train:
+    """The settings with the model that fits a table of features where none was chosen.
+
+    Raises:
+        UserError: something that only images have.
+    """
+    if not table.of_features:
+        return cfg
+    images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
+    refused = [name for name, default in images_alone.items() if getattr(cfg, name) != default]
+    refused += ["augment"] * (cfg.augment not in ("auto", "none")) + ["augment_args"] * bool(cfg.augment_args)
+    if refused:
+        flag = f"--{refused[0].replace('_', '-')}"
+        raise UserError(flag, f"is for images, but {table.source} has features", "leave it out")
+    if cfg.model == Config.model:
+        return dataclasses.replace(cfg, model="mlp")
+    if cfg.model != "mlp":
+        raise UserError("--model", f"{cfg.model} looks at images, but {table.source} has features", "use mlp")
+    return cfg
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:

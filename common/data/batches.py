@@ -1,9 +1,10 @@
 """The batches of a training, cut from the images by a rule that knows nothing but the seed and the epoch."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
-from common.data.images import Images, pixels_of
+from common.data.features import FeatureScale
+from common.data.images import Images, pixels_of, shares_of
 from common.data.mixing import Mixture, size_of_batch
 from common.data.transfer import HOST, ahead, constant, to_device
 from common.score.task import MULTICLASS, Task
@@ -48,6 +50,11 @@ class Normalise:
         return (images - mean) / std
 
 
+def normaliser(said: Mapping[str, Any]) -> Normalise | FeatureScale:
+    """What a weights file says of its inputs' scale."""
+    return FeatureScale(**said) if "median" in said else Normalise(**said)
+
+
 def levels_of(batches: Iterable[Tensor]) -> Tensor:
     """How many pixels of uint8 images (n, channels, height, width) have each level: int64 (channels, 256)."""
     return sum(
@@ -66,8 +73,10 @@ class Examples:
     classes: Sequence[str]
 
     @cached_property
-    def normalise(self) -> Normalise:
+    def normalise(self) -> Normalise | FeatureScale:
         """What brings the images of the rows to zero mean and unit deviation; each process looks at its share."""
+        if isinstance(self.images, Tensor) and self.images.is_floating_point():
+            return FeatureScale.of_rows(self.images.cpu()[self.rows].numpy())
         group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
         own = self.rows[group.get_rank() :: group.get_world_size()] if group else self.rows
         where = self.images.device if isinstance(self.images, Tensor) else HOST
@@ -236,7 +245,8 @@ class TrainBatches:
 
     def augmented(self, pixels: Tensor, uniform: Uniform) -> Tensor:
         """Augmented and normalised images, float (m, channels, side, side), of uint8 pixels (m, channels, ...)."""
-        return self.normalise(self.augment(pixels.float().div_(255), uniform, self.side))
+        shares = shares_of(pixels)
+        return self.normalise(self.augment(shares, uniform, self.side) if shares.ndim == 4 else shares)
 
     def targets_of(self, rows: Tensor) -> Tensor:
         """What the loss compares, smoothed: the task's soft targets, float (m, outputs)."""

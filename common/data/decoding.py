@@ -87,6 +87,7 @@ class Preparation:
     crop_mode: str = "center"  # a name in CROP_MODES
     interpolation: str = "bicubic"  # Pillow's name of the method
     fill: tuple[int, ...] = (0,)  # of bars, a value a channel
+    features: str = ""  # what columns become instead (common/data/features.py)
 
     def __call__(self, content: bytes) -> np.ndarray:
         """The pixels of an image file's bytes, uint8 (channels, stored, stored).

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.base.errors import UserError
 from common.data.cache import Cache, keep
 from common.data.decoding import Decoder, Preparation, check_photos
+from common.data.features import encoded, width
 from common.data.tables import Table
 from common.data.transfer import HOST, copied_ahead, free_bytes, to_device
 
@@ -28,7 +29,9 @@ Images = Tensor | Decoder
 
 
 def image_shape(table: Table) -> tuple[int, int]:
-    """(channels, side) of the images as they are; (3, 224) for photos, whose sizes vary."""
+    """(channels, side) of the images as they are; (3, 224) for photos, whose sizes vary; of n features (0, n)."""
+    if table.of_features:
+        return 0, width(table.plan)
     return (3, PHOTO_SIDE) if table.of_photos else (1, table.images.shape[1])
 
 
@@ -57,6 +60,8 @@ def read_images(
     Raises:
         UserError: a photo that is kept cannot be decoded, or is another than the hashes say.
     """
+    if table.of_features:
+        return torch.from_numpy(encoded(table.source, prepare.features, table.feature_names, table.images)).to(device)
     if not table.of_photos:
         return load_images(table, prepare.channels, prepare.side, device)
     decoder = Decoder(table, prepare, row_shas, workers)
@@ -97,6 +102,8 @@ def _gathered(images: Tensor, rows: Tensor, pinned: bool) -> Tensor:
 
 def conversion(table: Table, prepare: Preparation) -> str:
     """What is done to the images before a model sees them, in words; empty where they stay as they are."""
+    if table.of_features:
+        return ""
     if table.of_photos:
         return str(prepare)
     (own_channels, own_size), img_size = image_shape(table), prepare.side
@@ -122,3 +129,8 @@ def _fit(images: Tensor, size: int) -> Tensor:
         resized = F.interpolate(some.float(), size=(size, size), mode="bilinear", antialias=True)
         target.copy_(resized.round_().clamp_(0, 255))
     return fitted
+
+
+def shares_of(pixels: Tensor) -> Tensor:
+    """Pixels of 0..255 as shares, 0..1; features, which are no whole numbers, as they are."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255)

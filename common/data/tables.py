@@ -16,7 +16,9 @@ import numpy as np
 from common.base.errors import UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import columns_of, csv_bytes, header_of, read_columns, row_of, text_array
+from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition
+from common.data.features import is_feature_table, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
@@ -39,11 +41,14 @@ class Table:
     source: str  # what --data or --test named
     ids: np.ndarray  # text, n
     labels: np.ndarray  # text, n; empty where the table has no labels
-    images: np.ndarray | list[Path] | list[Stack]  # uint8 (n, height, width), or n image files
+    # uint8 (n, height, width), or n image files, or features: text (n, columns)
+    images: np.ndarray | list[Path] | list[Stack]
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
     taken: tuple[str, ...] = ()  # what was taken for what, a line each, with the flag that changes it
+    feature_names: tuple[str, ...] = ()  # of the columns of ``images``, where these are text
+    plan: str = ""  # what these become (common/data/features.py); empty in a test table
     separator: str = ""  # between the names of a label set, as the table was written
     pixel_shas: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n: of decoded photos; empty: unknown
 
@@ -52,8 +57,15 @@ class Table:
         """Whether the images are files, to be decoded."""
         return not isinstance(self.images, np.ndarray)
 
+    @property
+    def of_features(self) -> bool:
+        """Whether a row is numbers and texts in columns."""
+        return bool(self.feature_names)
+
     def row_shas(self) -> np.ndarray:
-        """Text, n: the first 16 hex digits of the sha256 of each row's pixels, or of its image file's bytes."""
+        """Text, n: the first 16 hex digits of the sha256 of each row's pixels, features or image file's bytes."""
+        if self.of_features:
+            return text_array(sha256("\x1f".join(cells).encode())[:16] for cells in self.images)
         contents = (image.tobytes() if isinstance(image, np.ndarray) else content_of(image) for image in self.images)
         return text_array(sha256(content)[:16] for content in contents)
 
@@ -126,9 +138,44 @@ def _csv_table(path: Path, competition: Competition, images: Sequence[str], test
     header = header_of(path, content.partition(b"\n")[0].decode())
     if spaced := [name for name in header if name != name.strip()]:
         warn(f"{path}: the name of its column {spaced[0]!r} begins or ends with a space")
-    if is_pixel_header(header):
+    if is_pixel_header(header) and competition.inputs != "features":
         return _pixel_table(path, header, content, competition, test, sample)
-    return _photo_table(path, columns_of(path, content.decode()), competition, images, test)
+    columns = columns_of(path, content.decode())
+    if competition.inputs == "features" or (not competition.inputs and _shows_features(path, columns, competition)):
+        return _feature_table(path, columns, competition, test, sample)
+    return _photo_table(path, columns, competition, images, test)
+
+
+def _shows_features(path: Path, columns: dict[str, np.ndarray], competition: Competition) -> bool:
+    """Whether a csv has columns of numbers, and nobody says or shows that its rows name photos."""
+    if competition.image_column or competition.images or not is_feature_table(columns):
+        return False
+    search = PhotoSearch(path)
+    return not any(search.find(cell) for cells in columns.values() for cell in set(cells[:20]) if cell)
+
+
+def _feature_table(
+    path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str
+) -> Table:
+    """Ids are those of an id column, or else row numbers from 1; every column that is neither id nor label is one."""
+    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
+    id_name = _id_column(path, columns, competition, test, sample)
+    rows = len(next(iter(columns.values()), ()))
+    ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, rows + 1))
+    _refuse_doubles(path, ids, id_name)
+    if missing := [name for name in competition.drop if name not in columns and not test]:
+        raise UserError(
+            str(path), f"has no column {missing[0]!r} for --drop", f"its columns: {names_in_short([*columns])}"
+        )
+    names = [name for name in columns if name not in competition.drop]
+    cells = np.array([columns[name] for name in names], dtype=object).reshape(len(names), rows).T
+    plan, said = ("", ()) if test else plan_of(path, names, cells)
+    called = f"column {id_name}" if id_name else "the rows' numbers from 1"
+    taken = (f"ids          {called} (--image-column)", *labels.taken, *said)
+    kept = (id_name or "id", labels.name or "label", columns, taken)
+    return Table(
+        str(path), ids, labels.cells, cells, *kept, feature_names=tuple(names), plan=plan, separator=labels.separator
+    )
 
 
 def _pixel_table(
@@ -144,7 +191,15 @@ def _pixel_table(
     taken = (f"ids          {called} (--image-column)", *labels.taken)
     label_name = labels.name if labels.name not in ("", "label") else "Label"
     return Table(
-        str(path), ids, labels.cells, images, id_name or "ImageId", label_name, columns, taken, labels.separator
+        str(path),
+        ids,
+        labels.cells,
+        images,
+        id_name or "ImageId",
+        label_name,
+        columns,
+        taken,
+        separator=labels.separator,
     )
 
 
@@ -186,7 +241,9 @@ def _photo_table(
     labels = take_labels(path, columns, ids, competition, test, alone=True)
     places = ", ".join(sorted({str(file.parent) for file in files})[:3])
     taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
-    return Table(str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken, labels.separator)
+    return Table(
+        str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken, separator=labels.separator
+    )
 
 
 def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, search: PhotoSearch) -> str:

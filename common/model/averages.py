@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.data.batches import Normalise
 from common.data.geometry import cropped
-from common.data.images import Images, pixels_of
+from common.data.images import Images, pixels_of, shares_of
 
 State = dict[str, Tensor]
 
@@ -55,7 +55,7 @@ def measure_batchnorm(
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     whole = (some for some in rows[order].split(batch_size) if len(some) == batch_size)
     for pixels in pixels_of(images, whole, next(model.parameters()).device):
-        model(normalise(cropped(pixels, side).float().div_(255)))
+        model(normalise(shares_of(cropped(pixels, side))))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

@@ -19,7 +19,7 @@ from common.base.cli import check_value
 from common.base.errors import UserError
 from common.base.words import in_a_line
 from common.data.decoding import CROP_MODES, Preparation
-from common.model import digit_cnn  # noqa: F401  (registers it with timm)
+from common.model import digit_cnn, mlp  # noqa: F401  (registers them with timm)
 
 # The sizes that are tried, with the model's own, to tell a user which one a model can work at.
 USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
@@ -168,7 +168,7 @@ def fits(name: str, model_args: Mapping[str, Any], num_classes: int, channels: i
     try:
         with torch.device("meta"):
             model = build(name, model_args, num_classes, channels, img_size)
-            return model.eval()(torch.zeros(2, channels, img_size, img_size)).shape == (2, num_classes)
+            return model.eval()(two_inputs(channels, img_size)).shape == (2, num_classes)
     except Exception:  # as in create_model
         return False
 
@@ -253,11 +253,16 @@ def check_training_mode(model: nn.Module, channels: int, img_size: int, model_ar
         UserError: it cannot compute with one of ``model_args``.
     """
     try:
-        model.train()(torch.zeros(2, channels, img_size, img_size))
+        model.train()(two_inputs(channels, img_size))
     except Exception as error:  # as in create_model
         values = " ".join(f"{argument}={value}" for argument, value in model_args.items())
         what = f"the model cannot be trained with {values} ({in_a_line(error)})"
         raise UserError("--model-args", what, "correct it or leave it out") from error
+
+
+def two_inputs(channels: int, img_size: int) -> torch.Tensor:
+    """Two black images, or, with 0 channels, two rows of ``img_size`` features."""
+    return torch.zeros(2, channels, img_size, img_size) if channels else torch.zeros(2, img_size)
 
 
 def works_at(model: nn.Module, num_classes: int, channels: int, img_size: int) -> bool:
@@ -279,9 +284,12 @@ def sees_whole(model: nn.Module, num_classes: int, channels: int, img_size: int)
     Raises:
         Exception: of any kind, where the model takes no such images; ValueError where its output is no logits.
     """
-    images = torch.zeros(2, channels, img_size, img_size, device=next(model.parameters()).device)
+    images = two_inputs(channels, img_size).to(next(model.parameters()).device)
     border = int(LEAST_SEEN * img_size)
-    images[1, :, border:, border:] = torch.nan
+    if channels:
+        images[1, :, border:, border:] = torch.nan
+    else:
+        images[1] = torch.nan
     logits = model.eval()(images)  # eval: leaves BatchNorm's statistics alone
     if logits.shape != (2, num_classes):
         raise ValueError(f"its output is {tuple(logits.shape)} for 2 images of {num_classes} classes")

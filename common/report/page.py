@@ -224,12 +224,14 @@ def sheet(svg: Html) -> Html:
 
 
 def pictures(captioned: Iterable[tuple[np.ndarray | Path, Sequence[str]]]) -> Html:
-    """Images in a grid, each with the lines below it; the first line is the strongest."""
+    """Images in a grid, each with the lines below it; the first line is the strongest. Features have lines alone."""
     shown_pictures, kind = [], "pixels"
     for image, (first, *others) in captioned:
         kind = "photos" if isinstance(image, Path) else "pixels"
         text = element("figcaption", element("b", first), *(element("span", line) for line in others))
-        shown_pictures.append(element("figure", element("img", src=data_uri(image), alt=first), text))
+        is_image = isinstance(image, Path) or image.ndim > 1
+        picture = [element("img", src=data_uri(image), alt=first)] if is_image else []
+        shown_pictures.append(element("figure", *picture, text))
     return element("div", *shown_pictures, class_=f"pictures {kind}")
 
 

@@ -73,8 +73,11 @@ def facts(run: Evaluation) -> str:
     seconds = sum(metrics["seconds"] for metrics in run.metrics)
     speed = np.mean([metrics["images_per_second"] for metrics in run.metrics])
     side, processes, threads = settings["img_size"], first["processes"], first["threads"]
+    shown = f"Images of {side} × {side} pixels, {'grey' if settings['channels'] == 1 else 'colour'}"
+    if not settings["channels"]:
+        shown = f"{side} features"
     return (
-        f"Images of {side} × {side} pixels, {'grey' if settings['channels'] == 1 else 'colour'}; mixed precision "
+        f"{shown}; mixed precision "
         f"{settings['mixed_precision']}, {first['memory_format']}; {processes} process{'es' * (processes > 1)} of "
         f"{threads} thread{'s' * (threads > 1)}; {first['steps']:,} steps a fold at {speed:,.0f} images/s, "
         f"{seconds / 60:.1f} minutes in all; torch {first['versions']['torch']}, timm {first['versions']['timm']}."
@@ -202,7 +205,8 @@ def label_sections(evidence: Evidence) -> list[Section]:
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
     measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"
-    says = f"{likely} of {len(first.ids):,} labels are likely wrong: contradicted by {judges}, {measure}."
+    labels = len(first.ids) * (1 if first.task.is_one_of else len(first.classes))
+    says = f"{likely} of {labels:,} labels are likely wrong: contradicted by {judges}, {measure}."
     if not likely:
         says = f"No label is contradicted by {judges}, {measure}."
     body = [

@@ -66,6 +66,8 @@ def with_images_of(cfg: Config, table: Table) -> Config:
         size = photo_size(cfg.model) or size
     own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
     own["augment"] = preset_for(cfg.augment, table.of_photos, grey=own["channels"] == 1)
+    if table.of_features:
+        own = {"channels": 0, "img_size": size, "augment": "none"}
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
 
@@ -80,7 +82,7 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     for argument in CROPS.keys() & model_args.keys():
         raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
-    return Preparation(cfg.channels, cfg.img_size, cfg.img_size)
+    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=table.plan)
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.base.errors import UserError
-from common.data.batches import Normalise
+from common.data.batches import normaliser
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.images import image_shape, read_images
 from common.data.tables import Table
@@ -80,6 +80,8 @@ class FoldModels:
         check_devices()
         accelerator = Accelerator(cpu=own_device().type == "cpu")
         prepare = saved.preparation
+        if prepare.features and len(views) > 1:
+            raise UserError("--tta", "looks at images in several ways, but these are features", "leave it out")
         if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
             raise UserError("--tta", what, "leave out the five crops")
@@ -87,7 +89,7 @@ class FoldModels:
         self.predict = Predictor(
             accelerator,
             images=read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads()),
-            normalise=Normalise(**saved.normalise),
+            normalise=normaliser(saved.normalise),
             precision=usable_precision(saved.cfg.mixed_precision),
             batch_size=evaluation_batch(saved.micro_batch),
             side=prepare.side,
@@ -99,7 +101,7 @@ class FoldModels:
         """The network with the k-th model's weights, and what predicts with them as its training did."""
         model = self.models[k]
         self.network.load_state_dict(model.tensors)
-        return self.network, replace(self.predict, normalise=Normalise(**model.saved.normalise))
+        return self.network, replace(self.predict, normalise=normaliser(model.saved.normalise))
 
     @out_of_memory_said(*TOO_LARGE)
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
@@ -128,7 +130,10 @@ class FoldModels:
 
 def check_images(saved: SavedModel, table: Table) -> None:
     """Raise UserError where the table's images have another shape than those that the models were trained on."""
-    if image_shape(table) != saved.image_shape:
+    if table.of_features != bool(saved.preparation.features):
+        what = "has features, but the models look at images" if table.of_features else "has no features"
+        raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
+    if not table.of_features and image_shape(table) != saved.image_shape:
         (channels, side), (its_channels, its_side) = image_shape(table), saved.image_shape
         what = (
             f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"

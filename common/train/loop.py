@@ -18,7 +18,7 @@ from common.base.profiling import part
 from common.data.batches import Normalise, TrainBatches, seed_of
 from common.data.folds import Folds
 from common.data.geometry import cropped
-from common.data.images import Images, pixels_of
+from common.data.images import Images, pixels_of, shares_of
 from common.data.transfer import to_device
 from common.data.views import TTA, View
 from common.jobs.screen import BAR_WANTED
@@ -243,7 +243,7 @@ class Predictor:
             release_memory()
 
     def _seen(self, model: nn.Module, pixels: Tensor, views: Sequence[View]) -> Tensor:
-        pixels = pixels.float().div_(255)
+        pixels = shares_of(pixels)
         seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
         outputs = []
         for view in views:

@@ -207,6 +207,8 @@ def open_images(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerat
 
 def measured_format(cfg: Config, accelerator: Accelerator, num_classes: int) -> str:
     """Torch's name of the memory format that the run trains in (:func:`common.train.hardware.memory_format`)."""
+    if not cfg.channels:  # features have no image format
+        return "contiguous_format"
     shape = (cfg.batch_size // (accelerator.num_processes * cfg.accumulate), cfg.channels, cfg.img_size, cfg.img_size)
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     return memory_format(cfg.channels_last, run_folder, accelerator, lambda: create_untrained(cfg, num_classes), shape)

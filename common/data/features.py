@@ -1,0 +1,156 @@
+"""Tables of features: from the text of columns to the numbers that a model is given.
+
+What a column is taken for is told once, by the train table, and travels with the weights: numbers as they come, numbers
+with a flag where some are missing, and texts of few values as a 0/1 column each. How numbers are scaled is told by the
+rows that a fold trains on (:class:`FeatureScale`).
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError, warn
+from common.base.strict_csv import row_of
+from common.base.words import names_in_short
+
+MISSING = ("", "NA", "N/A", "nan", "NaN", "null")
+MOST_TEXTS = 50  # distinct texts of a column that become a 0/1 column each
+MOSTLY = 0.9  # share of a column's cells that are numbers, above which the others are mistakes
+NUMBER, FLAGGED, TEXT = "number", "number and flag", "text"
+Plan = list[tuple[str, str, list[str]]]  # a column's name, what it is taken for, its texts
+
+
+def plan_of(source: Path | str, names: Sequence[str], cells: np.ndarray) -> tuple[str, tuple[str, ...]]:
+    """What each column becomes, as JSON, and the same for people; columns with one value alone are left out.
+
+    Args:
+        source: the train table, for messages.
+        names: of the columns.
+        cells: text (n, columns).
+
+    Raises:
+        UserError: a cell that is no number among numbers, more texts than can be told apart, no column that is left.
+    """
+    plan, constant, kinds = [], [], {}
+    for name, column in zip(names, cells.T, strict=True):
+        if len(set(column)) == 1:
+            constant.append(name)
+            continue
+        numbers = _numbers(source, name, column)
+        if numbers is None:
+            texts = sorted(set(column) - set(MISSING))
+            if len(texts) > MOST_TEXTS:
+                what = f"column {name} has {len(texts):,} different texts, too many for a 0/1 column each"
+                raise UserError(str(source), what, f"leave it out: --drop {name}")
+            plan.append((name, TEXT, texts))
+        else:
+            plan.append((name, FLAGGED if np.isnan(numbers).any() else NUMBER, []))
+        kinds.setdefault(plan[-1][1], []).append(name)
+    if not plan:
+        raise UserError(str(source), "has no column of features", "check its header, --drop and the label's column")
+    words = {NUMBER: "numbers", FLAGGED: "numbers, some missing (a flag each)", TEXT: "texts (a 0/1 column a value)"}
+    taken = [f"features     {len(found)} {words[kind]}: {names_in_short(found)}" for kind, found in kinds.items()]
+    if constant:
+        taken.append(f"left out     always the same: {names_in_short(constant)}")
+    return json.dumps(plan), tuple(taken)
+
+
+def read_plan(text: str) -> Plan:
+    """What :func:`plan_of` wrote."""
+    return [(name, kind, texts) for name, kind, texts in json.loads(text)]
+
+
+def width(plan: str) -> int:
+    """How many numbers a row becomes."""
+    return sum({NUMBER: 1, FLAGGED: 2, TEXT: len(texts)}[kind] for _, kind, texts in read_plan(plan))
+
+
+def encoded(source: Path | str, plan: str, names: Sequence[str], cells: np.ndarray) -> np.ndarray:
+    """The numbers of each row, float32 (n, width), NaN where one is missing.
+
+    Raises:
+        UserError: the table lacks a column, or has a text where the train table had numbers.
+    """
+    at, found = {name: number for number, name in enumerate(names)}, []
+    for name, kind, texts in read_plan(plan):
+        if name not in at:
+            raise UserError(str(source), f"has no column {name!r}", "name the table that belongs to the train table")
+        column = cells[:, at[name]]
+        if kind == TEXT:
+            if unknown := sorted(set(column) - {*texts, *MISSING}):
+                warn(f"{source}: column {name} has {names_in_short(unknown)}, unknown in training: none of its values")
+            found += [column == text for text in texts]
+            continue
+        numbers = _numbers(source, name, column, must=True)
+        found.append(numbers)
+        if kind == FLAGGED:
+            found.append(np.isnan(numbers))
+    return np.stack(found, axis=1).astype(np.float32)
+
+
+def _numbers(source: Path | str, name: str, column: np.ndarray, must: bool = False) -> np.ndarray | None:
+    """A column's numbers, float64 (n), NaN where one is missing; None where it holds texts.
+
+    Raises:
+        UserError: a cell that is none where most are, or where they ``must`` be.
+    """
+    values, wrong = np.full(len(column), np.nan), []
+    for index, cell in enumerate(column):
+        if cell.strip() in MISSING:
+            continue
+        try:
+            values[index] = float(cell) if "_" not in cell else math.nan
+        except ValueError:
+            values[index] = math.nan
+        if not math.isfinite(values[index]):
+            wrong.append(index)
+    known = len(column) - sum(cell.strip() in MISSING for cell in column)
+    if wrong and (must or known - len(wrong) > MOSTLY * known):
+        where = f"{row_of(source, wrong[0])}, column {name}"
+        raise UserError(where, f"{column[wrong[0]]!r} is not a number", "correct it, or leave it empty")
+    return None if wrong or not known else values
+
+
+@dataclass(frozen=True)
+class FeatureScale:
+    """Features to zero mean and unit deviation, by the rows that a fold trains on; a missing number is their median.
+
+    A column that is constant among these rows has deviation 1.
+    """
+
+    median: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of_rows(cls, features: np.ndarray) -> "FeatureScale":
+        """The scale of the features of some rows, float (n, width)."""
+        values = features.astype(np.float64)
+        missing = np.isnan(values)
+        median = np.nanmedian(np.where(missing.all(axis=0), 0.0, values), axis=0)
+        values = np.where(missing, median, values)
+        std = values.std(axis=0)
+        std = np.where(std > 1e-12 * np.maximum(1, np.abs(values).max(axis=0)), std, 1.0)
+        return cls(tuple(median.tolist()), tuple(values.mean(axis=0).tolist()), tuple(std.tolist()))
+
+    def __call__(self, features):
+        """Scaled features, a tensor (m, width)."""
+        median, mean, std = (features.new_tensor(numbers) for numbers in (self.median, self.mean, self.std))
+        return (features.where(~features.isnan(), median) - mean) / std
+
+
+def is_feature_table(columns: Mapping[str, np.ndarray]) -> bool:
+    """Whether at least two columns hold numbers that are not all whole numbers counted up, as ids are."""
+    found = 0
+    for column in columns.values():
+        distinct = set(column) - set(MISSING)
+        try:
+            numbers = {float(cell) for cell in distinct}
+        except ValueError:
+            continue
+        found += bool(numbers) and len(distinct) < len(column) or any(number % 1 for number in numbers)
+    return found >= 2
