@@ -41,12 +41,6 @@ def write_pixel_csv(path: Path, images: np.ndarray, labels: list[str] | None = N
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory) -> None:
-    """Tests keep nothing in the user's cache folder."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A folder with train.csv (60 labelled rows), test.csv (24 rows), sample.csv and folds.csv (3 folds)."""
