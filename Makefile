@@ -5,6 +5,7 @@
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
 # make competitions                              real competitions in miniature, which MAKER makes and scores
+# make gpu                                        what only a GPU can show, into benchmarks/gpu.md: GPU="--digits train.csv.gz"
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows
 
 PYTHON := .venv/bin/python
@@ -25,7 +26,7 @@ FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills stor
 
 MAKER ?= ../shared/competitions/make.py
 
-.PHONY: run digits test faults competitions bounds
+.PHONY: run digits test faults competitions bounds gpu
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))
@@ -50,6 +51,9 @@ faults: .venv/installed
 
 competitions: .venv/installed
 	$(PYTHON) -m benchmarks.competitions $(MAKER)
+
+gpu: .venv/installed
+	$(PYTHON) -m benchmarks.gpu $(GPU)
 
 bounds: .venv-bounds/installed
 	rm -rf work/bounds
