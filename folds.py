@@ -37,6 +37,7 @@ from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
 from common.data.stacks import CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
 from common.runs.submission import FORMS, Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
 from common.score.task import MULTICLASS, TASKS
@@ -66,7 +67,7 @@ class Options:
     task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...
-    group: str = ""  # column whose equal values stay in one fold
+    group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others
     seed: int = 0  # for the shuffle before rows are dealt
@@ -98,20 +99,23 @@ def run(options: Options) -> Result:
     competition = described(options)
     table, test = read_tables(options, competition)
     path = Path(options.folds)
+    pairs = find_near_duplicates(table, test) if is_wanted(options, table, test) else None
     if options.check:
         found = audit(path, table, test, options.as_written)
+        folds = read_folds(path)
     else:
         task = TASKS[competition.task or MULTICLASS.name]
         competition = replace(competition, separator=table.separator or competition.separator)
         names = {name for label in table.labels for name in task.names_in(label)}
-        for finding in [] if options.as_written else spellings(names, table.columns.get(options.group, ())):
+        groups = [cell for name in options.group for cell in table.columns.get(name, ())]
+        for finding in [] if options.as_written else spellings(names, groups):
             remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
             raise UserError(table.source, finding, remedy)
         if not competition.task:
             refuse_numbers(table.source, table.labels, options.k)
-        folds = make_folds(
-            table, options.k, options.split, options.group, options.fold_column, options.seed, options.rare, task
-        )
+        table, group = joined_groups(table, options.group, pairs)
+        split = "stratified-group" if group and options.split == "stratified" else options.split
+        folds = make_folds(table, options.k, split, group, options.fold_column, options.seed, options.rare, task)
         if competition.metric:
             check_metric(competition.metric, folds.classes, folds.task.metrics)
         check_positive(competition.positive, folds.classes)
@@ -122,7 +126,16 @@ def run(options: Options) -> Result:
         found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
+    verdict = judge(table, test, folds, pairs, is_late=not is_wanted(options, table, test))
+    print("\n".join(verdict.lines()))
+    write_verdict(path, verdict, table, test, folds, pairs)
+    found = [*found, *map(str, verdict.alarms)]
     return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
+
+
+def is_wanted(options: Options, table: Table, test: Table | None) -> bool:
+    """Whether near-duplicates are looked for now: asked for, or a matter of seconds."""
+    return options.check or NEAR_DUPLICATES in options.group or is_quick(table, test)
 
 
 def described(options: Options) -> Competition:
@@ -143,7 +156,8 @@ def read_tables(options: Options, competition: Competition) -> tuple[Table, Tabl
     """The train table and the test table, if there is one, with every photo decoded once."""
     table, test = read_train_table(options.data, competition), None
     if options.group_table:
-        table = with_groups(table, Path(options.group_table), options.group)
+        for name in options.group:
+            table = table if name == NEAR_DUPLICATES else with_groups(table, Path(options.group_table), name)
     if options.test or options.data == EMBEDDED:
         test = read_test_table(options.test, options.data, options.sample, competition)
     table, test = (
@@ -180,7 +194,7 @@ def check_options(options: Options) -> None:
     grouped = options.split in ("group", "stratified-group")
     if grouped and not options.group:
         raise UserError("--group", f"is needed by --split {options.split}", "name the column")
-    if options.group and not grouped and options.split != "column":
+    if options.group and not grouped and options.split not in ("column", "stratified"):
         remedy = "use --split group or --split stratified-group"
         raise UserError("--group", f"has no effect with --split {options.split}", remedy)
     if options.image_suffixes and len(options.image_suffixes) != CHANNELS:
@@ -219,7 +233,11 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
         *([f"sample       {asked_for(folds, competition, test)}"] if competition.sample and test else []),
         f"metric       {competition.metric or folds.task.metrics[0]} (--metric)",
         f"split        {options.split} (--split)",
-        *([f"groups       column {options.group}: {len(set(folds.groups)):,} (--group)"] if options.group else []),
+        *(
+            [f"groups       column {' and '.join(options.group)}: {len(set(folds.groups)):,} (--group)"]
+            if options.group
+            else []
+        ),
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
         f"fingerprint  {folds.fingerprint[:16]}",
     ]

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,6 +44,9 @@ AT_ONCE = 1024  # files that wait to be checked
 LOOKED_AT = 100  # photos whose sides stand for all
 ORIENTATION = 0x0112  # the one EXIF tag that is used
 PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8"
+ENDS = ((JPEG, b"\xff\xd9", 2), (PNG, b"IEND", 8))  # how a file begins, its last mark, bytes from there to the end
+SMALL = 64  # px of the grey picture that is kept of a checked photo
 DEEPEST = 65535  # of 16 bits
 
 
@@ -127,6 +131,7 @@ class Photo:
     image: Image.Image  # upright, L or RGB
     animated: bool
     peak: int  # the largest value of a 16-bit file; -1: it has fewer bits, or floats
+    jpeg_table: int = 0  # sum of the first quantisation table: the larger, the lower the quality; 0: no JPEG
 
 
 def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
@@ -178,12 +183,12 @@ def _decode(content: bytes, at_least: int) -> Photo:
         animated = photo.format != "MPO" and getattr(photo, "is_animated", False)  # MPO: a JPEG with a preview
         deep_colour = any(";16" in str(tile[3]) for tile in photo.tile)  # which Pillow reads as 8 bits
         photo.load()
-        peak = -1
+        peak, tables = -1, getattr(photo, "quantization", None) or {}
         if photo.mode.startswith("I"):
             peak = int(np.asarray(photo).max())
         elif deep_colour:
             peak = 257 * int(np.asarray(photo.convert("RGB")).max())
-        return Photo(_eight_bits(_upright(photo)), animated, peak)
+        return Photo(_eight_bits(_upright(photo)), animated, peak, sum(tables.get(0, ())))
 
 
 def _upright(photo: Image.Image) -> Image.Image:
@@ -281,7 +286,7 @@ class Decoder:
 
 
 def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
-    """Decode every photo of a table and throw the pixels away; the table with the hash of each photo's pixels.
+    """Decode every photo of a table and keep little of it: the table with each photo's facts and its pixels' hash.
 
     Warns of animations.
 
@@ -290,14 +295,15 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
             their values, unless they are taken ``as_written``.
     """
 
-    def look(path: Path | Stack) -> tuple[str, bool, int, str]:
+    def look(path: Path | Stack) -> tuple[str, bool, int, str, dict[str, Any]]:
         content = content_of(path, error_of=OwnError)
         try:
             photo = decode(content)
         except ValueError as error:
-            return str(error), False, -1, ""
+            return str(error), False, -1, "", {}
         pixels = photo.image.convert("RGB")  # grey written as colour looks the same
-        return "", photo.animated, photo.peak, sha256(str(pixels.size).encode() + pixels.tobytes())[:16]
+        pixel_sha = sha256(str(pixels.size).encode() + pixels.tobytes())[:16]
+        return "", photo.animated, photo.peak, pixel_sha, photo_facts(pixels, content, photo.jpeg_table)
 
     found, shown = [], sys.stderr.isatty()
     with ThreadPoolExecutor(workers) as pool:
@@ -311,7 +317,7 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
             named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
         raise OwnError(row_of(table.source, first), named, "restore them or remove their rows")
-    _, animated, peaks, shas = zip(*found, strict=True)
+    _, animated, peaks, shas, facts = zip(*found, strict=True)
     if moving := [row for row, moves in enumerate(animated) if moves]:
         file = table.images[moving[0]].name
         warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
@@ -319,4 +325,29 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
         what = f"{sum(each >= 0 for each in peaks)} images have 16 bits but no value above {peak:,} of {DEEPEST:,}"
         what += f", so that the model would see at most {round(peak * 255 / DEEPEST) + 1} grey levels"
         raise UserError(table.source, what, "scale them to 8 bits, or take them so with --as-written")
-    return replace(table, pixel_shas=text_array(shas))
+    facts = {name: np.array([each[name] for each in facts]) for name in facts[0]}
+    return replace(table, pixel_shas=text_array(shas), facts=facts)
+
+
+def photo_facts(pixels: Image.Image, content: bytes, jpeg_table: int) -> dict[str, Any]:
+    """What common/data/probes.py asks of a photo and its file, and ``small``, which near_duplicates.py compares.
+
+    ``small`` is all of the picture, grey, uint8 (64, 64); brightness and colour are taken from few pixels as well.
+    """
+    small = np.asarray(pixels.convert("L").resize((SMALL, SMALL), Image.Resampling.BILINEAR))
+    colours = np.asarray(pixels.resize((16, 16), Image.Resampling.BOX), dtype=float)
+    width, height = pixels.size
+    ends = [content.rfind(mark) + after for begin, mark, after in ENDS if content.startswith(begin) and mark in content]
+    return {
+        "small": small,
+        "width": width,
+        "height": height,
+        "aspect": width / height,
+        "bytes": len(content),
+        "bytes_per_pixel": len(content) / (width * height),
+        "after_the_end": len(content) - ends[0] if ends else 0,
+        "jpeg_table": jpeg_table,
+        "mean": float(small.mean()),
+        "spread": float(small.std()),
+        "colour": float(np.ptp(colours, axis=2).mean()),
+    }

@@ -51,6 +51,7 @@ class Table:
     plan: str = ""  # what these become (common/data/features.py); empty in a test table
     separator: str = ""  # between the names of a label set, as the table was written
     pixel_shas: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n: of decoded photos; empty: unknown
+    facts: dict[str, np.ndarray] = field(default_factory=dict)  # of decoded photos, n each: common/data/decoding.py
 
     @property
     def of_photos(self) -> bool:

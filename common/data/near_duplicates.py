@@ -1,0 +1,412 @@
+"""Edited copies of one picture: found by cheap descriptors, decided by the detail of the aligned pictures.
+
+A competition falls over them: the same lesion, leaf or frame of a video stands in train and test, or on both sides of a
+fold. A 64-bit hash misses crops, mirrors and bars, or pairs strangers; a net's cosine calls two pianos copies. So:
+candidates are nearest neighbours of two descriptors; the two pictures are then aligned affinely (Gauss-Newton steps
+from coarse to fine, S. Baker and I. Matthews 2004, IJCV 56), and they are a pair where their shared detail correlates.
+
+Small pictures such as drawn digits look alike without being copies: they are compared as they are, pixel by pixel.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+SIDE = 64  # px of the grey pictures that are aligned
+SMALLEST = 48  # px of a picture's shorter side, below which nothing is aligned
+ALIKE = 0.92  # correlation of the aligned detail: chosen on real photos and planted edits, docs/trust.md
+# Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall at the first.
+LEVELS = ((16, 5, "all", 0.75), (32, 4, "detail", 0.65), (SIDE, 6, "detail", ALIKE))
+SHARED = 0.5  # of either picture
+SAME_DRAWING = 0.99  # correlation of small pictures
+NEIGHBOURS = 4  # of each picture, under each descriptor
+CLOSE = 0.45  # cosine of descriptors below which no neighbour is a candidate
+BLOCK = 4_000_000  # numbers of a matrix of similarities that are held at a time
+AT_ONCE = 128  # pairs that are aligned at a time
+SHARE = 2048  # candidates that a thread takes
+CONSTANT = 10.0  # grey levels within which a border is one colour
+ZOOMS = (1.0, 0.88)  # shares of a picture that a copy may be cut to, tried as candidates
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """m pairs of pictures, by their numbers, the first one smaller."""
+
+    first: np.ndarray  # int64 (m)
+    second: np.ndarray  # int64 (m)
+    likeness: np.ndarray  # correlation of the shared detail, or of small pictures as they are, (m)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
+NO_PAIRS = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+def pairs_of(pictures: np.ndarray, aligned: bool, workers: int = 1) -> Pairs:
+    """The near-duplicates among grey pictures, uint8 (n, SIDE, SIDE), or (n, height, width) where not ``aligned``."""
+    if len(pictures) < 2:
+        return NO_PAIRS
+    return aligned_pairs(pictures, workers) if aligned else same_drawings(pictures)
+
+
+def groups_of(pairs: Pairs, n: int) -> np.ndarray:
+    """Equal numbers for the n pictures that pairs tie together, one to the next, int64 (n)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(pairs)), (pairs.first, pairs.second)), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+# ---- small pictures
+
+
+def same_drawings(pictures: np.ndarray, least: float = SAME_DRAWING) -> Pairs:
+    """Every pair whose pixels correlate with at least ``least``.
+
+    Pictures of zero mean and length one that correlate so are at most sqrt(2 - 2 least) apart, and so are their
+    projections: the first principal axis cuts most pairs off, some more axes nearly all others, and none is lost.
+    """
+    units, kept = _standardised(pictures.reshape(len(pictures), -1))
+    if len(units) < 2:
+        return NO_PAIRS
+    sample = units[:: max(1, len(units) // 2000)]
+    axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :32].astype(np.float32)
+    near = units @ axes
+    order = np.argsort(near[:, 0], kind="stable")
+    near, limit = near[order], np.float32(2 - 2 * least + 1e-5)
+    half = (near**2).sum(1) / 2
+    ends = np.searchsorted(near[:, 0], near[:, 0] + np.sqrt(limit), side="right")
+    found = []
+    step = max(1, min(512, BLOCK // len(near)))
+    for start in range(0, len(near), step):
+        rows, last = slice(start, start + step), ends[min(start + step, len(near)) - 1]
+        close = near[rows] @ near[start:last].T - half[rows, None] - half[start:last] >= -limit / 2
+        one, two = np.nonzero(close)
+        later = two > one
+        found.append(np.stack([order[start + one[later]], order[start + two[later]]], axis=1))
+    both = np.sort(np.concatenate(found), axis=1)
+    likeness = np.concatenate([(units[part[:, 0]] * units[part[:, 1]]).sum(1) for part in _parts(both)] or [[]])
+    both, likeness = both[likeness >= least], likeness[likeness >= least]
+    return _pairs(kept[both[:, 0]], kept[both[:, 1]], likeness)
+
+
+def _standardised(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of zero mean and length one, float32, and their numbers; rows of one colour are left out."""
+    values = flat.astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    length = np.sqrt((values**2).sum(1))
+    kept = np.flatnonzero(length > 1)
+    return values[kept] / length[kept, None], kept
+
+
+def _pairs(first: np.ndarray, second: np.ndarray, likeness: np.ndarray) -> Pairs:
+    order = np.lexsort((second, first))
+    return Pairs(first[order].astype(np.int64), second[order].astype(np.int64), likeness[order].astype(float))
+
+
+def _parts(rows: np.ndarray, size: int = 10_000) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+# ---- candidates
+
+
+@dataclass(frozen=True)
+class Windows:
+    """v parts of pictures that are looked at: all of one, what a border of one colour frames, its middle."""
+
+    picture: np.ndarray  # int64 (v)
+    box: np.ndarray  # float32 (v, 4): centre and half size, x and y, where the picture reaches from -1 to 1
+    descriptors: tuple[np.ndarray, np.ndarray]  # float32 (v, numbers) each, of length one
+
+
+def aligned_pairs(pictures: np.ndarray, workers: int = 1) -> Pairs:
+    """The pairs among pictures of SIDE px whose aligned detail correlates with at least ALIKE."""
+    frames = content_boxes(pictures)
+    likeness: dict[tuple[int, int], float] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        for mirrored in (False, True):
+            shares = _parts(_all_candidates(pictures, frames, mirrored), SHARE)
+            for found in pool.map(partial(_checked, pictures, frames, mirrored), shares):
+                for one, two, value in found:
+                    key = (min(one, two), max(one, two))
+                    likeness[key] = max(value, likeness.get(key, 0.0))
+    both = np.array(list(likeness)).reshape(-1, 2)
+    return _pairs(both[:, 0], both[:, 1], np.array(list(likeness.values())))
+
+
+def _all_candidates(pictures: np.ndarray, frames: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Pictures to compare and where to begin, (m, 6): picture, to be mirrored or not, other picture, its box."""
+    whole = _everything(len(pictures))
+    queries = _windows(pictures[:, :, ::-1] if mirrored else pictures, whole)
+    windows = [_windows(pictures, zoomed(frames, zoom)) for zoom in ZOOMS]
+    framed = np.flatnonzero((frames != whole).any(1))
+    if framed.size:
+        windows.append(_windows(pictures, whole[framed], framed))
+    found = np.concatenate([_candidates(queries, each) for each in windows])
+    # Two pictures as they are need one look, not one from either side.
+    is_double = (found[:, 2:] == whole[0]).all(1) & (found[:, 0] > found[:, 1])
+    found[is_double, :2] = found[is_double, 1::-1]
+    return np.unique(found, axis=0)
+
+
+def _everything(n: int) -> np.ndarray:
+    return np.tile(np.array([0, 0, 1, 1], np.float32), (n, 1))
+
+
+def zoomed(boxes: np.ndarray, share: float) -> np.ndarray:
+    """The middle of each box."""
+    return boxes * np.array([1, 1, share, share], np.float32)
+
+
+def content_boxes(pictures: np.ndarray) -> np.ndarray:
+    """Each picture without a border of one colour on all four sides, (n, 4) as in :class:`Windows`.
+
+    A border that would leave less than half of either side is taken for the picture's own background.
+    """
+    values = pictures.astype(np.int16)
+    rim = np.concatenate([values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1]], axis=1)
+    colour = np.median(rim, axis=1).astype(np.int16)
+    off = np.abs(values - colour[:, None, None]) > CONSTANT
+    boxes = _everything(len(pictures))
+    for axis in (1, 2):
+        busy = off.mean(axis=axis) > 0.05  # a column or row that is not the border's
+        first, last = busy.argmax(1), busy.shape[1] - 1 - busy[:, ::-1].argmax(1)
+        side = busy.shape[1]
+        at = 0 if axis == 1 else 1
+        boxes[:, at], boxes[:, at + 2] = (first + last + 1) / side - 1, (last + 1 - first) / side
+    whole = (np.abs(boxes[:, :2]) + boxes[:, 2:] > 1 - 1 / SIDE).any(1) | (boxes[:, 2:] < 0.5).any(1)
+    boxes[whole] = _everything(1)
+    return boxes
+
+
+def _windows(pictures: np.ndarray, boxes: np.ndarray, numbers: np.ndarray | None = None) -> Windows:
+    numbers = np.arange(len(pictures)) if numbers is None else numbers
+    parts = []
+    for start in range(0, len(numbers), 2048):
+        own, some = numbers[start : start + 2048], boxes[start : start + 2048]
+        parts.append(_descriptors(_cut(pictures[own], some)))
+    return Windows(numbers, boxes, tuple(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+
+def _cut(pictures: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Each picture's box at 32 x 32, float32."""
+    small = _halved(pictures.astype(np.float32))
+    if (boxes == _everything(1)).all():
+        return small
+    return _sampled(small, _affine(boxes), 32)[0].reshape(-1, 32, 32)
+
+
+def _halved(pictures: np.ndarray) -> np.ndarray:
+    n, height, width = pictures.shape
+    return pictures.reshape(n, height // 2, 2, width // 2, 2).mean(axis=(2, 4), dtype=np.float32)
+
+
+def _descriptors(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of pictures (n, 32, 32): the low cosine coefficients, and low Fourier magnitudes, which do not mind a shift."""
+    from scipy.fft import dctn, rfft2
+
+    small = small - small.mean((1, 2), keepdims=True)
+    cosines = dctn(small, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(small), -1)[:, 1:]
+    hann = np.hanning(34)[1:-1].astype(np.float32)
+    spectrum = np.abs(rfft2(small * hann[:, None] * hann, axes=(1, 2)))
+    magnitudes = np.concatenate([spectrum[:, :6, :7], spectrum[:, -5:, :7]], axis=1).reshape(len(small), -1)
+    magnitudes = np.log1p(magnitudes / (magnitudes.mean(1, keepdims=True) + 1e-3))
+    magnitudes -= magnitudes.mean(0)
+    return _of_length_one(cosines), _of_length_one(magnitudes)
+
+
+def _of_length_one(values: np.ndarray) -> np.ndarray:
+    return (values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-6)).astype(np.float32)
+
+
+def _candidates(queries: Windows, windows: Windows) -> np.ndarray:
+    """The nearest windows of each query, another picture's: (m, 6) query's picture, picture, box."""
+    found = []
+    k = min(NEIGHBOURS + 1, len(windows.picture))
+    for query, known in zip(queries.descriptors, windows.descriptors, strict=True):
+        step = max(1, BLOCK // len(known))
+        for start in range(0, len(query), step):
+            likeness = query[start : start + step] @ known.T
+            nearest = np.argpartition(-likeness, k - 1, axis=1)[:, :k]
+            row, place = np.nonzero(np.take_along_axis(likeness, nearest, 1) >= CLOSE)
+            found.append(np.stack([queries.picture[start + row], nearest[row, place]], axis=1))
+    both = np.unique(np.concatenate(found), axis=0)
+    both = both[both[:, 0] != windows.picture[both[:, 1]]]
+    return np.column_stack([both[:, 0], windows.picture[both[:, 1]], windows.box[both[:, 1]]])
+
+
+# ---- alignment
+
+
+def _checked(
+    pictures: np.ndarray, frames: np.ndarray, mirrored: bool, candidates: np.ndarray
+) -> list[tuple[int, int, float]]:
+    """Those candidates that pass every level of the alignment: (picture, picture, correlation of the detail)."""
+    one, two = candidates[:, :2].T.astype(int)
+    affine, values = _affine(candidates[:, 2:].astype(np.float32)), np.empty(0)
+    for side, steps, what, gate in LEVELS:
+        values = np.full(len(one), -1.0)
+        for start in range(0, len(one), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            fixed, moving = (_at_side(pictures[numbers[some]], side) for numbers in (one, two))
+            fixed_frame, moving_frame = frames[one[some]], frames[two[some]]
+            if mirrored:
+                fixed, fixed_frame = fixed[:, :, ::-1], fixed_frame * np.array([-1, 1, 1, 1], np.float32)
+            affine[some] = _align(fixed, moving, affine[some], fixed_frame, moving_frame, steps)
+            judge = _detail_likeness if what == "detail" else _likeness
+            values[some] = judge(fixed, moving, affine[some], fixed_frame, moving_frame)
+        kept = values >= gate
+        one, two, affine, values = one[kept], two[kept], affine[kept], values[kept]
+    return list(zip(one.tolist(), two.tolist(), values.tolist(), strict=True))
+
+
+def _affine(boxes: np.ndarray) -> np.ndarray:
+    """The maps of a whole picture onto boxes, (b, 2, 3)."""
+    affine = np.zeros((len(boxes), 2, 3), np.float32)
+    affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = boxes[:, 2], boxes[:, 3], boxes[:, :2]
+    return affine
+
+
+def _at_side(pictures: np.ndarray, side: int) -> np.ndarray:
+    values = pictures.astype(np.float32)
+    while values.shape[1] > side:
+        values = _halved(values)
+    return values
+
+
+def _points(side: int) -> np.ndarray:
+    """The middles of the pixels, (3, side * side): x, y from -1 to 1, and 1."""
+    along = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
+    y, x = np.meshgrid(along, along, indexing="ij")
+    return np.stack([x.ravel(), y.ravel(), np.ones(side * side, np.float32)])
+
+
+def _sampled(
+    pictures: np.ndarray, affine: np.ndarray, side: int, frames: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (b, s, s) at the affine images of ``side``² points, bilinear, and which of these lie in the frames."""
+    b, size = pictures.shape[:2]
+    places = affine @ _points(side)
+    inside = (np.abs(places) <= 1).all(1)
+    if frames is not None:
+        inside &= (np.abs(places - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
+    places = np.clip((places + 1) * (size / 2) - 0.5, 0, size - 1.001)
+    whole = places.astype(np.int32)
+    x, y = (places - whole).transpose(1, 0, 2)
+    corner = whole[:, 1] * size + whole[:, 0] + (np.arange(b, dtype=np.int32) * (size * size))[:, None]
+    flat = pictures.reshape(-1)
+    above = flat.take(corner) * (1 - x) + flat.take(corner + 1) * x
+    below = flat.take(corner + size) * (1 - x) + flat.take(corner + size + 1) * x
+    return above * (1 - y) + below * y, inside
+
+
+def _in_frame(frames: np.ndarray, side: int) -> np.ndarray:
+    return (np.abs(_points(side)[None, :2] - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
+
+
+def _normal(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Zero mean and unit deviation over the mask, 0 outside of it."""
+    count = np.maximum(mask.sum(1, keepdims=True), 1)
+    values = (values - (values * mask).sum(1, keepdims=True) / count) * mask
+    return values / (np.sqrt((values**2).sum(1, keepdims=True) / count) + 1e-3)
+
+
+def _align(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    affine: np.ndarray,
+    fixed_frame: np.ndarray,
+    moving_frame: np.ndarray,
+    steps: int,
+) -> np.ndarray:
+    """The affine maps (b, 2, 3) from points of ``fixed`` to points of ``moving`` after some Gauss-Newton steps.
+
+    Inverse compositional: the gradients are the fixed picture's, so that they are taken once.
+    """
+    b, side = fixed.shape[:2]
+    x, y, _ = _points(side)
+    own, flat = _in_frame(fixed_frame, side), fixed.reshape(b, -1)
+    scale = flat.std(1)[:, None, None] + 1e-3
+    down, across = np.gradient(fixed / scale, 2 / side, axis=(1, 2))
+    down, across = down.reshape(b, -1), across.reshape(b, -1)
+    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)
+    for _ in range(steps):
+        values, inside = _sampled(moving, affine, side, moving_frame)
+        mask = (inside & own).astype(np.float32)
+        error = _normal(values, mask) - _normal(flat, mask)
+        masked = slopes * mask[:, None]
+        hessian = masked @ masked.transpose(0, 2, 1)
+        hessian += np.eye(6, dtype=np.float32) * (1e-3 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] + 1e-3)
+        move = np.linalg.solve(hessian, masked @ error[:, :, None]).reshape(b, 2, 3)
+        move = np.clip(move, -0.3, 0.3)
+        affine = _composed(affine, _inverse(move + np.eye(2, 3, dtype=np.float32)))
+    return affine
+
+
+def _inverse(affine: np.ndarray) -> np.ndarray:
+    turned = np.linalg.inv(affine[:, :, :2])
+    return np.concatenate([turned, -turned @ affine[:, :, 2:]], axis=2)
+
+
+def _composed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    return np.concatenate(
+        [outer[:, :, :2] @ inner[:, :, :2], outer[:, :, :2] @ inner[:, :, 2:] + outer[:, :, 2:]], axis=2
+    )
+
+
+def _likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
+    """Correlation of the aligned pictures over what both show; -1 where that is too little, (b)."""
+    side = fixed.shape[1]
+    values, inside = _sampled(moving, affine, side, moving_frame)
+    mask = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
+    found = (_normal(values, mask) * _normal(fixed.reshape(len(fixed), -1), mask)).sum(1) / np.maximum(mask.sum(1), 1)
+    return np.where(_is_shared(mask, affine, fixed_frame, moving_frame), found, -1.0)
+
+
+def _is_shared(mask, affine, fixed_frame, moving_frame) -> np.ndarray:
+    """Whether the common part is half of either picture, and the map no distortion that nobody makes."""
+    turn = affine[:, :, :2].astype(float)
+    area, stretch = np.linalg.det(turn), np.linalg.svd(turn, compute_uv=False)
+    part = mask.mean(1)
+    enough = part >= SHARED * fixed_frame[:, 2] * fixed_frame[:, 3]
+    enough &= part * area >= SHARED * moving_frame[:, 2] * moving_frame[:, 3]
+    return enough & (stretch[:, 0] < 1.6 * stretch[:, 1])
+
+
+def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
+    """Correlation of the aligned pictures' detail, each measured beside the detail around it, (b).
+
+    Divided by its own strength nearby, so that one black corner does not outweigh the rest of the picture.
+    """
+    b, side = fixed.shape[:2]
+    values, inside = _sampled(moving, affine, side, moving_frame)
+    mask = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
+    details = [_detail(each.reshape(b, side, side), mask.reshape(b, side, side)) for each in (fixed, values)]
+    mask = _eroded(mask.reshape(b, side, side)).reshape(b, -1)
+    one, two = (_normal(each.reshape(b, -1), mask) for each in details)
+    found = (one * two).sum(1) / np.maximum(mask.sum(1), 1)
+    return np.where(_is_shared(mask, affine, fixed_frame, moving_frame), found, -1.0)
+
+
+def _detail(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture minus its blurred self, divided by the strength of that nearby, (b, s, s)."""
+    from scipy.ndimage import gaussian_filter
+
+    pictures = gaussian_filter(pictures * 1.0, (0, 0.7, 0.7))
+    rough = pictures - gaussian_filter(pictures, (0, 3, 3))
+    power = gaussian_filter(rough**2, (0, 5, 5))
+    overall = power.mean((1, 2), keepdims=True)
+    return rough / np.sqrt(power + 0.2 * overall + 1)
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """The mask without the two pixels at its edge, where the blur mixes in what is not shared."""
+    from scipy.ndimage import minimum_filter
+
+    return minimum_filter(mask, size=(1, 5, 5))
