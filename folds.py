@@ -122,7 +122,7 @@ def run(options: Options) -> Result:
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
-        print(summary(table, folds, options, competition, test))
+        print(summary(table, folds, replace(options, split=split), competition, test))
         found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)

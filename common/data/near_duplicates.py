@@ -19,7 +19,7 @@ SIDE = 64  # px of the grey pictures that are aligned
 SMALLEST = 48  # px of a picture's shorter side, below which nothing is aligned
 ALIKE = 0.92  # correlation of the aligned detail: chosen on real photos and planted edits, docs/trust.md
 # Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall at the first.
-LEVELS = ((16, 5, "all", 0.75), (32, 4, "detail", 0.65), (SIDE, 6, "detail", ALIKE))
+LEVELS = ((16, 6, "all", 0.65), (32, 4, "detail", 0.6), (SIDE, 6, "detail", ALIKE))
 SHARED = 0.5  # of either picture
 SAME_DRAWING = 0.99  # correlation of small pictures
 NEIGHBOURS = 4  # of each picture, under each descriptor
@@ -28,6 +28,8 @@ BLOCK = 4_000_000  # numbers of a matrix of similarities that are held at a time
 AT_ONCE = 128  # pairs that are aligned at a time
 SHARE = 2048  # candidates that a thread takes
 CONSTANT = 10.0  # grey levels within which a border is one colour
+PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
+BUSY = 0.15  # share of the points that must show more than that, or all shared points are compared
 ZOOMS = (1.0, 0.88)  # shares of a picture that a copy may be cut to, tried as candidates
 
 
@@ -386,22 +388,37 @@ def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.nda
     """
     b, side = fixed.shape[:2]
     values, inside = _sampled(moving, affine, side, moving_frame)
-    mask = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
-    details = [_detail(each.reshape(b, side, side), mask.reshape(b, side, side)) for each in (fixed, values)]
-    mask = _eroded(mask.reshape(b, side, side)).reshape(b, -1)
+    shared = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
+    busy = ~(_filled(fixed, fixed) | _filled(values.reshape(b, side, side), moving)).reshape(b, -1)
+    mask = np.where((shared * busy).mean(1, keepdims=True) >= BUSY, shared * busy, shared).reshape(b, side, side)
+    details = [_detail(each.reshape(b, side, side), mask) for each in (fixed, values)]
+    mask = _eroded(mask).reshape(b, -1)
     one, two = (_normal(each.reshape(b, -1), mask) for each in details)
     found = (one * two).sum(1) / np.maximum(mask.sum(1), 1)
-    return np.where(_is_shared(mask, affine, fixed_frame, moving_frame), found, -1.0)
+    return np.where(_is_shared(shared, affine, fixed_frame, moving_frame), found, -1.0)
+
+
+def _filled(pictures: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Where pictures show the plain colour of a corner of the ``whole`` ones: background, or what a rotation fills."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    is_plain = maximum_filter(pictures, (1, 3, 3)) - minimum_filter(pictures, (1, 3, 3)) <= PLAIN
+    corners = whole[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    return is_plain & (np.abs(pictures[:, None] - corners[:, :, None, None]) <= PLAIN).any(1)
 
 
 def _detail(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture minus its blurred self, divided by the strength of that nearby, (b, s, s)."""
+    """A picture minus its blurred self, divided by the strength of that nearby, within the mask, (b, s, s)."""
     from scipy.ndimage import gaussian_filter
 
-    pictures = gaussian_filter(pictures * 1.0, (0, 0.7, 0.7))
-    rough = pictures - gaussian_filter(pictures, (0, 3, 3))
-    power = gaussian_filter(rough**2, (0, 5, 5))
-    overall = power.mean((1, 2), keepdims=True)
+    def blurred(values: np.ndarray, width: float) -> np.ndarray:
+        over = gaussian_filter(mask, (0, width, width))
+        return gaussian_filter(values * mask, (0, width, width)) / (over + 1e-3)
+
+    pictures = blurred(pictures, 0.7)
+    rough = pictures - blurred(pictures, 3)
+    power = blurred(rough**2, 5)
+    overall = (power * mask).sum((1, 2), keepdims=True) / np.maximum(mask.sum((1, 2), keepdims=True), 1)
     return rough / np.sqrt(power + 0.2 * overall + 1)
 
 

@@ -1,0 +1,138 @@
+"""Can a score be trusted? Planted copies, leaks and shifts are found, and nothing is found where nothing is."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+from scipy.ndimage import gaussian_filter
+
+from common.base.strict_csv import text_array
+from common.data.dealing import make_folds
+from common.data.decoding import check_photos
+from common.data.near_duplicates import aligned_pairs, same_drawings
+from common.data.probes import probes_of, shifts, told_by
+from common.data.tables import Table, read_train_table
+from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings
+
+
+def textures(n: int, seed: int = 0) -> list[Image.Image]:
+    """Pictures of clouds of several sizes: no two alike."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        layers = [gaussian_filter(random.normal(size=(150, 180, 3)), (s, s, 0)) * s**1.7 for s in (2, 5, 12, 30)]
+        values = np.sum(layers, axis=0)
+        found.append(Image.fromarray(np.uint8(np.clip(128 + 90 * values / np.abs(values).max(), 0, 255))))
+    return found
+
+
+EDITS = {
+    "JPEG": lambda image: Image.open(io.BytesIO(encoded(image, 30))),
+    "half": lambda image: image.resize((90, 75)),
+    "mirrored": ImageOps.mirror,
+    "crop to 92 %": lambda image: image.crop((5, 9, 171, 147)),
+    "crop to 85 %": lambda image: image.crop((5, 9, 158, 137)),
+    "lighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "grey": lambda image: image.convert("L"),
+    "rotated": lambda image: image.rotate(4, Image.Resampling.BILINEAR),
+}
+
+
+def encoded(image: Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def photo_table(folder, images, labels, prefix="p", tails=()) -> Table:
+    """A checked table of photo files; ``tails`` are bytes after the end of each."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{prefix}{at}.jpg" for at in range(len(images))]
+    for at, (file, image) in enumerate(zip(files, images, strict=True)):
+        file.write_bytes(encoded(image) + b"x" * (tails[at] if len(tails) else 0))
+    ids = text_array(file.name for file in files)
+    return check_photos(Table("train.csv", ids, text_array(labels), files, "image", "label", {}), 1)
+
+
+def test_every_edit_is_found_and_no_stranger():
+    """A copy of each edit is paired with its picture, and with nothing else."""
+    originals = textures(len(EDITS) + 3)
+    copies = [edit(image) for edit, image in zip(EDITS.values(), originals, strict=False)]
+    small = [np.asarray(image.convert("L").resize((64, 64), Image.Resampling.BILINEAR)) for image in originals + copies]
+    found = aligned_pairs(np.stack(small))
+    pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    assert pairs == {(at, len(originals) + at) for at in range(len(copies))}
+
+
+def test_drawings_are_pairs_only_where_they_are_equal_but_for_noise():
+    """Other pictures of the same thing are no copies; the search by blocks finds what comparing all pairs finds."""
+    random = np.random.default_rng(0)
+    shape = gaussian_filter(random.normal(size=(20, 20)), 3)
+    drawn = np.stack([shape + 0.3 * gaussian_filter(random.normal(size=(20, 20)), 2) for _ in range(300)])
+    drawn = np.uint8(255 * (drawn - drawn.min()) / np.ptp(drawn))
+    noisy = np.clip(drawn[7] + random.normal(0, 1.5, (20, 20)), 0, 255).astype(np.uint8)
+    both = np.concatenate([drawn, noisy[None]])
+    found = same_drawings(both)
+    assert (found.first.tolist(), found.second.tolist()) == ([7], [300])
+    every = np.triu(np.corrcoef(both.reshape(301, -1)) >= 0.9, 1)
+    assert len(same_drawings(both, 0.9)) == every.sum() > 1
+
+
+def test_groups_of_near_duplicates_stay_together(tmp_path):
+    """Frames of a scene, divided by ordinary folds, are an alarm; as a group each lies in one fold."""
+    scenes = textures(12, 1)
+    frames = [scene.crop((d, d, 160 + d, 130 + d)) for scene in scenes for d in (2, 8, 14)]
+    table = photo_table(tmp_path / "a", frames, ["a", "b"] * 18)
+    found = find_near_duplicates(table, None)
+    said = judge(table, None, make_folds(table, 3), found, is_late=False)
+    assert any(finding.kind == "near-duplicates" and finding.alarm for finding in said.findings)
+    grouped, name = joined_groups(table, [NEAR_DUPLICATES], found)
+    fold = make_folds(grouped, 3, "stratified-group", name).fold.reshape(12, 3)
+    assert (fold == fold[:, :1]).all() and len(set(fold[:, 0])) == 3
+    assert not judge(grouped, None, make_folds(grouped, 3, "stratified-group", name), found, is_late=False).alarms
+
+
+def test_several_groups_tie_rows_one_to_the_next():
+    """Rows that share a patient or a site, directly or by a third row, are one group."""
+    columns = {"patient": text_array("aabbcd"), "site": text_array("xyyzwu")}
+    table = Table(
+        "t", text_array("123456"), text_array("010101"), np.zeros((6, 2, 2), np.uint8), "id", "label", columns
+    )
+    joined, name = joined_groups(table, ["patient", "site"], None)
+    assert list(joined.columns[name]) == ["1", "1", "1", "1", "5", "6"]
+
+
+@pytest.mark.parametrize("planted", ["order", "number", "tail", "width"])
+def test_a_planted_leak_is_named(tmp_path, planted):
+    """What no picture holds and tells the label is an alarm that names it."""
+    random = np.random.default_rng(3)
+    labels = np.array(["a", "b"])[random.permutation(np.repeat([0, 1], 60))]
+    labels = np.sort(labels) if planted == "order" else labels
+    ids = [f"p{int(label == 'b') * 500 + at}" for at, label in zip(random.permutation(400), labels, strict=False)]
+    ids = ids if planted == "number" else [f"p{at}" for at in random.permutation(9000)[:120]]
+    known = np.where(labels == "b", 40, 0) + random.integers(0, 30, 120)
+    facts = {"tail": {"after_the_end": known}, "width": {"width": 100 + known}}.get(planted, {})
+    facts |= {"mean": random.normal(size=120)}
+    table = Table("t", text_array(ids), labels.astype(object), [tmp_path], "image", "label", {}, facts=facts)
+    (finding,) = leak_findings(table)
+    words = {"order": "order of the rows", "number": "file name", "tail": "after the image's end", "width": "width"}
+    assert finding.alarm and words[planted] in finding.text
+
+
+def test_shuffled_labels_never_alarm():
+    """Of 40 shuffles of the embedded digits' labels none is certain."""
+    table = read_train_table("digits")
+    random = np.random.default_rng(0)
+    probes = probes_of(table)
+    assert not any(told.is_certain for _ in range(40) for told in told_by(probes, random.permutation(table.labels)))
+
+
+def test_another_camera_is_named_and_a_random_split_is_not():
+    """Features that differ are named with both medians, the largest first; halves of one set do not differ."""
+    random = np.random.default_rng(0)
+    train = {"width": random.normal(300, 30, 300), "jpeg_table": np.full(300, 90.0), "row": np.arange(300.0)}
+    test = {"width": random.normal(340, 30, 100), "jpeg_table": np.full(100, 200.0), "row": np.arange(100.0)}
+    assert [shift.probe for shift in shifts(train, test)] == ["jpeg_table", "width"]
+    halves = [{"width": train["width"][at::2]} for at in (0, 1)]
+    assert not shifts(*halves)
