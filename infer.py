@@ -161,7 +161,9 @@ def chosen_runs(options: Options) -> Sequence[str]:
     """
     runs_dir, folds = Path(options.runs_dir), Path(options.folds)
     if options.runs:
-        return run_names(runs_dir, options.runs)
+        runs = run_names(runs_dir, options.runs)
+        refuse_foreign(runs, options)
+        return runs
     if folds.is_file():
         return finished_runs(runs_dir, options.fold, read_folds(folds).fingerprint)
     runs = finished_runs(runs_dir, options.fold)
@@ -169,6 +171,20 @@ def chosen_runs(options: Options) -> Sequence[str]:
         what = f"{', '.join(runs)} were trained with different folds, and there is no {folds}"
         raise UserError("--runs", what, "name those of one competition, or their folds file with --folds")
     return runs
+
+
+def refuse_foreign(runs: Sequence[str], options: Options) -> None:
+    """Raise UserError where a run that was named would predict, and overwrite with, another competition's test rows."""
+    folds, said = Path(options.folds), read_competition(beside(options.folds)).test
+    if not said or options.test != said or not folds.is_file():
+        return
+    fingerprint = read_folds(folds).fingerprint
+    for name in runs:
+        run_folder = Path(options.runs_dir) / name
+        finished_folds(run_folder, options.fold)
+        if folds_fingerprint(run_folder) != fingerprint:
+            what = f"was trained with other folds than {folds}, to whose competition {said} belongs"
+            raise UserError(str(run_folder), what, "name its own folds file, or the test table meant with --test")
 
 
 def next_step(options: Options) -> str:

@@ -180,7 +180,8 @@ def test_each_competition_keeps_to_its_own_runs(tiny, tmp_path, monkeypatch, cap
     """infer and ensemble take the runs of the folds file and name the others, whose files stay as they are."""
     monkeypatch.chdir(tmp_path)
     for work, seed in (("first", "0"), ("second", "1")):
-        folds.main(["--data", str(tiny / "train.csv"), "--k", "3", "--seed", seed, "--work", work])
+        files = ["--data", str(tiny / "train.csv"), "--test", str(tiny / "test.csv")]
+        folds.main([*files, "--k", "3", "--seed", seed, "--work", work])
     small = [*map(str, SMALL), "--epochs", "1", "--jobs", "1", "--runs-dir", "runs"]
     for work, run in (("first", "a"), ("second", "b"), ("second", "c")):
         train_fold.main(["--work", work, "--run", run, *small])
@@ -195,5 +196,7 @@ def test_each_competition_keeps_to_its_own_runs(tiny, tmp_path, monkeypatch, cap
     assert not (tmp_path / "runs/a/submission.csv").exists() and (tmp_path / "runs/b/submission.csv").exists()
     ensemble.main(["--work", "second", "--runs-dir", "runs"])
     assert (tmp_path / "runs/ensemble/submission.csv").exists()
+    with pytest.raises(UserError, match="runs/a: was trained with other folds than second/folds.csv"):
+        infer.main(["--work", "second", "--runs-dir", "runs", "--runs", "a"])
     with pytest.raises(UserError, match="--test: is missing, and b was not trained on the embedded digits"):
         infer.main(["--runs", "b", "--runs-dir", "runs", "--threads", "1"])
