@@ -202,3 +202,18 @@ def test_a_users_mistake_is_one_line_and_exit_2(script):
     done = run_script(script, "--no-such-flag", "1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: command line: Unrecognized options") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--learning-rate", "1e-3"], "did you mean --lr?"),
+        (["--bs=8"], "did you mean --batch-size?"),
+        (["--epoch", "3"], "did you mean --epochs?"),
+        (["train.csv"], "every value has a flag in front"),
+    ],
+)
+def test_flags_of_other_programs_are_understood(arguments, remedy):
+    """What a newcomer types first is answered with our word for it."""
+    with pytest.raises(UserError, match=re.escape(remedy)):
+        parse(Config, arguments)

@@ -34,6 +34,21 @@ Options = TypeVar("Options")
 LARGEST = 1e30  # of a setting: beyond, torch's own numbers overflow
 WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 
+# Flags as other programs call them, and as ours do.
+CALLED_ELSEWHERE = {
+    "learning-rate": "lr",
+    "bs": "batch-size",
+    "batch": "batch-size",
+    "wd": "weight-decay",
+    "workers": "threads",
+    "num-workers": "threads",
+    "image-size": "img-size",
+    "size": "img-size",
+    "name": "run",
+    "train": "data",
+    "output": "out-dir",
+}
+
 
 def parse(
     options: type[Options],
@@ -64,6 +79,11 @@ def parse(
         if not stop.code:  # --help
             raise
         what, remedy = _one_line(complaint.getvalue())
+        meant = CALLED_ELSEWHERE.get(next(iter(re.findall(r"--([\w-]+)", what)), ""), "")
+        if meant.replace("-", "_") in {field.name for field in dataclasses.fields(options)}:
+            remedy = f"did you mean --{meant}?"
+        elif what.startswith("Unrecognized options: ") and "--" not in what:
+            remedy = "every value has a flag in front, such as --data or --runs; see --help"
         raise UserError("command line", what, remedy) from None
 
 
