@@ -138,7 +138,7 @@ def test_a_blend_under_views_is_not_compared_in_silence(reported):
 
 def test_the_metric_asked_for_is_the_one_order_of_the_page(reported, tiny, tmp_path):
     """--metric nll puts a run that is too sure of itself last in the table and among the chapters, and names the best
-    by it; of each pair the one with fewer errors is called better, and a copy of a run is called one."""
+    by it; of each pair the one that it prefers is called better, and a copy of a run is called one."""
     shutil.copytree(reported / "runs", tmp_path / "runs")
     for path in (tmp_path / "runs" / "one").glob("fold*"):
         oof = read_predictions(path / OOF_FILE)
@@ -148,13 +148,13 @@ def test_the_metric_asked_for_is_the_one_order_of_the_page(reported, tiny, tmp_p
     rows = pd.read_csv(tmp_path / "report_tables" / "runs.csv")
     assert rows.nll.is_monotonic_increasing and rows.run.iloc[-2:].tolist() == ["one", "twin"]
     assert not rows.errors.is_monotonic_increasing and f"nll {rows.nll[0]:.4f}" in page
-    assert f"Best by nll is {rows.run[0]}: " in page and f"More errors than {rows.run[0]}, left of 0: fewer" in page
+    assert f"Best by nll is {rows.run[0]}: " in page and f"Behind {rows.run[0]}, nll" in page
     chapters = [run for run in rows.run if run != "ensemble"]
     assert sorted(chapters, key=lambda run: page.index(f">{run}</h2>")) == chapters
     pairs = pd.read_csv(tmp_path / "report_tables" / "pairs.csv")
-    errors = rows.set_index("run").errors
-    assert (errors[pairs.than].to_numpy() - errors[pairs.better].to_numpy() == pairs.fewer_errors).all()
-    assert (pairs.fewer_errors >= 0).all()
+    losses = rows.set_index("run").nll
+    np.testing.assert_allclose(losses[pairs.than].to_numpy() - losses[pairs.better].to_numpy(), pairs.better_by)
+    assert (pairs.better_by >= 0).all() and "better than again by nll, p " in page
     assert "one and twin have the same predictions, byte for byte" in page
     make(tiny / "train.csv", tiny / "folds.csv", tmp_path, "--csv", "--metric", "macro_f1")
     assert pd.read_csv(tmp_path / "report_tables" / "runs.csv").macro_f1.is_monotonic_decreasing

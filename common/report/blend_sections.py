@@ -13,6 +13,7 @@ from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
 from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
 from common.score.blend_study import noise_text, noise_verdict
+from common.score.metrics import METRICS
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
 from common.sweep.law import fit_law
 from common.sweep.verdict import sentences
@@ -28,7 +29,7 @@ def blend_section(folder: Path) -> Section:
     found = read_json(folder / WEIGHTS_FILE, table=list, weights=dict, method=str, oof=str)
     found = todays_names(found, OLD_NAMES[WEIGHTS_FILE])
     tables = {
-        "methods": pd.DataFrame([method_row(row) for row in found["table"]]),
+        "methods": pd.DataFrame([method_row(row, found.get("metric", "accuracy")) for row in found["table"]]),
         "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),
     }
     if not len(tables["runs"]):  # one fold: nothing is left to tell what a run is worth
@@ -64,14 +65,18 @@ def blend_section(folder: Path) -> Section:
     return Section(f"Blend: {folder.name}", join(body), in_short, frames)
 
 
-def method_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One way of blending: its nested score, or with a single fold the one in-sample."""
+def method_row(row: dict[str, Any], metric: str) -> dict[str, Any]:
+    """One way of blending: its nested score, or with a single fold the one in-sample; the blend's metric first."""
     score = row.get("nested", row["in_sample"])
-    low, high = score["interval"]
-    cells = {"method": row["name"], "errors": score["errors"]}
+    is_own, (low, high) = metric not in ("accuracy", "errors"), score["interval"]
+    ends = ("low", "high") if METRICS[metric].shown.endswith("%") or not is_own else ("from", "to")
+    cells = {"method": row["name"]}
+    if is_own:
+        cells |= {metric: score[metric], ends[0]: low, ends[1]: high}
+    cells["errors"] = score["errors"]
     if "optimism" in row:
         cells["optimism"] = row["optimism"]
-    cells |= {"accuracy": score["accuracy"], "low": low, "high": high, "nll": score["nll"]}
+    cells |= {"accuracy": score["accuracy"], ends[0]: low, ends[1]: high, "nll": score["nll"]}
     if "nll_calibrated" in score:
         cells["nll_calibrated"] = score["nll_calibrated"]
     if "against_mean" in row:

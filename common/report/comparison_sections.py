@@ -33,32 +33,43 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
 
 
 def intervals_section(evidence: Evidence) -> Section:
-    """The accuracy of each entrant, and how many more errors each makes than the best."""
+    """The accuracy, or the metric, of each entrant, and how far each is behind the best."""
     ranking, (best, *others) = evidence.ranking, evidence.entrants
-    accuracies = 100 * ranking[["accuracy", "low", "high"]].to_numpy()
+    own, percent = evidence.interval_metric, 100 if evidence.bounds[0] == "low" else 1
+    values = percent * ranking[[own, *evidence.bounds]].to_numpy()
     behind = [evidence.compare(other, best) for other in others]
     behind = pd.DataFrame([(each.better, each.low, each.high) for each in behind]).to_numpy()
-    more = f"More errors than {best.name}" + (", left of 0: fewer" if (behind[:, 0] < 0).any() else "")
+    more = f"More errors than {best.name}" if evidence.in_errors else f"Behind {best.name}, {own}"
+    more += ", left of 0: fewer" if (behind[:, 0] < 0).any() else ""
     more += " (band: what a seed alone does)" if evidence.floor else ""
     size, names = (4.6, 0.3 * len(ranking) + 0.5), [other.name for other in others]
     body = figures(
-        ("Accuracy, %", drawn(intervals, ranking.run, accuracies, False, 0, size=size, name="accuracy")),
+        (
+            f"{own.capitalize()}{', %' * (percent == 100)}",
+            drawn(intervals, ranking.run, values, False, 0, size=size, name=own),
+        ),
         (more, drawn(intervals, names, behind, True, evidence.floor, size=size, name="behind")),
     )
     return Section("", body)
 
 
 def pairs_section(evidence: Evidence) -> Section:
-    """Of each two entrants, which makes fewer errors and whether that is shown."""
+    """Of each two entrants, which is better and whether that is shown."""
     pairs, with_best = pairs_table(evidence), len(evidence.entrants) - 1
     verdicts = [
-        f"{verdict(better.name, other.name, found, p, len(pairs), evidence.floor)}."
+        f"{verdict(better.name, other.name, found, p, len(pairs), evidence.floor, evidence.compared_by)}."
         for better, other, found, p in evidence.pairs
     ]
+    test = (
+        f"The test is by {evidence.metric}, the paired bootstrap’s: both models are scored on the same drawn rows. "
+        f"A difference is shown where p, by Holm’s method for all pairs together, is below {LEVEL:g}."
+    )
     body = [
         findings(verdicts if len(verdicts) <= MOST_PAIRS else verdicts[:with_best]),
         note(
-            "Both models of a pair predict the same rows, so only the rows that one alone has right can tell them "
+            test
+            if evidence.compared_by
+            else "Both models of a pair predict the same rows, so only the rows that one alone has right can tell them "
             "apart. p is exact McNemar’s: how often a fair coin would divide those rows at least as unevenly. The "
             "interval is a paired bootstrap’s. A difference is shown where p, by Holm’s method for all pairs together, "
             f"is below {LEVEL:g}. Gained and lost are the rows that the better and the other one alone has right. The "
@@ -75,7 +86,8 @@ def pairs_table(evidence: Evidence) -> pd.DataFrame:
         (a.name, b.name, c.better, c.low, c.high, c.gained, c.lost, c.p, p, evidence.floor, p < LEVEL)
         for a, b, c, p in evidence.pairs
     ]
-    columns = ["better", "than", "fewer_errors", "from", "to", "gained", "lost", "p"]
+    columns = ["better", "than", "better_by" if evidence.compared_by else "fewer_errors"]
+    columns += ["from", "to", "gained", "lost", "p"]
     return pd.DataFrame(rows, columns=[*columns, "p_of_all", "noise_floor", "shown"])
 
 
@@ -102,9 +114,12 @@ def twins_section(evidence: Evidence, group: list[Evaluation]) -> Section:
     found = [evidence.compare(*pair) for pair in combinations(group, 2)]
     changed, apart = max(each.changed for each in found), max(abs(each.better) for each in found)
     names, first = " and ".join(run.name for run in group), group[0].name
+    far, floor = f"{apart} error{'s' * (apart != 1)}", f"{noise_floor(found)} errors"
+    if evidence.compared_by:
+        far, floor = f"{apart:.4f} of {evidence.metric}", f"{noise_floor(found):.4f}"
     says = (
-        f"{names} differ in their seed alone: {apart} error{'s' * (apart != 1)} apart, {changed} rows change "
-        f"sides. A difference of up to {noise_floor(found)} errors may be the seed’s."
+        f"{names} differ in their seed alone: {far} apart, {changed} rows change sides. "
+        f"A difference of up to {floor} may be the seed’s."
     )
     flipping = flips(group)
     shown = flipping.head(PICTURES)

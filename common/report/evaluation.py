@@ -17,12 +17,13 @@ from common.base.strict_csv import read_records
 from common.data.folds import Folds
 from common.data.tables import Table
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
-from common.runs.oof import join_oof
+from common.runs.oof import join_oof, units_of
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
+from common.score.bootstrap import compare_by, interval_of
 from common.score.calibration import PARTS, cross_fitted
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, goodness
-from common.score.significance import Comparison, compare, holm, noise_floor
+from common.score.metrics import METRICS, Answers, accuracy, errors, goodness, what_lacks
+from common.score.significance import Comparison, holm, noise_floor
 
 COPIES = 4  # of a run's logits that its tables and figures hold at a time, about
 
@@ -121,22 +122,41 @@ class Evidence:
     def ranking(self) -> pd.DataFrame:
         """A row for each run and blend, the best by the metric first; one that is no column already gets one."""
         rows = []
+        own, (lowest, highest) = self.interval_metric, self.bounds
         for each in self.runs + self.blends:
+            if lacking := what_lacks(self.metric, each.answers):
+                what = f"{self.metric} needs {lacking}, which {each.name} does not have (--store)"
+                raise UserError("--metric", what, "choose another, or leave the run out")
             values = {name: METRICS[name].of(each.answers) for name in ("errors", "accuracy", self.metric, "nll")}
-            low, high = METRICS["accuracy"].interval(each.answers)
-            row = {
-                "run": each.name,
-                "errors": values["errors"],
-                "accuracy": values["accuracy"],
-                "low": low,
-                "high": high,
-            }
-            row |= values | {"nll_calibrated": each.nll(calibrated=True)}
+            low, high = interval_of(own, each.answers, self.units)
+            first = {} if self.in_errors else {self.metric: values[self.metric], lowest: low, highest: high}
+            row = {"run": each.name, **first, "errors": values["errors"], "accuracy": values["accuracy"]}
+            row |= {lowest: low, highest: high} | values | {"nll_calibrated": each.nll(calibrated=True)}
             row["minutes"] = sum(fold["seconds"] for fold in each.metrics) / 60 if each.metrics else np.nan
             rows.append(row)
         found = pd.DataFrame(rows)
         best_first = np.lexsort((found.nll_calibrated, -goodness(self.metric, found[self.metric]))) if rows else []
         return found.iloc[best_first].reset_index(drop=True)
+
+    @property
+    def in_errors(self) -> bool:
+        """Whether what is compared is errors: the metric counts them, or log losses beside them."""
+        return METRICS[self.metric].of in (accuracy, errors)
+
+    @property
+    def compared_by(self) -> str:
+        """The metric that differences are of; "": they are errors."""
+        return "" if self.in_errors else self.metric
+
+    @property
+    def interval_metric(self) -> str:
+        """Whose interval the first table shows."""
+        return "accuracy" if self.in_errors else self.metric
+
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """The columns of that interval: shares are shown in per cent, other numbers as they are."""
+        return ("low", "high") if METRICS[self.interval_metric].shown.endswith("%") else ("from", "to")
 
     @cached_property
     def entrants(self) -> list[Evaluation]:
@@ -147,19 +167,15 @@ class Evidence:
     @cached_property
     def units(self) -> np.ndarray:
         """Equal numbers for held-out rows that are not independent: of one group, or else copies of one image."""
-        alike = self.folds.groups if self.folds.groups.size else self.folds.row_shas
-        return np.unique(alike[self.folds.fold >= 0].astype(str), return_inverse=True)[1]
+        return units_of(self.folds)
 
     @cached_property
     def pairs(self) -> list[tuple[Evaluation, Evaluation, Comparison, float]]:
         """(better, other, comparison, Holm's p) of every two entrants; the pairs of the best come first.
 
-        The test is on errors: of two that the metric ranks the other way round, the one with fewer errors is better.
+        The test is by the metric that they are sorted by.
         """
-        found = []
-        for first, second in combinations(self.entrants, 2):
-            one, two = sorted((first, second), key=lambda each: each.answers.costs.sum())
-            found.append((one, two, self.compare(two, one)))
+        found = [(one, two, self.compare(two, one)) for one, two in combinations(self.entrants, 2)]
         p_of_all = holm([each.p for _, _, each in found])
         return [(*pair, p) for pair, p in zip(found, p_of_all, strict=True)]
 
@@ -179,12 +195,12 @@ class Evidence:
 
     @cached_property
     def floor(self) -> float:
-        """How many errors a seed alone may make; 0 where no setting was trained twice."""
+        """How many errors, or how much of the metric, a seed alone may make; 0 where no setting was trained twice."""
         return noise_floor([self.compare(*pair) for group in self.twins for pair in combinations(group, 2)])
 
     def compare(self, a: Evaluation, b: Evaluation) -> Comparison:
         """B against A."""
-        return compare(a.answers.costs, b.answers.costs, self.units)
+        return compare_by(self.metric, a.answers, b.answers, self.units)
 
     def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path]:
         """The images of some ids."""

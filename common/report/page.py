@@ -257,6 +257,7 @@ HEADINGS = {  # of the columns; a setting's or a run's own name stays as it is
     "high": "to",
     "from": "95 % from",
     "fewer_errors": "fewer errors",
+    "better_by": "better by",
     "best_epoch": "epoch",
     "best_minus_last": "best − last",
     "other_half": "other half’s choice",

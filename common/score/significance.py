@@ -106,21 +106,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return raised
 
 
-def verdict(better: str, worse: str, found: Comparison, p_of_all: float, tests: int, floor: int = 0) -> str:
+def verdict(
+    better: str, worse: str, found: Comparison, p_of_all: float, tests: int, floor: float = 0, metric: str = ""
+) -> str:
     """One plain sentence: "B is 23 errors of 42,000 better than A, p = 0.08: not shown".
 
     ``p_of_all`` is Holm's p over ``tests`` tests; it decides. ``floor`` is what a seed alone may make, 0 if not known.
+    ``metric`` is what they are compared by, "" for errors.
     """
     size = abs(found.better)
     says = f"{better} is {size:,} error{'s' * (size != 1)} of {found.n:,} better than {worse}"
+    if metric:
+        says = f"{better} is {size:.4f} better than {worse} by {metric}"
     if not size:
-        says = f"{better} and {worse} make equally many errors of {found.n:,}"
+        same = f"have the same {metric}" if metric else f"make equally many errors of {found.n:,}"
+        says = f"{better} and {worse} {same}"
     says += f", {says_p(found.p)}"
     if tests > 1 and says_p(p_of_all) != says_p(found.p):
         says += f" ({says_p(p_of_all)} as one of {tests} pairs)"
+    most = f"{floor:.4f}" if metric else f"{floor:,}"
     if p_of_all >= LEVEL:
         return f"{says}: not shown"
-    return f"{says}: shown" + (f" of these models, but a seed alone makes up to {floor:,}" if size <= floor else "")
+    return f"{says}: shown" + (f" of these models, but a seed alone makes up to {most}" if size <= floor else "")
 
 
 def says_p(p: float) -> str:
