@@ -1,0 +1,191 @@
+"""The first sections of the page: can the scores be trusted, and what will they be worth on the test set?"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.base.errors import UserError
+from common.base.files import write_file
+from common.base.strict_csv import read_columns
+from common.data.competition import beside
+from common.data.trust import PAIRS_FILE, Verdict, beside_folds, read_verdict
+from common.report.evaluation import Evaluation, Evidence
+from common.report.page import Html, Section, element, findings, is_share, join, note, pictures, table
+from common.runs.layout import TEST_FILE
+from common.runs.predictions import read_predictions
+from common.score.leaderboard import (
+    PER_ROW,
+    SURPRISE,
+    Entry,
+    expected,
+    meaningless,
+    pooled,
+    row_deviation,
+    surprise,
+    two_to_choose,
+)
+
+PUBLIC_FILE = "public.csv"
+SHOWN_PAIRS = 8
+
+
+def public_scores(folds_file: Path, typed: Sequence[str], share: float) -> tuple[dict[str, float], float]:
+    """The public scores by run and the public part's share of the test rows, kept beside competition.json.
+
+    Raises:
+        UserError: an entry that is not RUN=SCORE, or a share that is not given or not between 0 and 1.
+    """
+    path = beside(str(folds_file)).with_name(PUBLIC_FILE)
+    known: dict[str, float] = {}
+    if path.is_file():
+        columns = read_columns(path)
+        known = dict(zip(columns["run"], map(float, columns["public"]), strict=True))
+        share = share or float(columns["share"][0])
+    for text in typed:
+        run, _, score = text.rpartition("=")
+        try:
+            known[run] = float(score)
+        except ValueError:
+            known[run] = math.nan
+        if not run or not math.isfinite(known[run]):
+            raise UserError("--public", f"{text!r} is not RUN=SCORE", "write --public digits=0.9957")
+    if known and not 0 < share < 1:
+        what = f"is {share:g}" if share else "is missing"
+        raise UserError("--public-share", what, "say which share of the test rows the public score uses, such as 0.25")
+    if typed:
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["run", "public", "share"])
+        writer.writerows((run, score, share) for run, score in known.items())
+        write_file(path, file.getvalue())
+    return known, share
+
+
+def trust_sections(evidence: Evidence, folds_file: Path, public: dict[str, float], share: float) -> list[Section]:
+    """What folds.py found in the data, and what each run's score will be worth."""
+    verdict = read_verdict(folds_file)
+    return [trust_section(evidence, folds_file, verdict), *worth_section(evidence, verdict, public, share)]
+
+
+def trust_section(evidence: Evidence, folds_file: Path, verdict: Verdict | None) -> Section:
+    """The verdict on the data."""
+    title = "Can this score be trusted?"
+    if verdict is None:
+        return Section(title, note("The data was not looked at: python folds.py --check does, and says what it finds."))
+    state = "An alarm stands: the scores below are not what they seem." if verdict.alarms else "Nothing was found that "
+    state += "" if verdict.alarms else "makes the scores below untrue."
+    said = [str(finding) for finding in sorted(verdict.findings, key=lambda finding: not finding.alarm)]
+    body = [element("p", state), findings(said) if said else "", note(f"Looked at {'; '.join(verdict.looked_at)}.")]
+    return Section(title, join([*body, pairs_shown(evidence, beside_folds(folds_file, PAIRS_FILE))]))
+
+
+def pairs_shown(evidence: Evidence, path: Path) -> Html:
+    """The first near-duplicate pairs within train as pictures."""
+    if not path.is_file():
+        return Html("")
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    known = set(evidence.images.ids)
+    rows = rows[(rows.other_in == "train") & rows.id.isin(known) & rows.other.isin(known)][:SHOWN_PAIRS]
+    if rows.empty:
+        return Html("")
+    captioned = []
+    for row in rows.itertuples():
+        images = evidence.images_of([row.id, row.other])
+        for name, label, fold, image in zip(
+            (row.id, row.other), (row.label, row.other_label), (row.fold, row.other_fold), images, strict=True
+        ):
+            captioned.append((image, [f"{label}, fold {fold}", name]))
+    return join([note("Near-duplicates, two by two, the likest first."), pictures(captioned)])
+
+
+def worth_section(evidence: Evidence, verdict: Verdict | None, public: dict[str, float], share: float) -> list[Section]:
+    """What each run's score will be worth on the test set, and what the public scores say."""
+    metric, entrants = evidence.metric, evidence.entrants
+    if not entrants or metric == "errors":
+        return []
+    if unknown := sorted(set(public) - {each.name for each in entrants}):
+        known = ", ".join(each.name for each in entrants)
+        raise UserError("--public", f"{unknown[0]} is not on the page", f"name one of: {known}")
+    n_oof, n_test = len(entrants[0].oof.ids), test_rows(evidence)
+    entries = [entry_of(each, metric, public) for each in entrants]
+    n_public = max(1, round(share * n_test))
+    rows = []
+    for each in entries:
+        found = expected(each.oof, each.row_deviation, n_oof, n_test)
+        row = {"run": each.name, "oof": each.oof, "test from": found.low, "test to": found.high}
+        if public:
+            row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public)}
+            row |= {"private, from both": pooled(each, n_oof, n_public)}
+        rows.append(row)
+    sentences = public_sentences(entrants, entries, metric, n_public, n_oof, verdict) if public else []
+    lines = [
+        f"Interval of the score on a test set of {n_test:,} rows, 95 %, by {n_oof:,} rows out of fold.",
+        "Out of fold one model answers a row; a submission is the mean of all, and usually better than this says.",
+    ]
+    frame = pd.DataFrame(rows)
+    form = "{:.3%}".format if is_share(metric) else "{:.5f}".format
+    shown = frame.assign(
+        **{
+            name: ["" if np.isnan(value) else form(value) for value in frame[name]]
+            for name in frame
+            if name not in ("run", "deviations")
+        }
+    )
+    body = [*map(note, lines), table(shown), findings(sentences) if sentences else ""]
+    return [Section("What it will be worth", join(body), sentences, {"worth": frame})]
+
+
+def test_rows(evidence: Evidence) -> int:
+    """How many rows the test set has, by the first predictions of it; without any, as many as the train table."""
+    for each in evidence.entrants:
+        path = evidence.runs_dir / each.name / TEST_FILE
+        if path.is_file():
+            return len(read_predictions(path).ids)
+    return len(evidence.images.ids)
+
+
+def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:
+    """A run or blend as a submission."""
+    from common.score.metrics import METRICS
+
+    score = float(METRICS[metric].of(run.answers))
+    return Entry(run.name, score, row_deviation(run.answers, metric), public.get(run.name, math.nan))
+
+
+def public_sentences(
+    entrants: Sequence[Evaluation],
+    entries: Sequence[Entry],
+    metric: str,
+    n_public: int,
+    n_oof: int,
+    verdict: Verdict | None,
+) -> list[str]:
+    """Whether the public scores surprise, which two to choose, and which differences mean nothing."""
+    sentences = []
+    for each in entries:
+        if abs(z := surprise(each, n_oof, n_public)) > SURPRISE:
+            sentences.append(
+                f"The public score of {each.name} is a surprise: {z:+.1f} deviations from what its folds say. "
+                "Another distribution, a leak, or folds that flatter."
+            )
+    doubtful = bool(verdict and verdict.alarms) or bool(sentences)
+    chosen = two_to_choose(entries, metric, n_oof, n_public, doubtful)
+    how = (
+        "the best by folds and the best public one, since something casts doubt on the folds"
+        if doubtful
+        else "by folds and public score, weighted by their rows"
+    )
+    sentences.append(f"Submissions to choose: {' and '.join(chosen)} ({how}).")
+    if metric in PER_ROW:
+        values = {each.name: np.asarray(PER_ROW[metric](each.answers), float) for each in entrants}
+        for one, two, difference, deviation in meaningless(entries, values, n_public)[:3]:
+            sentences.append(
+                f"That {one} and {two} differ by {difference:+.4g} on {n_public:,} public rows means nothing: its own "
+                f"deviation is {deviation:.2g}."
+            )
+    return sentences

@@ -1,0 +1,139 @@
+"""What a score out of fold will be worth on the test set: intervals, surprises, and which two submissions to choose.
+
+OOF scores one model a row, a submission is the mean of K: it is better by what averaging gains, which can be estimated
+without labels. A public score is a second sample of the same quantity, on few rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.score.logits import Outputs
+from common.score.metrics import METRICS, Answers, goodness
+
+Z = 1.96  # of a 95 % interval
+SURPRISE = 2.6  # deviations: 1 % of honest cases
+BOOTSTRAPS = 200
+# How an answer is scored row by row; every other metric has its deviation from a bootstrap.
+PER_ROW = {"accuracy": lambda answers: 1.0 - answers.costs, "nll": lambda answers: answers.losses}
+OF_ROWS = ("predicted", "targets", "losses", "costs", "ahead", "outputs", "ranks")  # fields with an entry a row
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A score to expect on n rows, with its 95 % interval."""
+
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A submission: its score out of fold and, where it was handed in, on the public part."""
+
+    name: str
+    oof: float
+    row_deviation: float  # of one row's score
+    public: float = float("nan")
+
+
+def row_deviation(answers: Answers, metric: str) -> float:
+    """The standard deviation of one row's part in a metric: that of n rows' score is sqrt(n) smaller."""
+    if metric in PER_ROW:
+        return float(np.std(PER_ROW[metric](answers)))
+    random, n = np.random.default_rng(0), len(answers.costs)
+    scores = [METRICS[metric].of(drawn(answers, random.integers(0, n, n))) for _ in range(BOOTSTRAPS)]
+    return float(np.std(scores) * n**0.5)
+
+
+def drawn(answers: Answers, rows: np.ndarray) -> Answers:
+    """The answers to some rows, each as often as it is named."""
+    parts = {name: getattr(answers, name) for name in OF_ROWS}
+    return replace(answers, **{name: part[rows] for name, part in parts.items() if part is not None})
+
+
+def expected(oof: float, deviation: float, n_oof: int, n_test: int, gain: float = 0.0) -> Expected:
+    """The score on ``n_test`` new rows by what ``n_oof`` rows out of fold say, and by what averaging gains."""
+    half = Z * deviation * (1 / n_oof + 1 / n_test) ** 0.5
+    return Expected(oof + gain, oof + gain - half, oof + gain + half)
+
+
+def with_gain(error: float, gain: float) -> tuple[float, float]:
+    """The error of the mean of K models, and the deviation of a row's, where OOF says ``error``: costs of 0 and 1."""
+    mean = min(1.0, max(0.0, error - gain))
+    return mean, (mean * (1 - mean)) ** 0.5
+
+
+def averaging_gain(models: Outputs, accuracy: float) -> float:
+    """What the mean of K models gains in accuracy over one of them, estimated without labels.
+
+    The mean of the log probabilities is divided by the temperature under which it gives the single models' own choices,
+    on average, the probability ``accuracy`` that they are right; its own choice then is right as often as it says.
+
+    Args:
+        models: of the K models on the same test rows, (K, n, classes).
+        accuracy: of a single model, out of fold.
+    """
+    from scipy.optimize import brentq
+
+    mean = Outputs(models.log_softmax().mean(axis=0), models.others)
+    choices = models.values.argmax(axis=-1)
+
+    def of_choices(scale: float) -> float:
+        said = (mean / scale).softmax()
+        return float(np.mean([np.take_along_axis(said, each[:, None], axis=1).mean() for each in choices]))
+
+    low, high = 0.05, 20.0
+    if not of_choices(high) < accuracy < of_choices(low):
+        return 0.0
+    scale = brentq(lambda each: of_choices(each) - accuracy, low, high, xtol=1e-3)
+    return float((mean / scale).softmax().max(axis=-1).mean() - accuracy)
+
+
+def surprise(entry: Entry, n_oof: int, n_public: int, gain: float = 0.0) -> float:
+    """How many deviations the public score lies above what OOF says."""
+    return (entry.public - entry.oof - gain) / (entry.row_deviation * (1 / n_oof + 1 / n_public) ** 0.5 + 1e-12)
+
+
+def pooled(entry: Entry, n_oof: int, n_public: int) -> float:
+    """OOF and public score, each weighted by its rows; OOF alone where there is no public score."""
+    if np.isnan(entry.public):
+        return entry.oof
+    return (n_oof * entry.oof + n_public * entry.public) / (n_oof + n_public)
+
+
+def two_to_choose(
+    entries: Sequence[Entry], metric: str, n_oof: int, n_public: int, is_doubtful: bool = False
+) -> list[str]:
+    """The names of the two submissions to choose: the best by OOF and public score pooled by rows.
+
+    Where something has cast doubt on OOF (``is_doubtful``), the best of these and the best public one.
+    """
+    good = {each.name: float(goodness(metric, np.array([pooled(each, n_oof, n_public)]))[0]) for each in entries}
+    ranked = sorted(good, key=lambda name: -good[name])
+    if not is_doubtful or len(ranked) < 2:
+        return ranked[:2]
+    known = [each for each in entries if not np.isnan(each.public) and each.name != ranked[0]]
+    if not known:
+        return ranked[:2]
+    return [ranked[0], max(known, key=lambda each: float(goodness(metric, np.array([each.public]))[0])).name]
+
+
+def meaningless(
+    entries: Sequence[Entry], values: Mapping[str, np.ndarray], n_public: int
+) -> list[tuple[str, str, float, float]]:
+    """Pairs whose public scores differ by less than half of that difference's own deviation.
+
+    Such a difference keeps its sign on the private rows in about 55 of 100 cases. ``values`` are the rows' scores
+    out of fold, by the entry's name. (name, name, difference, deviation) each.
+    """
+    found = []
+    known = [each for each in entries if not np.isnan(each.public)]
+    for at, one in enumerate(known):
+        for two in known[at + 1 :]:
+            deviation = float(np.std(values[one.name] - values[two.name]) / n_public**0.5)
+            if abs(one.public - two.public) < deviation / 2:
+                found.append((one.name, two.name, one.public - two.public, deviation))
+    return found

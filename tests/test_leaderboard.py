@@ -1,0 +1,49 @@
+"""What a score will be worth: intervals that hold, a gain without labels, and honest advice."""
+
+import numpy as np
+import pytest
+
+from common.score.leaderboard import Entry, averaging_gain, expected, meaningless, surprise, two_to_choose
+from common.score.logits import Outputs
+
+
+def test_the_interval_holds_in_95_of_100_splits():
+    """Public scores of rows that nobody has seen lie in the interval about as often as it says; few are surprises."""
+    random, held, surprises = np.random.default_rng(0), 0, 0
+    for _ in range(2000):
+        oof, public = (random.random(n) < 0.92 for n in (4000, 2500))
+        found = expected(oof.mean(), oof.std(), len(oof), len(public))
+        held += found.low <= public.mean() <= found.high
+        surprises += abs(surprise(Entry("a", oof.mean(), oof.std(), public.mean()), len(oof), len(public))) > 2.6
+    assert 0.93 <= held / 2000 <= 0.97
+    assert surprises / 2000 < 0.02
+
+
+def test_the_gain_of_averaging_is_told_without_labels():
+    """Models with independent noise gain by averaging as much as is estimated, within a point."""
+    random, n, classes = np.random.default_rng(0), 6000, 6
+    signal = random.normal(0, 2, (n, classes))
+    truth = (signal + random.gumbel(size=(n, classes))).argmax(1)
+    models = signal + random.normal(0, 1.2, (5, n, classes))
+    single = float((models.argmax(-1) == truth).mean())
+    gained = float((models.mean(0).argmax(-1) == truth).mean()) - single
+    assert gained > 0.02
+    assert averaging_gain(Outputs(models), single) == pytest.approx(gained, abs=0.012)
+    assert averaging_gain(Outputs(np.repeat(models[:1], 5, axis=0)), single) == pytest.approx(0, abs=1e-3)
+
+
+def test_submissions_are_chosen_by_both_scores_and_one_of_each_in_doubt():
+    """A lucky public score on few rows does not outweigh many rows; in doubt it gets the second place."""
+    entries = [Entry("a", 0.93, 0.25, 0.92), Entry("b", 0.925, 0.25, 0.921), Entry("c", 0.90, 0.3, 0.935)]
+    assert two_to_choose(entries, "accuracy", 4000, 250) == ["a", "b"]
+    assert two_to_choose(entries, "accuracy", 4000, 250, is_doubtful=True) == ["a", "c"]
+    assert two_to_choose(entries, "nll", 4000, 250)[0] == "c"
+
+
+def test_small_public_differences_mean_nothing():
+    """A difference far below its own deviation is named, a large one is not."""
+    random = np.random.default_rng(0)
+    values = {name: (random.random(1000) < 0.9).astype(float) for name in "ab"}
+    near = [Entry("a", 0.9, 0.3, 0.901), Entry("b", 0.9, 0.3, 0.902)]
+    assert [found[:2] for found in meaningless(near, values, 500)] == [("a", "b")]
+    assert not meaningless([near[0], Entry("b", 0.9, 0.3, 0.95)], values, 500)
