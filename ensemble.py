@@ -21,6 +21,7 @@ from common.base.result import Result
 from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command
 from common.data.folds import Folds, read_folds
+from common.runs.added import add_run
 from common.runs.decision import learned_decision
 from common.runs.layout import (
     CONFIG_FILE,
@@ -81,6 +82,7 @@ class Options:
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
     separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     metric: str = ""  # what runs and blends are judged by (default: what the runs were trained by)
+    add: tuple[str, ...] = ()  # NAME OOF.csv TEST.csv: make a run of predictions made elsewhere, and blend nothing
     out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
 
@@ -118,6 +120,8 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs, weights, predictions or a sample that do not belong together.
     """
+    if options.add:
+        return add_predictions(options)
     inputs = read_inputs(options)
     runs, data = inputs.runs, inputs.data
     study = study_blends(data, options.method)
@@ -137,6 +141,24 @@ def run(options: Options) -> Result:
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
+
+
+def add_predictions(options: Options) -> Result:
+    """Make a run of the two csv files that --add names; the result's score is that of its OOF rows."""
+    if len(options.add) != 3:
+        raise UserError("--add", f"has {len(options.add)} values", "name the run, the OOF rows' csv and the test's")
+    name, oof_csv, test_csv = options.add
+    folder = Path(options.runs_dir) / name
+    oof = add_run(folder, Path(oof_csv), Path(test_csv), folds_of(options))
+    found = oof.score(options.metric)
+    print(f"{folder}: {describe(found, options.metric)}; that these rows are out of fold is taken on trust")
+    return Result(found, folder)
+
+
+def folds_of(options: Options) -> Folds:
+    """The folds, with the class that is looked for where a flag says it."""
+    folds = read_folds(Path(options.folds))
+    return replace(folds, task=posed(folds.task.name, options.positive)) if options.positive else folds
 
 
 def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
@@ -207,9 +229,7 @@ def read_inputs(options: Options) -> Inputs:
     check_folder(options.folder)
     if options.submission:
         check_folder(Path(options.submission).parent)
-    folds = read_folds(Path(options.folds))
-    if options.positive:
-        folds = replace(folds, task=posed(folds.task.name, options.positive))
+    folds = folds_of(options)
     runs = chosen_runs(options, folds)
     check_shares(options, runs)
     metric = metric_of(options, runs)
@@ -274,6 +294,8 @@ def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
     for run in runs:
         path = fold_folder(Path(options.runs_dir) / run, 0) / CONFIG_FILE
         settings = read_json(path) if path.is_file() else {}
+        if "added" in settings:
+            print(f"{run} was added: which folds it was made with is not known")
         models.append((settings.get("model", run), tuple(settings.get("model_args", ()))))
     return np.array([models.index(model) for model in models])
 

@@ -27,7 +27,7 @@ from common.data.competition import beside, competition_flags, next_command, rea
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
-from common.runs.decision import learned_decision
+from common.runs.decision import learned_decision, temperature_of
 from common.runs.layout import (
     INFERENCE_FILE,
     OOF_FILE,
@@ -40,10 +40,11 @@ from common.runs.layout import (
     fold_folder,
     folds_fingerprint,
     run_names,
+    was_added,
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import Sheet, Wishes, form_line, sheet_of, write_submission
+from common.runs.submission import FORMS, Sheet, Wishes, form_line, sheet_of, write_submission
 from common.score.calibration import PARTS
 from common.score.logits import Outputs
 from common.score.metrics import check_metric_name, describe
@@ -67,6 +68,7 @@ class Options:
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
     separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     metric: str = ""  # what the competition scores by (default: the run's own --metric)
+    calibrate: bool = False  # submit probabilities after one temperature, fitted on the run's OOF predictions
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
@@ -164,9 +166,11 @@ def chosen_runs(options: Options) -> Sequence[str]:
         runs = run_names(runs_dir, options.runs)
         refuse_foreign(runs, options)
         return runs
-    if folds.is_file():
-        return finished_runs(runs_dir, options.fold, read_folds(folds).fingerprint)
-    runs = finished_runs(runs_dir, options.fold)
+    fingerprint = read_folds(folds).fingerprint if folds.is_file() else ""
+    runs = finished_runs(runs_dir, options.fold, fingerprint)
+    runs = [name for name in runs if not was_added(runs_dir / name)]  # has no model to predict with
+    if fingerprint:
+        return runs
     if len({folds_fingerprint(runs_dir / name) for name in runs}) > 1:
         what = f"{', '.join(runs)} were trained with different folds, and there is no {folds}"
         raise UserError("--runs", what, "name those of one competition, or their folds file with --folds")
@@ -314,8 +318,9 @@ def predict_test(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )
     write_predictions(out_folder / TEST_FILE, test, options.store)
+    submitted = calibrated(name, test, oofs, asked) if options.calibrate else test
     for path in filter(None, (out_folder / SUBMISSION_FILE, options.submission)):
-        write_submission(Path(path), test, asked, oof_predicted)
+        write_submission(Path(path), submitted, asked, oof_predicted)
         oof_predicted = oof_predicted[:0]  # warned of once
     facts = {"rows": rows, "models": len(models), "tta": options.tta, "views": said_of_views}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
@@ -325,6 +330,22 @@ def predict_test(
         f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s"
     )
     return test
+
+
+def calibrated(run: str, test: Predictions, oofs: Sequence[Predictions], asked: Sheet) -> Predictions:
+    """The test predictions after the temperature of the run's OOF predictions; only the submission is: a blend learns
+    its own.
+
+    Raises:
+        UserError: the submission has no probabilities, or there are no OOF predictions of every class.
+    """
+    if not FORMS[asked.form].of_probabilities:
+        raise UserError("--calibrate", f"changes no {asked.form}, which is what {run} submits", "leave it out")
+    if not oofs or any(each.is_short for each in oofs):
+        raise UserError("--calibrate", f"{run} has no OOF predictions of every class", "leave it out")
+    scale, before, after = temperature_of(oofs)
+    print(f"{run}: temperature {scale:.3f}, nll of OOF rows {before:.5f} -> {after:.5f} (each fold by the others')")
+    return replace(test, logits=(test.outputs / scale).values.astype(np.float32))
 
 
 def source_of(models: "Sequence[FoldModel]", views: Sequence[View], options: Options) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from common.runs.layout import (
     TTA_OOF_FILE,
     fold_folder,
     model_sha256,
+    was_added,
 )
-from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.runs.predictions import Predictions, read_predictions, rows_in_order, write_predictions
 from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.calibration import temperature
@@ -723,3 +724,39 @@ def test_mistakes_are_said_before_torch_is_imported(place):
         "error: nowhere.csv: cannot be read (No such file or directory); check the path"
     ]
     assert "| torch\n" not in found.stderr.replace("|  ", "| ").replace("  ", " ")
+
+
+def test_predictions_made_elsewhere_become_a_run(place, capsys):
+    """Two csv files are blended and scored like any run; a mistake in them is one line and writes nothing."""
+    parts = [read_predictions(fold_folder(Path("runs/good"), k) / OOF_FILE) for k in range(4)]
+    test = read_predictions(Path("runs/good") / TEST_FILE)
+
+    def csv_of(path: str, predictions: list[Predictions], rows: slice = slice(None)) -> None:
+        lines = [
+            ",".join([str(row_id), *map(str, shares[::-1])])
+            for each in predictions
+            for row_id, shares in zip(each.ids, softmax(each.logits), strict=True)
+        ]
+        Path(path).write_text("\n".join([",".join(["Id", *CLASSES[::-1]]), *lines[rows]]) + "\n", encoding="utf-8")
+
+    csv_of("oof.csv", parts[::-1])
+    csv_of("short.csv", parts, slice(1, None))
+    csv_of("test.csv", [test])
+    for files, what in (
+        (("short.csv", "test.csv"), "short.csv: lacks 1 row"),
+        (("folds.csv", "test.csv"), "has the columns"),
+    ):
+        with pytest.raises(UserError, match=what):
+            main(["--add", "notebook", *files])
+        assert not Path("runs/notebook").exists()
+    main(["--add", "notebook", "oof.csv", "test.csv"])
+    assert was_added(Path("runs/notebook")) and not was_added(Path("runs/good"))
+    with pytest.raises(UserError, match="exists already"):
+        main(["--add", "notebook", "oof.csv", "test.csv"])
+    main(["--runs", "good", "notebook", "--method", "mean"])
+    assert "notebook was added: which folds it was made with is not known" in capsys.readouterr().out
+    weights = json.loads(Path("runs/ensemble/weights.json").read_text())
+    rows = {row["name"]: row["nested"] for row in weights["table"]}
+    assert rows["run notebook"]["nll"] == pytest.approx(rows["run good"]["nll"], rel=1e-5)
+    blend = read_predictions(Path("runs/ensemble/test.npz"))
+    assert (blend.predicted == rows_in_order(test, blend.ids, "test").predicted).all()

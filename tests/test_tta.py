@@ -1,6 +1,7 @@
 """Views: what they do to an image, and that only those stay which help on rows no model has seen."""
 
 import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -247,3 +248,23 @@ def test_mistakes_are_named_before_any_work(chain, tiny, arguments, what):
     places = ["--runs-dir", str(chain), "--folds", str(tiny / "folds.csv")]
     with pytest.raises(UserError, match=what):
         infer.main([*places, *arguments])
+
+
+def test_a_single_run_submits_calibrated_probabilities(chain, tiny, tmp_path, capsys):
+    """--calibrate divides what is submitted by the temperature of the OOF rows; test.npz stays, for a blend;
+    --submission writes the file where a notebook wants it."""
+    there = tmp_path / "working" / "submission.csv"
+    there.parent.mkdir()
+    say = ["--runs-dir", str(chain), "--runs", "one", "--out-dir", str(tmp_path), "--test", str(tiny / "test.csv")]
+    for more in ([], ["--calibrate", "--submission", str(there)]):
+        infer.main([*say, "--submit", "probabilities", *more])
+    said = capsys.readouterr().out
+    folder = next(path.parent for path in tmp_path.glob("*/test.npz"))
+    test = read_predictions(folder / TEST_FILE)
+    scale = float(said.split("temperature ")[1].split(",")[0])
+    before, after = map(float, re.search(r"nll of OOF rows ([0-9.]+) -> ([0-9.]+)", said).groups())
+    shares = np.loadtxt(there, delimiter=",", skiprows=1, usecols=range(1, 1 + len(test.classes)))
+    np.testing.assert_allclose(shares, Outputs(test.logits / scale).softmax(), atol=2e-3)
+    assert there.read_bytes() == (folder / "submission.csv").read_bytes() and scale != 1 and after < before + 0.1
+    with pytest.raises(UserError, match="--calibrate: changes no label"):
+        infer.main([*say, "--submit", "label", "--calibrate"])

@@ -24,6 +24,11 @@ def comparison_sections(evidence: Evidence) -> list[Section]:
         f"{' and '.join(run.name for run in group)} have the same predictions, byte for byte: they say what one says."
         for group in evidence.copies
     ]
+    copies += [
+        f"{run.name} was made elsewhere: which folds it was made with is not known."
+        for run in evidence.runs
+        if "added" in run.settings
+    ]
     if len(evidence.entrants) == 1:
         return [Section("Score", table(ranking), [f"{best.name}: {score}."], {"runs": ranking})]
     scores = Section("", table(ranking), [f"Best by {evidence.metric} is {best.name}: {score}.", *copies])

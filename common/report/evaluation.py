@@ -70,6 +70,9 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
     paths = finished_folds(run_folder)
     oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.classes), COPIES))
+    settings = read_json(paths[0] / CONFIG_FILE)
+    if "added" in settings:  # made elsewhere (common/runs/added.py): nothing is known of its training
+        return Evaluation(run_folder.name, oof, settings)
     settings = read_json(paths[0] / CONFIG_FILE, img_size=int, channels=int, mixed_precision=str, select=str)
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from common.runs.predictions import Predictions
+from common.score.calibration import calibrated_loss, cross_fitted
 from common.score.decisions import DecisionStudy, can_be_learned, study_decisions
-from common.score.logits import Outputs
 
 
 def learned_decision(oofs: Sequence[Predictions], metric: str) -> DecisionStudy:
@@ -15,11 +15,23 @@ def learned_decision(oofs: Sequence[Predictions], metric: str) -> DecisionStudy:
     first, parts = oofs[0], [each for each in oofs if not each.is_short]
     if not parts or not can_be_learned(first.task, metric):
         return DecisionStudy(metric, first.classes, "", (), {}, {})
-    whole = replace(
-        first,
-        **{
-            name: np.concatenate([getattr(each, name) for each in parts])
-            for name in ("ids", "logits", "labels", "fold")
-        },
-    )
-    return study_decisions(first.task, Outputs(whole.logits), whole.targets, whole.fold, first.classes, metric)
+    whole = joined(parts)
+    return study_decisions(first.task, whole.outputs, whole.targets, whole.fold, first.classes, metric)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of several folds in long form as one."""
+    fields = ("ids", "logits", "labels", "fold")
+    return replace(parts[0], **{name: np.concatenate([getattr(each, name) for each in parts]) for name in fields})
+
+
+def temperature_of(oofs: Sequence[Predictions]) -> tuple[float, float, float]:
+    """What to divide a run's outputs by, from its out-of-fold predictions; their loss before, and after, nested."""
+    whole = joined(oofs)
+    outputs, targets, task = whole.outputs, whole.targets, whole.task
+    before = float(task.loss(outputs, targets).mean())
+    if len(np.unique(whole.fold)) > 1:
+        after = float(task.loss(cross_fitted(outputs, targets, whole.fold, task), targets).mean())
+    else:
+        after = calibrated_loss(outputs, targets, task)
+    return task.calibrate(outputs, targets), before, after

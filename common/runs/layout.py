@@ -153,6 +153,12 @@ def folds_fingerprint(run_folder: Path) -> str:
     return read_metrics(min(path.parent for path in run_folder.glob(f"f*/{METRICS_FILE}")))["folds_fingerprint"]
 
 
+def was_added(run_folder: Path) -> bool:
+    """Whether a run holds predictions made elsewhere (common/runs/added.py), and no model."""
+    path = fold_folder(run_folder, 0) / CONFIG_FILE
+    return path.is_file() and "added" in read_json(path)
+
+
 def finished_runs(runs_dir: Path, fold: str = "all", fingerprint: str = "") -> list[str]:
     """Names of the direct children of ``runs_dir`` with every fold finished, sorted; others are named and left out.
 

@@ -70,6 +70,7 @@ class Form:
     cells: Callable[[Predictions, "Sheet"], Iterator[Sequence[str]]]
     # Such cells, names of the outputs, separator of label sets -> what is wrong.
     checks: Callable[[Iterable[Sequence[str]], Sequence[str], str], Iterator[Fault]]
+    of_probabilities: bool = False  # what a temperature changes
 
 
 def reads_label(asked: Asked, outputs: Sequence[str]) -> int | None:
@@ -196,13 +197,13 @@ def label_column_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Seq
 
 FORMS = {
     "label": Form("id and label", reads_label, label_cells, check_labels),
-    "probability": Form("id and a probability", reads_probability, probability_cells, check_probability),
-    "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities),
+    "probability": Form("id and a probability", reads_probability, probability_cells, check_probability, True),
+    "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities, True),
     "top": Form("id and several names in a cell", reads_top, top_cells, check_top),
     "labels": Form("id and labels", reads_label_sets, label_set_cells, check_label_sets),
     "label-columns": Form("id and 0 or 1 per label", reads_label_columns, label_column_cells, check_probability),
     "label-probabilities": Form(
-        "id and a probability per label", reads_probabilities, probability_cells, check_probability
+        "id and a probability per label", reads_probabilities, probability_cells, check_probability, True
     ),
 }
 

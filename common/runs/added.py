@@ -1,0 +1,79 @@
+"""Predictions made elsewhere, two csv files, as a run's folder: ensemble.py and report.py take it like any other."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.base.errors import UserError
+from common.base.files import check_folder, write_json
+from common.base.strict_csv import read_columns, row_of
+from common.base.words import names_in_short
+from common.data.folds import Folds
+from common.runs.layout import CONFIG_FILE, METRICS_FILE, OOF_FILE, TEST_FILE, fold_folder
+from common.runs.predictions import Predictions, rows_in_order, write_predictions
+
+LEAST = 1e-15  # of a probability: below, a log loss would be endless
+SUM = 1e-3  # how far from 1 the probabilities of a row may sum, from rounding
+SOURCE = {"fold": "all", "tta": "none", "views": {}, "models": {}}  # of predictions without models of ours
+
+
+def add_run(run_folder: Path, oof_csv: Path, test_csv: Path, folds: Folds) -> Predictions:
+    """Write the folder of a run from its predictions of every held-out row and of the test rows; returns the former.
+
+    Each csv has an id and a probability for each class, in columns of their names, or, of two classes, in one column
+    that of the positive one (--positive, or the second). Which folds they were made with cannot be told.
+
+    Raises:
+        UserError: the folder is there already; a row missing, doubled or unknown; cells that are no probabilities.
+    """
+    if run_folder.exists():
+        raise UserError(str(run_folder), "exists already", "give these predictions another name")
+    if not folds.task.is_one_of:
+        raise UserError("--add", f"takes no predictions of the task {folds.task.name}", "leave it out")
+    check_folder(run_folder)
+    held_out = folds.fold >= 0
+    oof = rows_in_order(read_probabilities(oof_csv, folds), folds.ids[held_out], str(oof_csv))
+    test = read_probabilities(test_csv, folds)
+    labels, fold = folds.labels[held_out], folds.fold[held_out]
+    for k in range(folds.count):
+        own, folder = fold == k, fold_folder(run_folder, k)
+        part = Predictions(oof.ids[own], oof.logits[own], folds.classes, labels[own], fold[own], task=folds.task)
+        sha256 = write_predictions(folder / OOF_FILE, part)
+        write_json(folder / CONFIG_FILE, {"added": oof_csv.name, "folds_fingerprint": folds.fingerprint})
+        facts = {"folds_fingerprint": folds.fingerprint, "fold_count": folds.count, "sha256_of": {OOF_FILE: sha256}}
+        write_json(folder / METRICS_FILE, facts | part.score())
+    write_predictions(run_folder / TEST_FILE, test)
+    return Predictions(oof.ids, oof.logits, folds.classes, labels, fold, task=folds.task)
+
+
+def read_probabilities(path: Path, folds: Folds) -> Predictions:
+    """The predictions that a csv of probabilities holds, in its order.
+
+    Raises:
+        UserError: other columns than an id and probabilities, an id twice, or a row that is no probabilities.
+    """
+    cells, classes = read_columns(path), folds.classes
+    others = [name for name in cells if name not in classes]
+    one = len(classes) == 2 and len(cells) == 2 and not set(classes) & set(cells)
+    if not one and (len(others) != 1 or len(cells) != len(classes) + 1):
+        what = f"has the columns {names_in_short(list(cells))}, not an id and a probability for each class"
+        raise UserError(str(path), what, f"the classes are {names_in_short(classes)}")
+    columns = [others[-1]] if one else classes
+    shares = np.array([[_number(cell) for cell in cells[name]] for name in columns]).T
+    if one:
+        positive = classes.index(folds.task.positive) if folds.task.positive in classes else 1
+        shares = np.concatenate([1 - shares, shares] if positive else [shares, 1 - shares], axis=1)
+    wrong = ~((shares >= 0) & (shares <= 1)).all(axis=1) | ~(np.abs(shares.sum(axis=1) - 1) <= SUM)
+    if wrong.any():
+        row = int(wrong.argmax())
+        said = ", ".join(str(cells[name][row]) for name in columns[:12])
+        raise UserError(row_of(path, row), f"{said} are not probabilities that sum to 1", "write probabilities")
+    logits = np.log(np.maximum(shares, LEAST)).astype(np.float32)
+    return Predictions(cells[others[0]], logits, classes, source=SOURCE, id_name=others[0], task=folds.task)
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
