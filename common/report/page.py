@@ -223,13 +223,13 @@ def sheet(svg: Html) -> Html:
     return element("figure", svg, class_="sheet")
 
 
-def pictures(captioned: Iterable[tuple[np.ndarray | Path, Sequence[str]]]) -> Html:
+def pictures(captioned: Iterable[tuple[np.ndarray | Path | Stack, Sequence[str]]]) -> Html:
     """Images in a grid, each with the lines below it; the first line is the strongest. Features have lines alone."""
     shown_pictures, kind = [], "pixels"
     for image, (first, *others) in captioned:
-        kind = "photos" if isinstance(image, Path) else "pixels"
+        kind = "photos" if not isinstance(image, np.ndarray) else "pixels"
         text = element("figcaption", element("b", first), *(element("span", line) for line in others))
-        is_image = isinstance(image, Path) or image.ndim > 1
+        is_image = kind == "photos" or image.ndim > 1
         picture = [element("img", src=data_uri(image), alt=first)] if is_image else []
         shown_pictures.append(element("figure", *picture, text))
     return element("div", *shown_pictures, class_=f"pictures {kind}")
