@@ -21,6 +21,7 @@ from common.data.competition import Competition
 from common.data.decoding import Decoder, Preparation
 from common.data.labels import refuse_numbers
 from common.data.tables import read_test_table, read_train_table
+from common.report.page import pictures
 
 ROWS = 24
 
@@ -142,6 +143,7 @@ def test_three_files_are_one_image(tmp_path, monkeypatch):
         whole = prepare((tmp_path / "whole" / f"photo{number}.png").read_bytes())
         assert (Decoder(train, prepare, train.row_shas())(number) == whole).all()
         assert (Decoder(test, prepare)(ROWS - 1 - number) == whole).all()
+    assert "data:image/jpeg" in str(pictures([(train.images[0], ["as the report shows it"])]))
 
 
 @pytest.mark.parametrize(
