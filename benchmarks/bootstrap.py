@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.bootstrap --trials 200
 
 Scores are drawn from two normal distributions, so that the true AUC is known. Two runs of a pair see the same rows and
-agree in part, as two nets do. The figures are in bootstrap.md.
+agree in part, as two nets do.
 """
 
 import time
@@ -27,6 +27,7 @@ SHARED = 0.7  # correlation of the two runs' scores within a class
 class Options:
     """Measure coverage and false alarms: python -m benchmarks.bootstrap"""
 
+    positives: tuple[int, ...] = POSITIVES  # a row of the table each
     trials: int = 200  # draws of a data set for each row of the table
     negatives: int = 9  # for each positive
 
@@ -38,7 +39,7 @@ def answers_of(scores: np.ndarray, targets: np.ndarray) -> Answers:
 def main(options: Options) -> None:
     print("| positives | AUC | interval covers | mean width | false alarms at 5 % | s for one pair |")
     print("|---|---|---|---|---|---|")
-    for positives in POSITIVES:
+    for positives in options.positives:
         for auc in AUCS:
             random = np.random.default_rng(positives)
             targets = np.repeat([1, 0], [positives, positives * options.negatives])

@@ -2,7 +2,7 @@
 
 Rows are drawn with replacement within each class, so that every draw has as many of it as the rows themselves; rows
 that belong together (a group, copies of an image) are drawn together (Efron and Tibshirani 1993, An Introduction to the
-Bootstrap, chapters 8 and 16). benchmarks/bootstrap.md has what the intervals and tests are worth with few positives.
+Bootstrap, chapters 8 and 16). benchmarks/bootstrap.py measures what they are worth with few positives.
 """
 
 from collections.abc import Iterator
