@@ -260,6 +260,7 @@ def train_fold(session: "Session", cfg: Train, fold: str, folds_after: int, dead
         UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3); the
             loss, weights or predictions are no longer finite numbers (exit 4).
     """
+    from common.train.hardware import memory_used
     from common.train.loop import agreed, epoch_bar, predict_held_out, scores_of, train_epoch
     from common.train.outcome import save_training
     from common.train.session import fold_held, trainings_of
@@ -290,6 +291,8 @@ def train_fold(session: "Session", cfg: Train, fold: str, folds_after: int, dead
                 with traced(trace, steps), bar:
                     train_loss = train_epoch(accelerator, training, cfg.clip_grad, bar)
                 train_seconds = time.perf_counter() - started
+                if epoch == 1 and (used := memory_used(accelerator.device)):
+                    accelerator.print(used)
                 logits = predict_held_out(accelerator, training, rows, f"fold {fold}, epoch {epoch}")
                 last_lr = training.learning_rate((training.epoch + 1) * steps - 1)
                 row = {"epoch": epoch, "lr": last_lr, "train_loss": train_loss}

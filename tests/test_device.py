@@ -388,3 +388,28 @@ def test_what_a_device_should_do_is_set(monkeypatch):
     hardware.set_up_device(tf32=False, deterministic=False, one_size=True)
     assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "highest"
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gpu_takes_the_fused_step():
+    """AdamW's few kernels, where parameters are on a GPU; on a CPU, and where asked otherwise, nothing changes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from common.model.optim import create_optimiser
+
+    def fused(device: str, **opt_args) -> bool | None:
+        return create_optimiser(nn.Linear(2, 2, device=device), "adamw", 1e-3, 0.05, **opt_args).defaults["fused"]
+
+    with FakeTensorMode():
+        assert fused("cuda") is True and fused("cuda", foreach=True) is None
+    assert fused("cpu") is None
+
+
+def test_a_recomputed_net_trains_the_same_weights(tiny, tmp_path):
+    """--model-args grad_checkpointing=true: less memory, equal predictions; a net without the switch is refused."""
+    model = ["--model", "test_vit", "--fold", 0, "--epochs", 2, "--model-args", "patch_size=4"]
+    for run, more in (("kept", []), ("again", ["grad_checkpointing=true"])):
+        train(tiny, tmp_path, "--run", run, *model, *more)
+    kept, again = (np.load(tmp_path / run / "fold0/oof.npz")["logits"] for run in ("kept", "again"))
+    np.testing.assert_allclose(kept, again, atol=1e-6)
+    with pytest.raises(UserError, match="digit_cnn has no grad_checkpointing"):
+        train(tiny, tmp_path, "--run", "no", "--fold", 0, "--model-args", "grad_checkpointing=true")

@@ -33,6 +33,7 @@ DECIDED_ELSEWHERE |= {"pretrained_cfg_overlay", "checkpoint_path", "cache_dir", 
 
 # Among a model's arguments, but no constructor's: training converts the finished model, and photos are prepared so.
 SYNC_BN = "sync_bn"
+RECOMPUTE = "grad_checkpointing"  # activations again in the backward pass, instead of keeping them
 CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 
 
@@ -180,20 +181,34 @@ def build(name: str, model_args: Mapping[str, Any], num_classes: int, channels: 
         UserError: an argument that it does not know.
         Exception: of any kind, where timm refuses this size or the value of an argument.
     """
-    own = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, *CROPS)}
+    own = {argument: value for argument, value in model_args.items() if argument not in (SYNC_BN, RECOMPUTE, *CROPS)}
     arguments = {"num_classes": num_classes, "in_chans": channels, **own}
     try:
         try:
-            return timm.create_model(name, img_size=img_size, **arguments)
+            model = timm.create_model(name, img_size=img_size, **arguments)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            return timm.create_model(name, **arguments)
+            model = timm.create_model(name, **arguments)
+        return recomputing(model, name) if model_args.get(RECOMPUTE) else model
     except TypeError as error:
         # Python's words: argument 'x'; timm's own, of some families: argument(s): ['x'].
         if unknown := re.search(r"unexpected keyword argument[^']*'(\w+)'", str(error)):
             raise UserError("--model-args", f"{name} has no argument {unknown[1]}", "see its constructor") from error
         raise
+
+
+def recomputing(model: nn.Module, name: str) -> nn.Module:
+    """The model, keeping fewer activations and computing the others again: timm's own switch.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError):
+        raise UserError("--model-args", f"{name} has no {RECOMPUTE}", "leave it out, or use --accumulate") from None
+    return model
 
 
 def _refusal(

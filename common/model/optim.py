@@ -13,6 +13,10 @@ from common.base.errors import ENVIRONMENT, UserError
 from common.base.words import in_a_line
 from common.runs.choices import OPTIMISERS, no_optimiser
 
+# Torch's own, which on a GPU do a step in few kernels and look for a scaled loss's infinities without waiting for it
+# (torch.optim, "Algorithms": fused is the fastest; the training script of torchvision offers it, timm's by name).
+FUSED = {"adam", "adamw"}
+
 # What the recipes use and the oldest timm that we take lacks.
 SINCE = {"muon": "1.0.21"}
 
@@ -26,6 +30,8 @@ def create_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float
         UserError: there is no such optimiser, its package is missing, or it does not take one of ``opt_args``.
     """
     made_of, own_args = OPTIMISERS.get(name, (name, {}))
+    if made_of in FUSED and next(model.parameters()).is_cuda and not opt_args.keys() & {"fused", "foreach"}:
+        own_args = own_args | {"fused": True}
     inner = made_of.removeprefix("lookahead_")
     if inner != "ralamb":
         _check_timms(name, inner, opt_args)

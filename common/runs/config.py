@@ -40,7 +40,7 @@ class Config:
     restart: bool = False  # list what this run's folder holds, then delete it
     task: Literal["multiclass", "multilabel"] = "multiclass"  # what an answer is: one class a row, or a set of labels
     model: str = "digit_cnn"  # any timm model, or digit_cnn
-    model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2 global_pool=avgmax; also sync_bn, photos' crop_pct
+    model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2; also sync_bn, grad_checkpointing, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
     freeze: tuple[str, ...] = ()  # backbone=EPOCHS (all --epochs: last layer only), stages=N (and stem), batchnorm=True
@@ -161,7 +161,8 @@ def check_each(cfg: Config) -> None:
     check_optimiser(cfg.opt)
     for of in ("model", "freeze", "opt", "schedule", "loss", "augment", "select"):
         cfg.args(of)
-    check_value("model-args", "sync_bn", cfg.args("model").get("sync_bn", False), default=False)
+    for name in ("sync_bn", "grad_checkpointing"):
+        check_value("model-args", name, cfg.args("model").get(name, False), default=False)
     options_of(cfg.augment, cfg.args("augment"), grey=cfg.channels == 1)
 
 

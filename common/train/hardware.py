@@ -114,6 +114,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def memory_used(device: torch.device) -> str:
+    """What a GPU's memory has held at most so far, of how much; empty elsewhere."""
+    if device.type != "cuda":
+        return ""
+    at_most, there = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    return f"GPU memory: {at_most / 1e9:.1f} of {there / 1e9:.1f} GB used at most"
+
+
 def usable_precision(asked: str) -> str:
     """``asked`` ("no", "fp16" or "bf16") if it survives a real convolution on this device, else what does.
 
