@@ -174,7 +174,8 @@ what the table is for.
     make competitions MAKER=../shared/competitions/make.py      # {minutes:.0f} minutes on one thread
 
 Two runs of `digit_cnn` (`{TRAINING}`), 3 folds. OOF and answers: the first run, the second, their blend. Form: the
-first two lines of the blend's submission.
+first two lines of the blend's submission. The OOF of label sets is at a threshold of 1/2; their submissions are decided
+by thresholds learned on the OOF rows.
 
 | competition | flags beyond the files' names | metric | OOF | answers | form |
 |---|---|---|---|---|---|
