@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from forks import Forks
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bits are promised on CPUs; what is tested of GPUs is told that there are some
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # What keeps a training run small; every test that trains starts from it.

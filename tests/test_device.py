@@ -27,7 +27,9 @@ from common.data.geometry import affine, written_out
 from common.data.images import pixels_of
 from common.data.transfer import HOST, ahead
 from common.data.views import TTA
+from common.runs.config import Config
 from common.train import hardware, loop, session
+from common.train.build import unused_at_first
 from common.train.loop import Predictor
 from common.train.memory import is_out_of_memory
 
@@ -413,3 +415,36 @@ def test_a_recomputed_net_trains_the_same_weights(tiny, tmp_path):
     np.testing.assert_allclose(kept, again, atol=1e-6)
     with pytest.raises(UserError, match="digit_cnn has no grad_checkpointing"):
         train(tiny, tmp_path, "--run", "no", "--fold", 0, "--model-args", "grad_checkpointing=true")
+
+
+def test_a_net_of_bf16_is_not_squeezed_into_fp16(monkeypatch):
+    """A card without bf16 trains in fp16, with its loss scaler, but a net of bf16 predicts in float32."""
+    monkeypatch.setattr(hardware, "_precision_works", lambda name, device: name == "fp16")
+    assert hardware.usable_precision("bf16") == "fp16"
+    assert hardware.usable_precision("bf16", trained=True) == "no"
+
+
+def test_tensor_cores_that_lie_idle_are_mentioned(monkeypatch):
+    """A T4 in float32 is told of fp16; a P100 has nothing to gain, nor has who asked for a precision."""
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(hardware, "_precision_works", lambda name, device: name == "fp16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "--mixed-precision fp16" in hardware.faster_precision(card, "no")
+    assert not hardware.faster_precision(card, "fp16") and not hardware.faster_precision(HOST, "no")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
+    assert not hardware.faster_precision(card, "no")
+
+
+def test_apples_gpus_keep_the_format_without_faults(tmp_path, capsys):
+    """channels_last has had wrong gradients there: it is not tried, and who asks for it is warned."""
+    apple = SimpleNamespace(device=torch.device("mps"))
+    assert hardware.memory_format("auto", tmp_path, apple, nn.Module, ()) == "contiguous_format"
+    assert hardware.memory_format("yes", tmp_path, apple, nn.Module, ()) == "channels_last"
+    assert "wrong gradients" in capsys.readouterr().err
+
+
+def test_ddp_looks_for_unused_parameters_only_where_some_thaw():
+    """What is frozen throughout has no gradient to wait for."""
+    assert unused_at_first(Config(epochs=10, freeze=("backbone=2",)))
+    assert not unused_at_first(Config(epochs=10, freeze=("backbone=10",)))
+    assert not unused_at_first(Config(epochs=10))

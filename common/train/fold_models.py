@@ -90,7 +90,7 @@ class FoldModels:
             accelerator,
             images=read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads()),
             normalise=normaliser(saved.normalise),
-            precision=usable_precision(saved.cfg.mixed_precision),
+            precision=usable_precision(saved.cfg.mixed_precision, trained=True),
             batch_size=evaluation_batch(saved.micro_batch),
             side=prepare.side,
         )

@@ -122,17 +122,18 @@ def memory_used(device: torch.device) -> str:
     return f"GPU memory: {at_most / 1e9:.1f} of {there / 1e9:.1f} GB used at most"
 
 
-def usable_precision(asked: str) -> str:
+def usable_precision(asked: str, trained: bool = False) -> str:
     """``asked`` ("no", "fp16" or "bf16") if it survives a real convolution on this device, else what does.
 
-    bf16 falls back to fp16 on a GPU, anything to "no", and a warning says so.
+    bf16 falls back to fp16 on a GPU, anything to "no", and a warning says so. A net that is ``trained`` falls back to
+    "no" alone: what it computes may lie outside of fp16's range, which ends at 65,504.
     """
     device = own_device()
     try:
         _convolve("no", device)
     except RuntimeError as error:
         raise _cannot_compute(device, error) from error
-    candidates = {"no": [], "bf16": ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
+    candidates = {"no": [], "bf16": ["bf16"] if trained else ["bf16", "fp16"], "fp16": ["fp16"]}.get(asked)
     if candidates is None:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
     works = next((name for name in candidates if _precision_works(name, device)), "no")
