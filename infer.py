@@ -25,6 +25,7 @@ from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.competition import beside, competition_flags, next_command, read_competition
 from common.data.folds import Folds, match_folds, read_folds
+from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
 from common.runs.decision import learned_decision, temperature_of
@@ -46,6 +47,7 @@ from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import FORMS, Sheet, Wishes, form_line, sheet_of, write_submission
 from common.score.calibration import PARTS
+from common.score.leaderboard import averaging_gain, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric_name, describe
 from common.score.task import TASKS, posed
@@ -286,6 +288,7 @@ def predict_test(
     from common.train.fold_models import FoldModels
 
     started = time.perf_counter()
+    fold_models = FoldModels(models, table, views, cache=Cache(options.cache_gb))
     saved, labels = models[0].saved, table.labels
     task = TASKS[saved.task]
     if unknown := sorted({name for label in labels for name in task.names_in(label)} - set(saved.classes)):
@@ -294,7 +297,7 @@ def predict_test(
     rows = len(table.ids)
     test = Predictions(
         ids=table.ids,
-        logits=FoldModels(models, table, views, cache=Cache(options.cache_gb)).mean(np.arange(rows)),
+        logits=fold_models.mean(np.arange(rows)),
         classes=saved.classes,
         labels=labels,
         id_name=saved.id_name or table.id_name,
@@ -324,6 +327,12 @@ def predict_test(
         oof_predicted = oof_predicted[:0]  # warned of once
     facts = {"rows": rows, "models": len(models), "tta": options.tta, "views": said_of_views}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
+    if oofs and task.is_one_of and options.fold == "all":
+        right = 1.0 - np.concatenate([each.answers().costs for each in oofs])
+        facts["averaging_gain"] = averaging_gain(Outputs(fold_models.one_by_one), float(right.mean()))
+        print(f"{name}: {worth_in_words(right, rows, len(models), facts['averaging_gain'])}")
+    if sorted_by_class := order_in_words(test.predicted):
+        print(f"{name}: {sorted_by_class}")
     write_json(out_folder / INFERENCE_FILE, facts)
     print(
         f"{name}: {rows:,} rows, {len(models)} models x {len(views)} views, "

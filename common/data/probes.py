@@ -159,6 +159,22 @@ def label_codes(labels: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.quantile(values, np.linspace(0, 1, 11)[1:-1]), values)
 
 
+def order_in_words(predicted: np.ndarray) -> str:
+    """A note where test rows that follow each other are predicted alike far above chance; empty where not."""
+    codes, random = label_codes(predicted), np.random.default_rng(0)
+    if len(codes) < FEWEST:
+        return ""
+    shuffled = np.array([_alike(random.permutation(codes)) for _ in range(SHUFFLES)])
+    real, chance = _alike(codes), float(shuffled.mean())
+    z = (real - chance) / (shuffled.std() + 1 / len(codes))
+    if z <= CERTAIN:
+        return ""
+    return (
+        f"note: {real:.0%} of the test rows are predicted like the next one, by chance {chance:.0%} (z {z:.0f}): "
+        "the test table is sorted, and a rival may use its order"
+    )
+
+
 def _binned(values: np.ndarray) -> np.ndarray:
     """The number of each value's bin, bins being of about equal size."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from common.base.errors import UserError
-from common.base.files import write_file
+from common.base.files import read_json, write_file
 from common.base.strict_csv import read_columns
 from common.data.competition import beside
 from common.data.trust import PAIRS_FILE, Verdict, beside_folds, read_verdict
 from common.report.evaluation import Evaluation, Evidence
 from common.report.page import Html, Section, element, findings, is_share, join, note, pictures, table
-from common.runs.layout import TEST_FILE
+from common.runs.layout import INFERENCE_FILE, TEST_FILE
 from common.runs.predictions import read_predictions
 from common.score.leaderboard import (
     PER_ROW,
@@ -116,16 +116,18 @@ def worth_section(evidence: Evidence, verdict: Verdict | None, public: dict[str,
     n_public = max(1, round(share * n_test))
     rows = []
     for each in entries:
-        found = expected(each.oof, each.row_deviation, n_oof, n_test)
-        row = {"run": each.name, "oof": each.oof, "test from": found.low, "test to": found.high}
+        gain = gain_of(evidence, each.name) if metric == "accuracy" else 0.0
+        found = expected(each.oof, each.row_deviation, n_oof, n_test, gain)
+        row = {"run": each.name, "oof": each.oof, "by averaging": gain, "test from": found.low, "test to": found.high}
         if public:
-            row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public)}
+            row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public, gain)}
             row |= {"private, from both": pooled(each, n_oof, n_public)}
         rows.append(row)
-    sentences = public_sentences(entrants, entries, metric, n_public, n_oof, verdict) if public else []
+    sentences = public_sentences(evidence, entries, n_public, n_oof, verdict) if public else []
     lines = [
         f"Interval of the score on a test set of {n_test:,} rows, 95 %, by {n_oof:,} rows out of fold.",
-        "Out of fold one model answers a row; a submission is the mean of all, and usually better than this says.",
+        "Out of fold one model answers a row, a submission is the mean of all: what that gains in accuracy infer.py "
+        "estimates without labels; where it is 0 it is not known, and the submission is usually better than this says.",
     ]
     frame = pd.DataFrame(rows)
     form = "{:.3%}".format if is_share(metric) else "{:.5f}".format
@@ -149,6 +151,12 @@ def test_rows(evidence: Evidence) -> int:
     return len(evidence.images.ids)
 
 
+def gain_of(evidence: Evidence, run: str) -> float:
+    """What averaging its models gains in accuracy on the test rows, as infer.py estimated it; 0: not known."""
+    path = evidence.runs_dir / run / INFERENCE_FILE
+    return float(read_json(path).get("averaging_gain", 0.0)) if path.is_file() else 0.0
+
+
 def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:
     """A run or blend as a submission."""
     from common.score.metrics import METRICS
@@ -158,17 +166,17 @@ def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:
 
 
 def public_sentences(
-    entrants: Sequence[Evaluation],
+    evidence: Evidence,
     entries: Sequence[Entry],
-    metric: str,
     n_public: int,
     n_oof: int,
     verdict: Verdict | None,
 ) -> list[str]:
     """Whether the public scores surprise, which two to choose, and which differences mean nothing."""
-    sentences = []
+    sentences, metric, entrants = [], evidence.metric, evidence.entrants
     for each in entries:
-        if abs(z := surprise(each, n_oof, n_public)) > SURPRISE:
+        gain = gain_of(evidence, each.name) if metric == "accuracy" else 0.0
+        if abs(z := surprise(each, n_oof, n_public, gain)) > SURPRISE:
             sentences.append(
                 f"The public score of {each.name} is a surprise: {z:+.1f} deviations from what its folds say. "
                 "Another distribution, a leak, or folds that flatter."

@@ -60,6 +60,16 @@ def expected(oof: float, deviation: float, n_oof: int, n_test: int, gain: float 
     return Expected(oof + gain, oof + gain - half, oof + gain + half)
 
 
+def worth_in_words(right: np.ndarray, n_test: int, models: int, gain: float) -> str:
+    """What the mean of K models will score on ``n_test`` rows, by what is right (n, 0 or 1) out of fold, in a line."""
+    error, deviation = with_gain(1.0 - float(right.mean()), gain)
+    found = expected(1.0 - error, deviation, len(right), n_test)
+    return (
+        f"expected on the test set {found.score:.2%} accuracy, 95 % interval {found.low:.2%} - {found.high:.2%}: "
+        f"{right.mean():.2%} out of fold, and {gain:+.2%} by averaging {models} models"
+    )
+
+
 def with_gain(error: float, gain: float) -> tuple[float, float]:
     """The error of the mean of K models, and the deviation of a row's, where OOF says ``error``: costs of 0 and 1."""
     mean = min(1.0, max(0.0, error - gain))

@@ -30,6 +30,7 @@ from common.train.memory import out_of_memory_said
 
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
 TOO_LARGE = "memory", "does not hold the models, their images and predictions", "free memory, or lower --cache-gb"
+FEW_ROWS, FEW_NUMBERS = 2_000, 20_000_000  # of which each model's own outputs are kept
 IN_MEMORY = Cache(DEFAULT_GB)
 
 
@@ -118,13 +119,19 @@ class FoldModels:
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """The log of the mean probability of models and views, float32 (m, classes), for ``rows``, int64 (m).
 
-        Some rows at a time by all models, so that what one model says of all rows is never kept.
+        Some rows at a time by all models, so that what one model says of all rows is never kept; of the first rows
+        :attr:`one_by_one` keeps what each model says, float (models, rows, classes).
         """
         weights, task = [view.weight for view in self.views] * len(self.models), TASKS[self.models[0].saved.task]
         averaged = np.empty((len(rows), len(self.classes)), dtype=np.float32)
         for some in blocks(len(rows), len(self.classes) * len(weights), AT_ONCE):
             outputs = np.concatenate([self.of_fold(k, rows[some]) for k in range(len(self.models))])
             averaged[some] = task.average(Outputs(outputs), weights).values
+            if some.start == 0:
+                few = outputs[:, : max(1, min(FEW_ROWS, FEW_NUMBERS // (len(weights) * len(self.classes))))]
+                of_each = few.reshape(len(self.models), len(self.views), *few.shape[1:])
+                own = [view.weight for view in self.views]
+                self.one_by_one = np.stack([task.average(Outputs(views), own).values for views in of_each])
         return averaged
 
 
