@@ -62,7 +62,12 @@ KINDS = {
         "it is no part of the picture; your models cannot see it, a rival can",
         unit=" bytes",
     ),
-    "jpeg_table": Kind("the JPEG quality", "jpeg", True, "a model may see it in the noise of the compression"),
+    "jpeg_table": Kind(
+        "the JPEG table (its sum: larger is coarser)",
+        "jpeg",
+        True,
+        "a model may see it in the noise of the compression",
+    ),
     "mean": Kind("the mean brightness", "pixels", True, _SEEN, unit=" of 255"),
     "spread": Kind("the contrast", "pixels", True, _SEEN, unit=" of 255"),
     "colour": Kind("how colourful the picture is", "pixels", True, _SEEN),
@@ -244,7 +249,9 @@ class Shift:
 
     def __str__(self) -> str:
         kind = KINDS[self.probe]
-        medians = (f"{value:,.4g}" for value in (self.train_median, self.test_median))
+        medians = (
+            f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (self.train_median, self.test_median)
+        )
         return f"{kind.words.removeprefix('the ')} {' against '.join(medians)}{kind.unit}"
 
 
