@@ -12,6 +12,8 @@ WRONG = {
         *("drop_rate=[1,2]", "drop_rate=None", "drop_path_rate=2", "drop_path_rate=x", "global_pool=foo"),
         *("global_pool=3", "output_stride=x", "stem_size=-3", "se_layer=foo", "round_chs_fn=foo", "num_features=-5"),
         *("num_classes=3", "in_chans=x", "pretrained_cfg=x", "device=foo", "dtype=foo", "features=3"),
+        *("pad_type=foo", "pad_type=3", "output_stride=7", "output_stride=-8", "output_stride=0", "fix_stem=7"),
+        *("channel_multiplier=-1", "channel_multiplier=0", "depth_multiplier=-1"),
     ],
     "test_vit": [
         *("patch_size=0", "patch_size=-4", "patch_size=x", "embed_dim=-1", "embed_dim=65", "depth=x", "depth=2.5"),
@@ -20,7 +22,8 @@ WRONG = {
     ],
     "digit_cnn": [
         *("widths=(-4,8,8)", "widths=5", "widths=(1.5,2,3)", "widths=(99999999,99999999,9)", "depths=(0,0,0)"),
-        *("depths=x", "first_kernel=x", "first_kernel=-3", "first_kernel=0", "drop_rate=5", "width=3"),
+        *("depths=x", "first_kernel=x", "first_kernel=-3", "first_kernel=0", "drop_rate=5", "width=3", "widths=None"),
+        *("depths=None", "first_kernel=None"),
     ],
 }
 OPTIMISERS = [
@@ -29,6 +32,9 @@ OPTIMISERS = [
         for argument in ("betas=5", "betas=(0.9,)", "betas=x", "eps=x", "eps=-1", "eps=None", "foo=1")
     ],
     *[("sgd", argument) for argument in ("momentum=x", "momentum=-1", "betas=(0.9,0.9)", "nesterov")],
+    *[("sgd", argument) for argument in ("nesterov=7", "nesterov=x", "maximize=7")],
+    *[("muon", argument) for argument in ("ns_steps=x", "ns_steps=-1", "ns_steps=2.5", "nesterov=7")],
+    *[("adamw", "amsgrad=x"), ("lamb", "always_adapt=x"), ("lion", "caution=7"), ("lookahead_adan", "no_prox=7")],
     *[("lamb", "max_grad_norm=x"), ("lion", "betas=(2,3)"), ("adafactor", "decay_rate=x"), ("lookahead_adamw", "k=0")],
     *[("adahessian", ""), ("lookahead_adahessian", ""), ("lbfgs", ""), ("lookahead_foo", "")],
 ]

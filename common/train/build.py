@@ -126,6 +126,8 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
             nothing to average; a warm-up longer than each of several nets trains.
     """
     check_signatures(cfg)
+    if without := [argument for argument, value in cfg.args("model").items() if value is None]:
+        raise UserError("--model-args", f"{without[0]}=None has no effect in timm", "give a value or leave it out")
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, steps=100))
     if cfg.warmup_epochs > selection.epochs:
