@@ -43,9 +43,7 @@ class Config:
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2; also sync_bn, grad_checkpointing, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
-    freeze: tuple[
-        str, ...
-    ] = ()  # backbone=N (epochs; as --epochs: last layer only), stages=N (and stem), batchnorm=True
+    freeze: tuple[str, ...] = ()  # backbone=N (of N --epochs: last layer only), stages=N (and stem), batchnorm=True
     img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: Count = 10  # passes over the training folds
