@@ -239,6 +239,8 @@ def test_a_run_without_time_stops_after_an_epoch_and_says_so(tiny, tmp_path, cap
         train(tiny, tmp_path, "--run", "it", "--epochs", 100_000, "--warmup-epochs", 0, "--hours", hours)
         said, hours = capsys.readouterr().out, 4 * hours
     assert "fold 0 stops after epoch" in said and "run the same command to continue" in said
-    assert said.splitlines()[-1] == "it: no time left for fold 0, 1, 2; run the same command to continue"
+    *_, left, after = said.splitlines()
+    assert left == "it: no time left for fold 0, 1, 2; run the same command to continue"
+    assert after.startswith("next: python train_fold.py ")
     assert (tmp_path / "it" / "fold0" / "checkpoint.safetensors").exists()
     assert not list(tmp_path.rglob("metrics.json"))

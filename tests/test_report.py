@@ -21,6 +21,7 @@ from common.base.files import read_json, write_file, write_json
 from common.data.dealing import make_folds
 from common.data.folds import Folds, read_folds, write_folds
 from common.data.tables import read_train_table
+from common.report.audit import AUDITS
 from common.report.evaluation import read_run
 from common.report.page import element, table
 from common.report.run_sections import RUN_SECTIONS
@@ -251,9 +252,9 @@ def test_the_same_runs_give_the_same_page(reported, tiny, tmp_path):
 
 
 def test_a_task_names_sections_that_there_are():
-    """A name that is no row of RUN_SECTIONS would show nothing without a word."""
+    """A name that is no row of RUN_SECTIONS or AUDITS would show nothing without a word."""
     for task in TASKS.values():
-        assert {"summary"} <= set(task.sections) <= {*RUN_SECTIONS, "labels"}
+        assert {"summary"} <= set(task.sections) <= {*RUN_SECTIONS, *AUDITS}
 
 
 def test_names_are_text_and_never_markup():
