@@ -23,9 +23,10 @@ FILLER = IMAGE_WORDS.union(
 )
 _PARTS = {
     "train": ("train", "training", "trn"),
-    "test": ("test", "testing", "tst"),
+    "test": ("test", "testing", "tst", "unseen"),
     "valid": ("valid", "val", "validation", "dev", "eval", "holdout"),
 }
+_SHORT_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}  # of one format, written longer
 PART_OF = {word: part for part, words in _PARTS.items() for word in words}
 
 
@@ -68,10 +69,10 @@ class NamedImages:
 
 
 def _folded(name: str) -> str:
-    """One text for the names that mean the same: the suffix in lower case, accents in one Unicode form."""
+    """One text for the names that mean the same: the suffix's usual spelling, accents in one Unicode form."""
     name = unicodedata.normalize("NFC", name)
     suffix = _suffix(name)
-    return name[: len(name) - len(suffix)] + suffix
+    return name[: len(name) - len(suffix)] + _SHORT_SUFFIX.get(suffix, suffix)
 
 
 def _suffix(name: str) -> str:
@@ -208,12 +209,15 @@ def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
     """Raise UserError where folders of ``root`` are parts of a data set; of these ``wanted`` (train) is meant."""
     folders = sorted({name.partition("/")[0] for name in images if "/" in name})
     parts = [name for name in folders if len(words := words_of(name)) == 1 and words <= set(_PARTS)]
+    named = {name: words_of(name) & set(_PARTS) for name in folders}
+    if all(len(of_one) == 1 for of_one in named.values()) and len(set(named.values())) > 1:
+        parts = folders  # seg_train and seg_test: each is called after a part, and not all after the same
     if len(parts) > 1:
-        proposed = next((name for name in parts if words_of(name) == {wanted}), parts[0])
+        proposed = next((name for name in parts if wanted in words_of(name)), parts[0])
         what = f"its folders {', '.join(parts)} are parts of a data set, not classes"
         remedy = f"name one of them, such as {root / proposed}"
         remedy += ", or say what the label is with --label-from-name" if wanted == "train" else ""
-        if wanted == "train" and any(words_of(name) == {"valid"} for name in parts):
+        if wanted == "train" and any("valid" in words_of(name) for name in parts):
             remedy += ", or validate on the rows of one of them with --split folders"
         raise UserError(str(root), what, remedy)
 
