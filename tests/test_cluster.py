@@ -141,7 +141,7 @@ def test_a_clusters_jobs_are_repeated_once_and_end_with_us(address, tmp_path):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_a_cluster_that_is_not_there_is_one_line(address, tiny, tmp_path):
     """A wrong address: one line, exit 3, and nothing is written."""
-    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--batch-size", 8]
     with pytest.raises(UserError, match=f"--address: there is no Ray cluster at {address} ") as refused:
         train_fold.main([*map(str, places), "--engine", "ray", "--address", address])
     assert refused.value.exit_code == 3 and not list(tmp_path.iterdir())

@@ -99,10 +99,10 @@ def test_a_short_form_keeps_the_likeliest_and_spreads_the_rest(tmp_path):
     assert short_form(short, 3).logits == pytest.approx(short_form(run, 3).logits, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in MULTICLASS.metrics if name != "quadratic_kappa"])
+@pytest.mark.parametrize("name", ["accuracy", "errors", "nll", "balanced_accuracy", "macro_f1", "top5", "mcc"])
 def test_scores_of_a_short_form_are_those_of_its_long_one(name):
     """Nobody has to know in which form a run was stored."""
-    short = short_form(a_run(1), 4)
+    short = short_form(a_run(1), 6)
     assert short.score()[name] == pytest.approx(long_form(short).score()[name], rel=1e-6)
     assert temperature(short.outputs, short.places) == pytest.approx(
         temperature(long_form(short).outputs, short.targets), rel=1e-6

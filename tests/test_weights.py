@@ -251,7 +251,7 @@ def test_a_file_that_does_not_fit_is_one_line(content, message, tmp_path):
 def test_pretrained_offline_is_one_line(tiny, tmp_path):
     """Without a network and a cache: exit 3, what could not be had and what to do; nothing is written."""
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path / "runs"]
-    model = ["--model", "convnext_atto.d2_in1k", "--img-size", "32", "--pretrained"]
+    model = ["--model", "convnext_atto.d2_in1k", "--img-size", "32", "--batch-size", "8", "--pretrained"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     done = run_script("train_fold.py", *places, *model, "--fold", 0, **offline)
     assert done.returncode == 3, done.stderr

@@ -105,7 +105,7 @@ def _one_name(row_shas: np.ndarray, pixel_shas: np.ndarray) -> np.ndarray:
 def _warn_of_a_giant(source: str, names: np.ndarray, units: np.ndarray, fold: np.ndarray) -> None:
     """Say where one group, or what copies tie together, has more rows than a fold should."""
     sizes = np.bincount(units)
-    rows_of_fold = np.bincount(fold)
+    rows_of_fold = np.bincount(fold[fold != ALWAYS_TRAINING])
     if sizes.max() > len(units) / len(rows_of_fold):
         name = names[np.flatnonzero(units == sizes.argmax())[0]]
         shares = ", ".join(f"{rows:,}" for rows in sorted(rows_of_fold.tolist(), reverse=True))
