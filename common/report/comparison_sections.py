@@ -128,7 +128,7 @@ def twins_section(evidence: Evidence, group: list[Evaluation]) -> Section:
     )
     flipping = flips(group)
     shown = flipping.head(PICTURES)
-    predicted = shown.filter(like="predicted_by").agg(" ".join, axis=1)
+    predicted = [" ".join(seeds) for seeds in shown.filter(like="predicted_by").to_numpy()]
     captions = [
         (f"{label}: {seeds}", name) for label, seeds, name in zip(shown.label, predicted, shown.id, strict=True)
     ]
