@@ -91,6 +91,11 @@ class Options:
         """Where the blend is written."""
         return Path(self.out_dir or self.runs_dir) / self.run
 
+    def inferred(self, run: str) -> Path:
+        """Where infer.py has written a run's predictions: below --out-dir, or else beside the run."""
+        elsewhere = Path(self.out_dir or self.runs_dir) / run
+        return elsewhere if (elsewhere / TEST_FILE).is_file() else Path(self.runs_dir) / run
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -320,7 +325,10 @@ def read_runs(
     rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
     kept = kept_classes(rows, classes, len(runs), options.noise)
     tests = read_tests(options, runs, folds, kept)
-    oofs = [join_oof_like_test(Path(options.runs_dir) / run, folds, test, kept) for run, test in tests.items()]
+    oofs = [
+        join_oof_like_test(Path(options.runs_dir) / run, folds, test, kept, options.inferred(run))
+        for run, test in tests.items()
+    ]
     tta = {run: test.source["tta"] for run, test in tests.items() if test and test.source["tta"] != "none"}
     tests = tests_in_one_order(options, tests)
     forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
@@ -335,11 +343,11 @@ def read_tests(options: Options, runs: Sequence[str], folds: Folds, kept: int) -
     """
     tests: dict[str, Predictions | None] = {}
     for run in runs:
-        path = Path(options.runs_dir) / run / TEST_FILE
+        path = options.inferred(run) / TEST_FILE
         tests[run] = read_predictions(path) if path.is_file() else None
         if tests[run] is None:
             continue
-        check_test_source(path.parent, path, tests[run])
+        check_test_source(Path(options.runs_dir) / run, path, tests[run])
         if tests[run].classes != folds.classes:
             theirs, ours = names_in_short(tests[run].classes), names_in_short(folds.classes)
             remedy = "run infer.py again for this run"
@@ -360,7 +368,7 @@ def tests_in_one_order(options: Options, tests: dict[str, Predictions | None]) -
         warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
         return []
     ids = next(iter(tests.values())).ids
-    return [rows_in_order(test, ids, str(Path(options.runs_dir) / run / TEST_FILE)) for run, test in tests.items()]
+    return [rows_in_order(test, ids, str(options.inferred(run) / TEST_FILE)) for run, test in tests.items()]
 
 
 def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
@@ -392,7 +400,7 @@ def metric_of(options: Options, runs: Sequence[str]) -> str:
 
 def inference_seconds(options: Options, runs: Sequence[str]) -> list[float]:
     """Seconds that infer.py took for 1,000 rows of each run, 0 where it did not say."""
-    paths = [Path(options.runs_dir) / run / INFERENCE_FILE for run in runs]
+    paths = [options.inferred(run) / INFERENCE_FILE for run in runs]
     return [
         read_json(path, seconds_per_1000_rows=(int, float))["seconds_per_1000_rows"] if path.is_file() else 0.0
         for path in paths

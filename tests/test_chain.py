@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from conftest import ROOT, SMALL, run_script, train
 from scores import log_mean_probability
 
+import ensemble
 import infer
 import train_fold
 from common.base.errors import UserError
@@ -284,3 +285,17 @@ def test_fewer_rows_are_the_same_rows_each_time(tiny, train_fraction, limit, exp
     assert all((one == two).all() for one, two in zip(first, second, strict=True))
     if not limit:
         assert set(folds.labels[first[0]]) == set(folds.classes) and len(first[1]) == (folds.fold == 0).sum()
+
+
+def test_read_only_runs_are_blended_elsewhere(chain, tiny, tmp_path):
+    """infer.py --out-dir, then ensemble.py --out-dir: the submission is that of runs that can be written to."""
+    runs, out = tmp_path / "input", tmp_path / "working"
+    shutil.copytree(chain, runs, ignore=shutil.ignore_patterns("ensemble"))
+    for run in ("one", "two"):
+        (out / run).mkdir(parents=True)
+        for name in ("test.npz", "oof_tta.npz", "inference.json"):
+            shutil.move(runs / run / name, out / run / name)
+    places = ["--runs-dir", runs, "--out-dir", out, "--folds", tiny / "folds.csv", "--sample", tiny / "sample.csv"]
+    ensemble.main([str(place) for place in places])
+    assert (out / "ensemble" / "submission.csv").read_bytes() == (chain / "ensemble" / "submission.csv").read_bytes()
+    assert not (runs / "ensemble").exists()

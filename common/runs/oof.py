@@ -78,10 +78,13 @@ def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:
         yield _rows_of_folds(fold_path / OOF_FILE, folds, folds.fold == k, "train this fold again")
 
 
-def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None, kept: int = 0) -> Predictions:
+def join_oof_like_test(
+    run_folder: Path, folds: Folds, test: Predictions | None, kept: int = 0, inferred: Path | None = None
+) -> Predictions:
     """The run's OOF predictions under the views that ``test``, its test.npz, was predicted with; None: no views.
 
-    With ``kept`` they are in the short form of so many classes.
+    With ``kept`` they are in the short form of so many classes. ``inferred`` is the folder that infer.py wrote into
+    (default: the run's own).
 
     Raises:
         UserError: as :func:`join_oof` does; no OOF predictions with these views.
@@ -89,7 +92,7 @@ def join_oof_like_test(run_folder: Path, folds: Folds, test: Predictions | None,
     oof = join_oof(run_folder, folds, kept)  # always: its checks are those of the folds
     if test is None or test.source["tta"] == "none":
         return oof
-    path = run_folder / TTA_OOF_FILE
+    path = (inferred or run_folder) / TTA_OOF_FILE
     remedy = f"run: python infer.py --tta {test.source['tta']} --runs {run_folder.name}, with --data and --folds"
     if not path.is_file():
         raise UserError(str(path), "is missing, though the test predictions were made with views", remedy)
