@@ -152,7 +152,7 @@ def save_average(folder: Path, models: "FoldModels", k: int, folds: Folds, store
     frozen.apply(network, saved.cfg.epochs - 1)  # what was held still to the end keeps its statistics
     if not frozen.batchnorm:
         train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(predict.accelerator.device)
-        measure_batchnorm(network, predict.images, train_rows, predict.normalise, saved.micro_batch, predict.side)
+        measure_batchnorm(network, predict.inputs, train_rows, predict.normalise, saved.micro_batch, predict.side)
     rows = np.flatnonzero(held_out)
     [logits] = predict(network, rows)
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")

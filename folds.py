@@ -29,7 +29,6 @@ from common.data.competition import (
     write_competition,
 )
 from common.data.dealing import Split, make_folds
-from common.data.decoding import check_photos
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
@@ -160,10 +159,7 @@ def read_tables(options: Options, competition: Competition) -> tuple[Table, Tabl
             table = table if name == NEAR_DUPLICATES else with_groups(table, Path(options.group_table), name)
     if options.test or options.data == EMBEDDED:
         test = read_test_table(options.test, options.data, options.sample, competition)
-    table, test = (
-        check_photos(each, cpu_count(), options.as_written) if each and each.of_photos else each
-        for each in (table, test)
-    )
+    table, test = (each and each.kind.checked(each, cpu_count(), options.as_written) for each in (table, test))
     return table, test
 
 

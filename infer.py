@@ -231,7 +231,7 @@ def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
 
 def check_trained_on_digits(name: str, saved: "SavedModel", test: Table) -> None:
     """Raise UserError where no test table was named and the run was not trained on the embedded digits."""
-    if saved.image_shape != (1, test.images.shape[1]) or saved.classes != sorted(set(test.labels)):
+    if saved.image_shape != test.kind.shape(test) or saved.classes != sorted(set(test.labels)):
         what = f"is missing, and {name} was not trained on the embedded digits"
         raise UserError("--test", what, "name the competition's test table, or its folder of test images")
 
@@ -392,8 +392,7 @@ def score_out_of_fold(
         what = f"{run} was trained with different folds ({fingerprint[:16]}, here {folds.fingerprint[:16]})"
         raise UserError("--folds", what, "name the folds file that it was trained with")
     chosen = options.chooses_views
-    usual = "hflip" if table.of_photos else "digits"
-    presets = (options.views or (usual,)) if chosen else (options.tta,)
+    presets = (options.views or (table.kind.views,)) if chosen else (options.tta,)
     views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
     rows_of_fold = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_fold)

@@ -29,6 +29,7 @@ from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processe
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
+from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
@@ -97,7 +98,7 @@ def run(cfg: Train) -> Result:
     cfg = fitting(cfg, table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
-        if table.of_photos and cfg.model == Config.model:
+        if table.kind is PHOTOS and cfg.model == Config.model:
             what = "is a small net for digits, and these are photos"
             warn(f"{cfg.model} {what}: try a model of timm, such as --model resnet18 --pretrained --lr 1e-3")
         for finding in leaks(folds):
@@ -144,23 +145,25 @@ def other_flags(cfg: Train) -> list[str]:
 
 
 def fitting(cfg: Train, table: Table) -> Train:
-    """The settings with the model that fits a table of features where none was chosen.
+    """The settings with the model that fits the table's kind of inputs where none was chosen.
 
     Raises:
-        UserError: something that only images have.
+        UserError: something that only images have, or a model of images.
     """
-    if not table.of_features:
+    kind = table.kind
+    if kind.of_images:
         return cfg
     images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
     refused = [name for name, default in images_alone.items() if getattr(cfg, name) != default]
     refused += ["augment"] * (cfg.augment not in ("auto", "none")) + ["augment_args"] * bool(cfg.augment_args)
     if refused:
         flag = f"--{refused[0].replace('_', '-')}"
-        raise UserError(flag, f"is for images, but {table.source} has features", "leave it out")
+        raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")
     if cfg.model == Config.model:
-        return dataclasses.replace(cfg, model="mlp")
-    if cfg.model != "mlp":
-        raise UserError("--model", f"{cfg.model} looks at images, but {table.source} has features", "use mlp")
+        return dataclasses.replace(cfg, model=kind.models[0])
+    if cfg.model not in kind.models:
+        what = f"{cfg.model} looks at images, but {table.source} has {kind.name}"
+        raise UserError("--model", what, f"use {' or '.join(kind.models)}")
     return cfg
 
 
@@ -185,7 +188,7 @@ def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
 
 def is_short(cfg: Config, table: Table) -> bool:
     """Whether a fold's training takes a few seconds at most, told by the pixels it goes through; photos never do."""
-    if table.of_photos:
+    if table.kind.in_files:
         return False
     rows = min(cfg.limit or len(table.ids), cfg.train_fraction * len(table.ids))
     return cfg.epochs * rows * table.images[0].size < 10e6

@@ -23,11 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import read_json, write_file, write_json
-from common.data.batches import Normalise
 from common.data.cache import photo_cache
 from common.data.folds import match_folds, read_folds
-from common.data.geometry import cropped
-from common.data.images import pixels_of, read_images
+from common.data.inputs import Reading, open_inputs
 from common.data.tables import read_train_table
 from common.jobs.process import Job
 from common.jobs.runner import LocalSlot, run_jobs
@@ -116,14 +114,14 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
     folds = match_folds(read_folds(Path(options.folds)), table)
     prepare = photo_preparation(MODEL, crops, 3, side)
     cache = photo_cache()
-    images = read_images(table, prepare, torch.device("cpu"), cache, folds.row_shas)
+    inputs = open_inputs(table, prepare, torch.device("cpu"), Reading(cache, folds.row_shas))
     model = create_model(MODEL, {}, len(folds.classes), 3, side)
-    normalise: Normalise = load_weights(model, MODEL, Path(options.weights), folds.classes, 3).normalise
+    normalise = load_weights(model, MODEL, Path(options.weights), folds.classes, 3).normalise
     model = model.eval().to(memory_format=torch.channels_last)
     features = []
     with torch.inference_mode():
-        for pixels in pixels_of(images, torch.arange(len(table.ids)).split(64), torch.device("cpu")):
-            seen = normalise(cropped(pixels, side).float().div_(255))
+        for raw in inputs.batches(torch.arange(len(table.ids)).split(64), torch.device("cpu")):
+            seen = normalise(inputs.seen(raw, side))
             features.append(model.forward_head(model.forward_features(seen), pre_logits=True))
     features, targets = torch.cat(features).numpy(), folds.targets
     rows, shares = np.isin(folds.fold, numbers), np.zeros((len(targets), len(folds.classes)))

@@ -34,7 +34,8 @@ from common.base.errors import UserError, run_script
 from common.base.files import read_json, write_file, write_json
 from common.data.augment_options import AUGMENTS
 from common.data.batches import Examples
-from common.data.images import load_images
+from common.data.decoding import Preparation
+from common.data.inputs import Pixels, open_inputs
 from common.data.tables import read_train_table
 from common.model.selection import Last
 from common.runs.config import Config
@@ -189,8 +190,8 @@ def trained_epoch(options: Options, preset: str, precision: str = "no") -> tuple
         augment=preset,
     )
     targets = torch.from_numpy(table.labels[:count].astype(np.int64)).to(device)
-    images = load_images(table, colours, 32, device)[:count]
-    examples = Examples(images, targets, torch.arange(count), [str(digit) for digit in range(10)])
+    images = open_inputs(table, Preparation(colours, 32, 32), device).values[:count]
+    examples = Examples(Pixels(images), targets, torch.arange(count), [str(digit) for digit in range(10)])
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     training = prepare_training(cfg, accelerator, examples, Last(cfg.epochs, []))
     return lambda: train_epoch(accelerator, training, 0.0, tqdm(disable=True)), training.batches.steps

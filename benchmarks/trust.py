@@ -14,7 +14,6 @@ import numpy as np
 
 from common.base.cli import parse
 from common.base.errors import run_script
-from common.data.decoding import check_photos
 from common.data.probes import probes_of, told_by
 from common.data.tables import Table, read_test_table, read_train_table
 from common.data.trust import find_near_duplicates
@@ -53,7 +52,7 @@ def main() -> None:
 
 def checked(table: Table) -> Table:
     """The table with its photos' facts."""
-    return check_photos(table, 1) if table.of_photos else table
+    return table.kind.checked(table, 1, as_written=False)
 
 
 def print_recall(table: Table, test: Table | None, planted: list[dict[str, str]]) -> None:

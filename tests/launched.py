@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from common.data.batches import Normalise
+from common.data.inputs import Pixels
+from common.data.scales import Normalise
 from common.train.loop import Predictor, share_buffers
 
 torch.set_num_threads(1)
@@ -19,7 +20,7 @@ for count in range(1, 34):
     images = torch.arange(count * 4).view(count, 1, 2, 2).remainder(256).to(torch.uint8)
     for batch_size in (1, 2, 4, 7, 8):
         rows = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-        predict = Predictor(accelerator, images, Normalise((0.0,), (1.0,)), "no", batch_size, side=2)
+        predict = Predictor(accelerator, Pixels(images), Normalise((0.0,), (1.0,)), "no", batch_size, side=2)
         logits = predict(model, rows.numpy())
         right = torch.equal(torch.from_numpy(logits[0]), images[rows].flatten(1).float().div_(255))
         results.append({"count": count, "batch_size": batch_size, "right": right})

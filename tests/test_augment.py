@@ -13,8 +13,10 @@ from common.base.errors import UserError
 from common.data import augment
 from common.data.augment import create_augmentation
 from common.data.augment_options import AUGMENTS, ON_PIXELS, ON_POINTS, OPTIONS
-from common.data.batches import Normalise, TrainBatches
+from common.data.batches import TrainBatches
+from common.data.inputs import Pixels
 from common.data.mixing import Mix
+from common.data.scales import Normalise
 
 SIDE = 16
 # A value for every switch that there is; a new one without a line here fails test_every_switch_is_tested.
@@ -69,7 +71,7 @@ def augmented(photos: torch.Tensor, seed: int = 0, **changes) -> torch.Tensor:
 def batches(photos: torch.Tensor, changes: dict, **more) -> TrainBatches:
     settings = {"batch_size": 16, "micro_batches": 1, "process": 0, "processes": 1, "seed": 0, "label_smoothing": 0.1}
     return TrainBatches(
-        images=photos,
+        inputs=Pixels(photos),
         targets=torch.arange(len(photos)) % 4,
         rows=torch.arange(len(photos)),
         num_classes=4,
@@ -186,7 +188,7 @@ def test_a_mixed_target_holds_what_the_image_holds(changes):
     """White images mixed with black ones: the share of white in the picture is the share of its class."""
     images = (torch.arange(32) % 2 * 255).view(32, 1, 1, 1).expand(-1, 1, SIDE, SIDE).to(torch.uint8)
     mixed = TrainBatches(
-        images=images,
+        inputs=Pixels(images),
         targets=torch.arange(32) % 2,
         rows=torch.arange(32),
         num_classes=2,

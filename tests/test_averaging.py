@@ -14,8 +14,9 @@ from torch import nn
 
 import infer
 from common.base.errors import UserError
-from common.data.batches import Normalise
 from common.data.folds import match_folds, read_folds
+from common.data.inputs import Pixels
+from common.data.scales import Normalise
 from common.data.tables import read_train_table
 from common.data.views import TTA
 from common.model.averages import Members, measure_batchnorm
@@ -168,7 +169,7 @@ def test_swa_measures_batchnorm_on_the_training_rows():
     model[0].running_mean.fill_(7.0)
     model[0].num_batches_tracked.fill_(100)  # what it has seen must not weigh
     model[2].weight.requires_grad_(False)  # frozen: what it learned elsewhere stays
-    measure_batchnorm(model, images, torch.arange(10, 50), normalise, batch_size=8, side=4)
+    measure_batchnorm(model, Pixels(images), torch.arange(10, 50), normalise, batch_size=8, side=4)
     pixels = normalise(images[10:].float() / 255)
     assert model[0].running_mean.item() == pytest.approx(pixels.mean().item(), abs=1e-4)
     assert model[0].running_var.item() == pytest.approx(pixels.var().item(), rel=2e-2)  # a mean over batches
@@ -180,7 +181,7 @@ def test_batchnorm_is_measured_across_a_sorted_table():
     """Rows that lie class by class give the variance of them all, as each training batch had it."""
     images = torch.cat([torch.full((200, 1, 4, 4), level, dtype=torch.uint8) for level in (0, 255)])
     model = nn.Sequential(nn.BatchNorm2d(1))
-    measure_batchnorm(model, images, torch.arange(400), Normalise((0.0,), (1.0,)), batch_size=20, side=4)
+    measure_batchnorm(model, Pixels(images), torch.arange(400), Normalise((0.0,), (1.0,)), batch_size=20, side=4)
     assert model[0].running_var.item() == pytest.approx(0.25, rel=0.1)
 
 

@@ -21,10 +21,13 @@ from torch import nn
 from common.base import files, system
 from common.base.errors import UserError
 from common.base.system import gpus
-from common.data import images as images_module
-from common.data.batches import Examples, Normalise
+from common.data import inputs as inputs_module
+from common.data.batches import Examples
+from common.data.decoding import Decoder, Preparation
 from common.data.geometry import affine, written_out
-from common.data.images import pixels_of
+from common.data.inputs import Photos, Pixels, open_inputs
+from common.data.kinds import PIXELS
+from common.data.scales import Normalise
 from common.data.transfer import HOST, ahead
 from common.data.views import TTA
 from common.runs.config import Config
@@ -111,18 +114,18 @@ def test_large_batches_are_gathered_ahead_and_equal(monkeypatch):
     """By a thread or not, a batch holds the same pixels; the second is looked up before the first is done with."""
     pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     rows = [torch.tensor([3, 1, 3]), torch.tensor([19, 0, 7]), torch.tensor([5])]
-    second, gather = threading.Event(), images_module._gathered
+    second, gather = threading.Event(), inputs_module._gathered
 
     def watched(images, some, pinned):
         if some is rows[1]:
             second.set()
         return gather(images, some, pinned)
 
-    monkeypatch.setattr(images_module, "_gathered", watched)
-    at_once = list(pixels_of(pixels, rows, HOST))
+    monkeypatch.setattr(inputs_module, "_gathered", watched)
+    at_once = list(Pixels(pixels).batches(rows, HOST))
     assert not second.is_set()
-    monkeypatch.setattr(images_module, "WORTH_A_THREAD", 1)
-    found = pixels_of(pixels, iter(rows), HOST)
+    monkeypatch.setattr(inputs_module, "WORTH_A_THREAD", 1)
+    found = Pixels(pixels).batches(iter(rows), HOST)
     first = next(found)
     assert second.wait(10)
     assert all(torch.equal(one, other) for one, other in zip(at_once, [first, *found], strict=True))
@@ -130,7 +133,6 @@ def test_large_batches_are_gathered_ahead_and_equal(monkeypatch):
 
 def test_the_mean_is_taken_of_few_images_at_a_time():
     """Of photos decoded each time, the batches whose levels are counted stay small, and the mean is that of all."""
-    from common.data.decoding import Decoder
 
     class Counted(Decoder):
         largest = 0
@@ -142,7 +144,7 @@ def test_the_mean_is_taken_of_few_images_at_a_time():
 
     photos = Counted(SimpleNamespace(ids=range(1000)), None)
     rows = torch.arange(1000)
-    measured = Examples(photos, torch.zeros(1000, dtype=torch.int64), rows, ("a", "b")).normalise
+    measured = Examples(Photos(photos), torch.zeros(1000, dtype=torch.int64), rows, ("a", "b")).normalise
     assert photos.largest <= 256
     assert measured.mean == pytest.approx([(rows % 256).float().mean().item() / 255] * 3)
 
@@ -151,11 +153,9 @@ def test_grey_shown_as_colour_takes_no_memory_on_the_device():
     """The three channels of all images are one in memory; only a batch is written out."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from common.data.images import load_images
-
-    table = SimpleNamespace(images=np.zeros((5, 8, 8), np.uint8))
+    table = SimpleNamespace(images=np.zeros((5, 8, 8), np.uint8), kind=PIXELS)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert load_images(table, 3, 8, torch.device("cuda")).stride(1) == 0
+        assert open_inputs(table, Preparation(3, 8, 8), torch.device("cuda")).values.stride(1) == 0
 
 
 # ---- Windows
@@ -292,7 +292,7 @@ def test_each_way_to_run_out_of_memory_is_known(said, expected):
 
 def predictor(images: torch.Tensor, **changes) -> Predictor:
     settings = {"normalise": NONE, "precision": "no", "batch_size": 16, "side": images.shape[-1]}
-    return Predictor(accelerator=Accelerator(cpu=True), images=images, **settings | changes)
+    return Predictor(accelerator=Accelerator(cpu=True), inputs=Pixels(images), **settings | changes)
 
 
 def test_predictions_are_halved_until_they_fit(monkeypatch):

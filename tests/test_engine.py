@@ -10,8 +10,10 @@ from torch.amp import GradScaler
 from tqdm import tqdm
 
 from common.data.batches import Examples
-from common.data.images import load_images
+from common.data.decoding import Preparation
+from common.data.inputs import Pixels, open_inputs
 from common.data.tables import read_train_table
+from common.data.transfer import HOST
 from common.model.selection import Last
 from common.runs.config import Config
 from common.train.build import prepare_training
@@ -30,7 +32,8 @@ def digits() -> Examples:
     table = read_train_table("digits")
     classes = sorted(set(table.labels))
     targets = torch.tensor([classes.index(label) for label in table.labels[:100]])
-    return Examples(load_images(table, 1, 8)[:100], targets, torch.arange(100), classes)
+    images = open_inputs(table, Preparation(1, 8, 8), HOST).values[:100]
+    return Examples(Pixels(images), targets, torch.arange(100), classes)
 
 
 def trained(cfg: Config, digits, clip_grad: float = 0.0, accelerator: Accelerator | None = None):

@@ -27,7 +27,7 @@ from common.data.cache import Cache
 from common.data.dealing import make_folds
 from common.data.decoding import Preparation
 from common.data.folds import read_folds, write_folds
-from common.data.images import read_images
+from common.data.inputs import Reading, open_inputs
 from common.data.tables import Table, read_train_table
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.runs.tensors import load_any, load_tensors, save_tensors
@@ -232,12 +232,14 @@ def test_images(tmp_path, figures, suffix):
     path = tmp_path / f"a.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
-    table = Table(str(tmp_path / "train.csv"), text_array(["a"]), text_array(["x"]), [path], "image", "label", {})
+    table = Table(
+        str(tmp_path / "train.csv"), text_array(["a"]), text_array(["x"]), [path], "image", "label", {}, "photos"
+    )
     content, row_sha = path.read_bytes(), table.row_shas()[0]
 
     def accepted() -> None:
         assert (table.row_shas()[0] == row_sha) == (path.read_bytes() == content)
-        images = read_images(table, Preparation(3, 8, 8), torch.device("cpu"), Cache(1.0), say=str)
+        images = open_inputs(table, Preparation(3, 8, 8), torch.device("cpu"), Reading(Cache(1.0), say=str)).values
         assert images.shape == (1, 3, 8, 8) and images.dtype == torch.uint8
 
     fuzz(path, 300, figures, accepted)

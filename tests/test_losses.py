@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from common.base.errors import UserError
-from common.data.batches import Normalise, TrainBatches
+from common.data.batches import TrainBatches
+from common.data.inputs import Pixels
+from common.data.scales import Normalise
 from common.model import losses
 from common.model.losses import CosineHead, create_loss, with_head_for
 from common.runs.choices import LOSSES
@@ -213,7 +215,8 @@ def test_a_margin_loss_gets_a_cosine_head(name):
 def rows_by_class(**changes) -> TrainBatches:
     """60 rows, of which 40 train: 30 of class 0, 8 of class 1, 2 of class 2; the others are all of class 2."""
     targets = torch.tensor([0] * 30 + [1] * 8 + [2] * 2 + [2] * 20)
-    settings = {"images": torch.zeros(60, 1, 2, 2, dtype=torch.uint8), "targets": targets, "rows": torch.arange(40)}
+    inputs = Pixels(torch.zeros(60, 1, 2, 2, dtype=torch.uint8))
+    settings = {"inputs": inputs, "targets": targets, "rows": torch.arange(40)}
     settings |= {"num_classes": 3, "batch_size": 8, "micro_batches": 1, "process": 0, "processes": 1, "seed": 0}
     settings |= {"augment": lambda images, uniform: images, "normalise": Normalise((0.0,), (1.0,))}
     return TrainBatches(**(settings | {"label_smoothing": 0.0, "sampling": "balanced"} | changes))

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from common.base.cli import keyword_arguments
 from common.base.errors import UserError
-from common.data.batches import Normalise
+from common.data.inputs import Pixels
+from common.data.scales import Normalise
 from common.model.networks import (
     build,
     create_model,
@@ -80,7 +81,8 @@ def test_every_family_trains_and_predicts_from_digits_as_the_check_proposes(name
         torch.optim.SGD(model.get_classifier().parameters(), lr=0.01).step()
         torch.manual_seed(0)
         assert F.cross_entropy(model(pixels), targets) < before
-        predict = Predictor(Accelerator(cpu=True), images, Normalise((0.0,), (1.0,)), "no", batch_size=4, side=img_size)
+        inputs, plain = Pixels(images), Normalise((0.0,), (1.0,))
+        predict = Predictor(Accelerator(cpu=True), inputs, plain, "no", batch_size=4, side=img_size)
         logits = predict(model, np.arange(4))
         assert logits.shape == (1, 4, 10) and (abs(logits) < 1e6).all()
 

@@ -22,7 +22,7 @@ from common.data.cache import Cache
 from common.data.dealing import make_folds
 from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo, share_kept
 from common.data.folds import changed_rows, match_folds, read_folds, write_folds
-from common.data.images import pixels_of, read_images
+from common.data.inputs import Photos, Reading, open_inputs
 from common.data.tables import Table, read_test_table, read_train_table
 from common.model.networks import photo_preparation, photo_size
 from common.runs.config import Config
@@ -212,7 +212,7 @@ def test_a_broken_photo_is_found_before_any_training(album, tmp_path):
     with pytest.raises(UserError, match=r"train.csv, row 4: .*3.jpg is empty; 3 images .*row 5 \(4.jpg\), row 8 \(7"):
         check_photos(table_of(folder), workers=2)
     with pytest.raises(UserError, match="3 images are broken"):
-        read_images(table_of(folder), WHOLE, CPU, Cache(1))
+        open_inputs(table_of(folder), WHOLE, CPU, Reading(Cache(1)))
     done = run_script("folds.py", "--data", folder / "train.csv", "--folds", tmp_path / "new.csv")
     assert done.returncode == 2 and not (tmp_path / "new.csv").exists()
     assert done.stderr.count("\n") == 1 and "row 4: " in done.stderr
@@ -225,7 +225,7 @@ def test_a_photo_that_changed_is_an_error_when_it_is_decoded(album, tmp_path):
     shutil.copy(folder / "images" / "2.jpg", folder / "images" / "5.jpg")
     folds = match_folds(read_folds(folder / "folds.csv"), table_of(folder))
     with pytest.raises(UserError, match="row 6: .*5.jpg is not the image that the folds were made from"):
-        read_images(table_of(folder), WHOLE, CPU, Cache(1), folds.row_shas)
+        open_inputs(table_of(folder), WHOLE, CPU, Reading(Cache(1), folds.row_shas))
     assert "1 row (images/5.jpg) with another image" in changed_rows(folds, table_of(folder))
 
 
@@ -238,7 +238,7 @@ def test_an_animation_is_mentioned(tmp_path, capsys):
     table = read_train_table(str(tmp_path))
     check_photos(table, workers=1)
     assert "2 images are animations" in capsys.readouterr().err
-    assert read_images(table, WHOLE, CPU, Cache(1)).min() == 255
+    assert open_inputs(table, WHOLE, CPU, Reading(Cache(1))).values.min() == 255
 
 
 def test_photos_are_decoded_once_and_shared(album, tmp_path):
@@ -246,7 +246,7 @@ def test_photos_are_decoded_once_and_shared(album, tmp_path):
     said, table = [], table_of(album)
     cache = Cache(1, str(tmp_path / "decoded"))
     row_shas = table.row_shas()
-    first = read_images(table, WHOLE, CPU, cache, row_shas, 2, said.append)
+    first = open_inputs(table, WHOLE, CPU, Reading(cache, row_shas, 2, said.append)).values
     for image in table.images:
         assert image.exists()
     decoder = Decoder(table, WHOLE, row_shas)
@@ -255,10 +255,10 @@ def test_photos_are_decoded_once_and_shared(album, tmp_path):
     again = keep(decoder, cache, said.append)
     assert decoder.decoded == 0
     assert torch.equal(first, torch.from_numpy(again)) and first.shape == (36, 3, 16, 16)
-    assert torch.equal(first, read_images(table, WHOLE, CPU, Cache(1), row_shas))
+    assert torch.equal(first, open_inputs(table, WHOLE, CPU, Reading(Cache(1), row_shas)).values)
     assert "36 decoded in" in said[0] and "0.00 GB kept in" in said[0] and "decoded before" in said[1]
     rows = torch.tensor([5, 0, 35, 5])
-    anew = next(pixels_of(Decoder(table, WHOLE, row_shas), [rows], CPU))
+    anew = next(Photos(Decoder(table, WHOLE, row_shas)).batches([rows], CPU))
     assert torch.equal(anew, first[rows])
 
 
@@ -268,7 +268,7 @@ def test_what_is_kept_belongs_to_its_content(album, tmp_path):
     row_shas = table.row_shas()
 
     def kept(prepare: Preparation, gb: float = 1) -> set[str]:
-        read_images(table, prepare, CPU, Cache(gb, str(folder)), row_shas)
+        open_inputs(table, prepare, CPU, Reading(Cache(gb, str(folder)), row_shas))
         return {path.name for path in folder.glob("*.npy")}
 
     [name] = kept(WHOLE)

@@ -9,10 +9,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from common.base.errors import UserError
 from common.data.augment import create_augmentation
-from common.data.batches import Normalise, TrainBatches, levels_of
+from common.data.batches import TrainBatches
+from common.data.decoding import Preparation
 from common.data.geometry import affine
-from common.data.images import load_images
+from common.data.inputs import Pixels, open_inputs
+from common.data.scales import Normalise, levels_of
 from common.data.tables import read_train_table
+from common.data.transfer import HOST
 from common.model.schedules import Length, warmup_cosine
 from common.runs.config import Config, check_config
 from common.train.hardware import asked_precision, usable_precision
@@ -50,7 +53,7 @@ def test_the_schedule_stays_at_its_floor():
 
 def batches(images: torch.Tensor, **changes) -> TrainBatches:
     settings = {
-        "images": images,
+        "inputs": Pixels(images),
         "targets": torch.arange(len(images)) % 3,
         "rows": torch.arange(len(images)),
         "num_classes": 3,
@@ -68,7 +71,7 @@ def batches(images: torch.Tensor, **changes) -> TrainBatches:
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    return load_images(read_train_table("digits"), 1, 8)[:50]
+    return open_inputs(read_train_table("digits"), Preparation(1, 8, 8), HOST).values[:50]
 
 
 def test_an_epoch_is_the_same_however_it_is_shared(images):
@@ -129,9 +132,9 @@ def test_affine_moves_as_it_says():
 def test_small_sizes_are_padded_and_larger_ones_resized():
     """8 px to 10 px keeps every pixel inside a black border; 8 px to 16 px is an interpolation."""
     table = read_train_table("digits")
-    padded = load_images(table, 1, 10)
+    padded = open_inputs(table, Preparation(1, 10, 10), HOST).values
     assert np.array_equal(padded[:, 0, 1:9, 1:9].numpy(), table.images) and padded[:, :, 0].max() == 0
-    resized = load_images(table, 3, 16)
+    resized = open_inputs(table, Preparation(3, 16, 16), HOST).values
     assert resized.shape == (len(table.ids), 3, 16, 16) and torch.equal(resized[:, 0], resized[:, 2])
 
 

@@ -52,7 +52,7 @@ def photo_table(folder, images, labels, prefix="p", tails=()) -> Table:
     for at, (file, image) in enumerate(zip(files, images, strict=True)):
         file.write_bytes(encoded(image) + b"x" * (tails[at] if len(tails) else 0))
     ids = text_array(file.name for file in files)
-    return check_photos(Table("train.csv", ids, text_array(labels), files, "image", "label", {}), 1)
+    return check_photos(Table("train.csv", ids, text_array(labels), files, "image", "label", {}, "photos"), 1)
 
 
 def test_every_edit_is_found_and_no_stranger():
@@ -114,7 +114,7 @@ def test_a_planted_leak_is_named(tmp_path, planted):
     known = np.where(labels == "b", 40, 0) + random.integers(0, 30, 120)
     facts = {"tail": {"after_the_end": known}, "width": {"width": 100 + known}}.get(planted, {})
     facts |= {"mean": random.normal(size=120)}
-    table = Table("t", text_array(ids), labels.astype(object), [tmp_path], "image", "label", {}, facts=facts)
+    table = Table("t", text_array(ids), labels.astype(object), [tmp_path], "image", "label", {}, "photos", facts=facts)
     (finding,) = leak_findings(table)
     words = {"order": "order of the rows", "number": "file name", "tail": "after the image's end", "width": "width"}
     assert finding.alarm and words[planted] in finding.text

@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from common.data import batches as batches_module
-from common.data.batches import Examples, Normalise, TrainBatches
+from common.data import scales as scales_module
+from common.data.batches import Examples, TrainBatches
+from common.data.inputs import Pixels
+from common.data.scales import Normalise
 from common.model.selection import Last
 from common.runs.config import Config
 from common.train.build import prepare_training
@@ -63,7 +66,7 @@ def waits_in(monkeypatch):
     def waits_in(steps: int, changes: dict, clip_grad: float = 0.0) -> list[str]:
         cfg = dataclasses.replace(CONFIG, **changes)
         images = torch.randint(0, 256, (8 * steps, 3, 16, 16), dtype=torch.uint8)
-        examples = Examples(images, torch.arange(8 * steps) % 4, torch.arange(8 * steps), list("abcd"))
+        examples = Examples(Pixels(images), torch.arange(8 * steps) % 4, torch.arange(8 * steps), list("abcd"))
         examples.__dict__["normalise"] = Normalise((0.5,) * 3, (0.25,) * 3)
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=cfg.accumulate)
         training = prepare_training(cfg, accelerator, examples, Last(cfg.epochs, []))
@@ -109,5 +112,5 @@ def test_a_wait_that_is_put_back_is_counted(waits_in, monkeypatch):
     def made_each_time(values, device):
         return torch.tensor(values)
 
-    monkeypatch.setattr(batches_module, "constant", made_each_time)
+    monkeypatch.setattr(scales_module, "constant", made_each_time)
     assert waits_of_a_step(waits_in, {}) == {"tensor": 2}

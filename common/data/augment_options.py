@@ -119,13 +119,6 @@ AUGMENTS["auto"] = AUGMENTS["digits"]  # as long as it is not known whether the 
 AUGMENTS["brief_002"] = AUGMENTS["leaves_course"]  # its name in older runs
 
 
-def preset_for(preset: str, of_photos: bool, grey: bool = False) -> str:
-    """The preset that auto stands for, of grey photos without colours; any other name is its own."""
-    if preset != "auto":
-        return preset
-    return ("photos_light" if grey else "photos") if of_photos else "digits"
-
-
 def options_of(preset: str, changes: Mapping[str, Any], grey: bool) -> dict[str, dict[str, Any]]:
     """The arguments of each operation that the preset, with some of its options changed, switches on.
 

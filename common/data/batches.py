@@ -1,10 +1,9 @@
 """The batches of a training, cut from the images by a rule that knows nothing but the seed and the epoch."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
-from common.data.features import FeatureScale
-from common.data.images import Images, pixels_of, shares_of
+from common.data.inputs import Inputs
 from common.data.mixing import Mixture, size_of_batch
-from common.data.transfer import HOST, ahead, constant, to_device
+from common.data.scales import Scale
+from common.data.transfer import HOST, ahead, to_device
 from common.score.task import MULTICLASS, Task
 
-MEASURED_AT_ONCE = 256  # images, when their mean is taken
 MANY = 4096  # random numbers an image: as many are drawn where they are used, and only a block of rows at a time
 
 
@@ -30,68 +28,25 @@ def seed_of(purpose: str, *parts: int) -> int:
 
 
 @dataclass(frozen=True)
-class Normalise:
-    """Pixels to zero mean and unit deviation, per channel, in units of 0..1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of_levels(cls, counts: Tensor) -> "Normalise":
-        """Mean and deviation of so many pixels of each level, int64 (channels, 256); a deviation of 0 is 1."""
-        shares = counts.double() / counts.sum(1, keepdim=True)
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        mean = (shares * levels).sum(1)
-        std = ((shares * levels**2).sum(1) - mean**2).clamp_min(0).sqrt()
-        return cls(tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (constant(tuple(values), images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
-
-
-def normaliser(said: Mapping[str, Any]) -> Normalise | FeatureScale:
-    """What a weights file says of its inputs' scale."""
-    return FeatureScale(**said) if "median" in said else Normalise(**said)
-
-
-def levels_of(batches: Iterable[Tensor]) -> Tensor:
-    """How many pixels of uint8 images (n, channels, height, width) have each level: int64 (channels, 256)."""
-    return sum(
-        torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).cpu()
-        for images in batches
-    )
-
-
-@dataclass(frozen=True)
 class Examples:
-    """What a fold trains on: ``rows`` of a table, its images and targets."""
+    """What a fold trains on: ``rows`` of a table, its inputs and targets."""
 
-    images: Images  # of all n rows of the table
+    inputs: Inputs  # of all n rows of the table
     targets: Tensor  # their class numbers, int64 (n), on the training device
     rows: Tensor  # those to train on, int64 (m), in the host's memory
     classes: Sequence[str]
 
     @cached_property
-    def normalise(self) -> Normalise | FeatureScale:
-        """What brings the images of the rows to zero mean and unit deviation; each process looks at its share."""
-        if isinstance(self.images, Tensor) and self.images.is_floating_point():
-            return FeatureScale.of_rows(self.images.cpu()[self.rows].numpy())
-        group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
-        own = self.rows[group.get_rank() :: group.get_world_size()] if group else self.rows
-        where = self.images.device if isinstance(self.images, Tensor) else HOST
-        counts = levels_of(pixels_of(self.images, own.split(MEASURED_AT_ONCE), where))
-        if group:
-            counts = counts.to(self.targets.device)
-            group.all_reduce(counts)
-        return Normalise.of_levels(counts.cpu())
+    def normalise(self) -> Scale:
+        """What brings the inputs of the rows to zero mean and unit deviation."""
+        return self.inputs.scale_of(self.rows, self.targets.device)
 
 
 @dataclass(frozen=True)
 class Batch:
     """The rows that a process takes at a time: m of a table."""
 
-    inputs: Tensor  # what the model is given, float (m, channels, side, side)
+    inputs: Tensor  # what the model is given, float (m, channels, side, side), or (m, width) of features
     targets: Tensor  # soft, float (m, classes)
     rows: Tensor  # their numbers in the table, int64 (m); a mixed image goes by its own
 
@@ -111,7 +66,7 @@ class Share:
 class TrainBatches:
     """The micro-batches that one process trains on, epoch by epoch.
 
-    ``rows``, in the host's memory, index ``images`` (uint8, all rows of the table) and ``targets`` (int64 class
+    ``rows``, in the host's memory, index ``inputs`` (of all rows of the table) and ``targets`` (int64 class
     numbers), which are on the training device, and so are the batches. An epoch's order and mixtures are drawn on the
     host and moved once, before its first batch, so that no step waits for the device.
 
@@ -120,7 +75,7 @@ class TrainBatches:
     for another epoch.
     """
 
-    images: Images
+    inputs: Inputs
     targets: Tensor
     rows: Tensor
     num_classes: int
@@ -130,7 +85,7 @@ class TrainBatches:
     processes: int
     seed: int
     augment: Augmentation
-    normalise: Normalise
+    normalise: Scale
     label_smoothing: float
     epochs: int = 1  # of the training
     first_epoch: int = 0  # its number in the fold: the nets of --select members draw other orders
@@ -165,7 +120,7 @@ class TrainBatches:
         order = self.order_of(epoch)
         wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, mixes))
         shares = self._shares(to_device(order, self.device), mixes, self._mixtures(epoch) if mixes else ())
-        found = pixels_of(self.images, wanted, HOST if self.augments_ahead else self.device)
+        found = self.inputs.batches(wanted, HOST if self.augments_ahead else self.device)
         if self.augments_ahead:
             of_shares = zip(found, shares, strict=True)
             found = ahead(self._augmented(pixels, share, epoch, HOST) for pixels, share in of_shares)
@@ -243,10 +198,9 @@ class TrainBatches:
         deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
         return shuffled(torch.cat(deals))[: len(self.rows)]
 
-    def augmented(self, pixels: Tensor, uniform: Uniform) -> Tensor:
-        """Augmented and normalised images, float (m, channels, side, side), of uint8 pixels (m, channels, ...)."""
-        shares = shares_of(pixels)
-        return self.normalise(self.augment(shares, uniform, self.side) if shares.ndim == 4 else shares)
+    def augmented(self, raw: Tensor, uniform: Uniform) -> Tensor:
+        """Augmented and scaled inputs, float (m, channels, side, side) or (m, ...), of raw ones."""
+        return self.normalise(self.inputs.augmented(raw, self.augment, uniform, self.side))
 
     def targets_of(self, rows: Tensor) -> Tensor:
         """What the loss compares, smoothed: the task's soft targets, float (m, outputs)."""

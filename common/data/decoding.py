@@ -42,6 +42,7 @@ NAMED = 5  # broken files in a message
 AHEAD = 4  # batches that are being decoded while one is used
 AT_ONCE = 1024  # files that wait to be checked
 LOOKED_AT = 100  # photos whose sides stand for all
+MUCH_LOST = 0.7  # of an average photo: below, what to do is said
 ORIENTATION = 0x0112  # the one EXIF tag that is used
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
@@ -122,6 +123,15 @@ def share_kept(table: Table, prepare: Preparation) -> float:
         with contextlib.suppress(OSError, Image.DecompressionBombError), Image.open(path, formats=FORMATS) as photo:
             shares.append(min(photo.size) / max(photo.size))
     return middle * float(np.mean(shares or [1.0]))
+
+
+def lines_on_photos(table: Table, prepare: Preparation) -> list[str]:
+    """What is done to the photos before a model sees them."""
+    lines = [str(prepare)]
+    if (share := share_kept(table, prepare)) < 0.995:
+        remedy = "; --model-args crop_mode=squash crop_pct=1.0 keeps all" if share < MUCH_LOST else ""
+        lines.append(f"the model sees {share:.0%} of an average photo{remedy}")
+    return lines
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def match_folds(folds: Folds, table: Table) -> Folds:
     Raises:
         UserError: the rows that are missing, foreign, or have another label or image than when folds were made.
     """
-    if findings := changed_rows(folds, table, hash_images=not table.of_photos):
+    if findings := changed_rows(folds, table, hash_images=not table.kind.in_files):
         remedy = "name the table that the folds were made from with --data; python folds.py --check says more"
         raise UserError(table.source, f"differs from the folds file: {findings[0]}", remedy)
     position = {name: at for at, name in enumerate(folds.ids)}

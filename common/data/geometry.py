@@ -52,8 +52,6 @@ def cropped(images: Tensor, side: int, across: float = 0.0, down: float = 0.0) -
 
     The middle one is timm's centre crop.
     """
-    if images.ndim == 2:  # features
-        return images
     left, top = (round((1 + place) * (images.shape[-1] - side) / 2) for place in (across, down))
     return images[..., top : top + side, left : left + side]
 

@@ -100,7 +100,7 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
     n = len(table.ids)
     found = {"row": np.arange(n, dtype=float), "number": numbers_in(table.ids)}
     found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
-    if not table.of_photos and table.images.ndim >= 3:
+    if table.kind.of_images and not table.kind.in_files:
         flat = table.images.reshape(n, -1)
         parts = range(0, n, 4096)  # so that no float copy of all images is made
         found["mean"] = np.concatenate([flat[at : at + 4096].mean(1) for at in parts])

@@ -20,10 +20,11 @@ from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition
 from common.data.features import is_feature_table, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
+from common.data.kinds import FEATURES, KINDS, PHOTOS, PIXELS, Kind
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
-from common.data.stacks import Stack, content_of
+from common.data.stacks import Stack
 from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
@@ -46,6 +47,7 @@ class Table:
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
+    inputs: str = PIXELS.name  # a name in KINDS: what its rows are
     taken: tuple[str, ...] = ()  # what was taken for what, a line each, with the flag that changes it
     feature_names: tuple[str, ...] = ()  # of the columns of ``images``, where these are text
     plan: str = ""  # what these become (common/data/features.py); empty in a test table
@@ -54,21 +56,13 @@ class Table:
     facts: dict[str, np.ndarray] = field(default_factory=dict)  # of decoded photos, n each: common/data/decoding.py
 
     @property
-    def of_photos(self) -> bool:
-        """Whether the images are files, to be decoded."""
-        return not isinstance(self.images, np.ndarray)
-
-    @property
-    def of_features(self) -> bool:
-        """Whether a row is numbers and texts in columns."""
-        return bool(self.feature_names)
+    def kind(self) -> Kind:
+        """What follows from what its rows are."""
+        return KINDS[self.inputs]
 
     def row_shas(self) -> np.ndarray:
         """Text, n: the first 16 hex digits of the sha256 of each row's pixels, features or image file's bytes."""
-        if self.of_features:
-            return text_array(sha256("\x1f".join(cells).encode())[:16] for cells in self.images)
-        contents = (image.tobytes() if isinstance(image, np.ndarray) else content_of(image) for image in self.images)
-        return text_array(sha256(content)[:16] for content in contents)
+        return text_array(sha256(self.kind.content(row))[:16] for row in self.images)
 
     def image_shas(self) -> np.ndarray:
         """Text, n: equal for rows that show the same pixels, as far as photos were decoded; else :meth:`row_shas`."""
@@ -173,9 +167,19 @@ def _feature_table(
     plan, said = ("", ()) if test else plan_of(path, names, cells)
     called = f"column {id_name}" if id_name else "the rows' numbers from 1"
     taken = (f"ids          {called} (--image-column)", *labels.taken, *said)
-    kept = (id_name or "id", labels.name or "label", columns, taken)
     return Table(
-        str(path), ids, labels.cells, cells, *kept, feature_names=tuple(names), plan=plan, separator=labels.separator
+        str(path),
+        ids,
+        labels.cells,
+        cells,
+        id_name or "id",
+        labels.name or "label",
+        columns,
+        FEATURES.name,
+        taken,
+        feature_names=tuple(names),
+        plan=plan,
+        separator=labels.separator,
     )
 
 
@@ -199,6 +203,7 @@ def _pixel_table(
         id_name or "ImageId",
         label_name,
         columns,
+        PIXELS.name,
         taken,
         separator=labels.separator,
     )
@@ -243,7 +248,16 @@ def _photo_table(
     places = ", ".join(sorted({str(file.parent) for file in files})[:3])
     taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
     return Table(
-        str(path), ids, labels.cells, files, id_name, labels.name or "label", columns, taken, separator=labels.separator
+        str(path),
+        ids,
+        labels.cells,
+        files,
+        id_name,
+        labels.name or "label",
+        columns,
+        PHOTOS.name,
+        taken,
+        separator=labels.separator,
     )
 
 
@@ -308,12 +322,13 @@ def _stacks_in(root: Path, sample: str, competition: Competition) -> Table:
         raise UserError("--image-suffixes", what, "name it with --sample, or give --test a table")
     column, ids = next(iter(read_columns(Path(sample)).items()))
     files = PhotoSearch(Path(sample), [str(root)], competition.image_suffixes).files(ids, column)
-    return Table(str(root), ids, NO_LABELS.cells, files, "image", "label", {})
+    return Table(str(root), ids, NO_LABELS.cells, files, "image", "label", {}, PHOTOS.name)
 
 
 def _folder_table(root: Path, images: dict[str, Path]) -> Table:
     """Ids are paths relative to ``root``."""
-    return Table(str(root), text_array(images), NO_LABELS.cells, list(images.values()), "image", "label", {})
+    files = list(images.values())
+    return Table(str(root), text_array(images), NO_LABELS.cells, files, "image", "label", {}, PHOTOS.name)
 
 
 def _with_whole_labels(table: Table, competition: Competition) -> Table:

@@ -89,13 +89,15 @@ class LookAlikes:
 
 def pictures_of(table: Table) -> tuple[np.ndarray, bool] | None:
     """Grey pictures of all rows, uint8 (n, height, width), and whether to align them; None: none to compare."""
-    if table.of_photos:
+    if not table.kind.of_images:
+        return None
+    if table.kind.in_files:
         if not table.facts:
             return None
         shorter = np.minimum(table.facts["width"], table.facts["height"])
         return table.facts["small"], bool(np.median(shorter) >= SMALLEST)
     images = table.images
-    if images.ndim != 3 or min(images.shape[1:]) < SMALLEST_DRAWING:
+    if min(images.shape[1:]) < SMALLEST_DRAWING:
         return None
     if min(images.shape[1:]) < SMALLEST:
         return images, False

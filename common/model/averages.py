@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.batches import Normalise
-from common.data.geometry import cropped
-from common.data.images import Images, pixels_of, shares_of
+from common.data.inputs import Inputs
+from common.data.scales import Scale
 
 State = dict[str, Tensor]
 
@@ -34,9 +33,9 @@ def mean_of(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: flo
 
 @torch.no_grad()
 def measure_batchnorm(
-    model: nn.Module, images: Images, rows: Tensor, normalise: Normalise, batch_size: int, side: int
+    model: nn.Module, inputs: Inputs, rows: Tensor, normalise: Scale, batch_size: int, side: int
 ) -> None:
-    """Give BatchNorm the statistics of some rows' images, un-augmented, at the weights that the model has now.
+    """Give BatchNorm the statistics of some rows' inputs, un-augmented, at the weights that the model has now.
 
     The model sees the middle ``side`` px of each, ``batch_size`` images at a time. The average of weights has had no
     batch of its own. ``rows`` are those of the training; every process measures all of them, in an order of its own, so
@@ -54,8 +53,8 @@ def measure_batchnorm(
     # In a table that is sorted by class, batches of neighbours would lack the variance between classes.
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     whole = (some for some in rows[order].split(batch_size) if len(some) == batch_size)
-    for pixels in pixels_of(images, whole, next(model.parameters()).device):
-        model(normalise(shares_of(cropped(pixels, side))))
+    for raw in inputs.batches(whole, next(model.parameters()).device):
+        model(normalise(inputs.seen(raw, side)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.words import in_a_line
-from common.data.batches import Normalise
 from common.data.folds import Folds
+from common.data.scales import Normalise, Scale
 from common.model.networks import USUAL_SIZES, build, current_name, last_layers, photo_size
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import load_any, read_metadata
@@ -39,7 +39,7 @@ class Loaded:
     """What :func:`load_weights` did: in words, and how the pixels must be normalised for these weights."""
 
     report: str
-    normalise: Normalise | None  # None: the file does not say
+    normalise: Scale | None  # None: the file does not say
 
 
 def hub_file(name: str) -> Path:
@@ -150,8 +150,11 @@ def load_weights(
         said.append(f"new: {_few(missing)}")
     if left := [each for each in tensors if each not in own]:
         said.append(f"left in the file: {_few(left)}")
+    said_of_weights = f"{path}: {'; '.join(said)}"
+    if saved and not saved.kind.of_images:
+        return Loaded(said_of_weights, saved.scale)
     pixels = saved.normalise if saved else getattr(model, "pretrained_cfg", None) or {}
-    return Loaded(f"{path}: {'; '.join(said)}", _normalise_of(pixels, channels))
+    return Loaded(said_of_weights, _normalise_of(pixels, channels))
 
 
 def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, get_origin
 
 from common.base.errors import UserError
 from common.data.decoding import Preparation
+from common.data.kinds import FEATURES, KINDS, PHOTOS, PIXELS, Kind
 from common.runs.config import Config, saved_config
 from common.score.task import TASKS
 
@@ -26,7 +27,7 @@ class SavedModel:
     classes: list[str]  # names of the network's outputs
     image_shape: tuple[int, int]  # channels and side (px) of the table's images; a photo's side is 0
     preparation: Preparation
-    normalise: dict[str, Any]  # mean and std of each channel
+    normalise: dict[str, Any]  # the fields of its inputs' scale, such as mean and std of each channel
     memory_format: str  # torch's name of it
     processes: int
     threads: int = 0
@@ -36,6 +37,7 @@ class SavedModel:
     members: int = 1  # networks in the file
     averaged: tuple[str, ...] = ()  # runs whose weights these are the mean of
     task: str = "multiclass"
+    inputs: str = PIXELS.name  # a name in KINDS
     id_name: str = ""  # of the train table: the columns of a submission made without a sample
     label_name: str = ""
     sha256: str = ""  # over the tensors, as the file states it
@@ -62,6 +64,12 @@ class SavedModel:
             raise UserError(
                 str(path), f"is of the task {said['task']}, which this code does not know", "use matching code"
             )
+        if "inputs" not in said:  # an old file
+            images = PHOTOS if said["image_shape"][0] == 3 else PIXELS
+            said["inputs"] = (FEATURES if said["preparation"].get("features") else images).name
+        if said["inputs"] not in KINDS:
+            what = f"is of inputs {said['inputs']}, which this code does not know"
+            raise UserError(str(path), what, "use matching code")
         prepared = said["preparation"] | {"fill": tuple(said["preparation"].get("fill", Preparation.fill))}
         said |= {"image_shape": tuple(said["image_shape"]), "averaged": tuple(said.get("averaged", ()))}
         return cls(**said | {"preparation": Preparation(**prepared)})
@@ -74,6 +82,16 @@ class SavedModel:
     def cfg(self) -> Config:
         """The settings of the training, but for its places."""
         return saved_config(self.settings)
+
+    @property
+    def kind(self) -> Kind:
+        """What follows from what its inputs are."""
+        return KINDS[self.inputs]
+
+    @property
+    def scale(self) -> Any:
+        """What brings its inputs to zero mean and unit deviation (common/data/scales.py); loads torch."""
+        return self.kind.scale_of(self.normalise)
 
     @property
     def micro_batch(self) -> int:

@@ -29,8 +29,8 @@ from common.base.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserE
 from common.base.files import read_json, write_file, write_json
 from common.base.locks import locked
 from common.base.strict_csv import read_records
-from common.data.augment_options import preset_for
 from common.data.folds import read_folds
+from common.data.kinds import PIXELS
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
 from common.jobs.runner import INTERRUPTED, SideBySide, run_jobs, slots_for
@@ -134,7 +134,7 @@ def claim_sweep(sweep: Sweep) -> None:
 
 
 def _fixed(sweep: Sweep) -> dict[str, Any]:
-    augment = preset_for(sweep.config.augment, of_photos=False)  # what an older version wrote for today's auto
+    augment = PIXELS.preset(sweep.config.augment, channels=1)  # what an older version wrote for today's auto
     fixed = training_settings(sweep.config) | {"augment": augment}
     fixed |= {"fold": sweep.config.fold, "warmup": sweep.warmup}
     if sweep.budget == "steps":

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from common.data.batches import Examples, seed_of
 from common.data.cache import photo_cache
 from common.data.folds import Folds, split_rows
-from common.data.images import read_images
+from common.data.inputs import Reading, open_inputs
 from common.data.tables import Table
 from common.model.optim import set_learning_rate
 from common.model.selection import create_selection
@@ -53,10 +53,10 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     cfg = dataclasses.replace(of_fold(with_images_of(cfg, table), cfg.fold), accumulate=halves)
     accelerator = Accelerator(cpu=own_device().type == "cpu", mixed_precision=cfg.mixed_precision)
     prepare = preparation_of(cfg, table)
-    images = read_images(table, prepare, accelerator.device, photo_cache(), folds.row_shas, cfg.threads)
+    inputs = open_inputs(table, prepare, accelerator.device, Reading(photo_cache(), folds.row_shas, cfg.threads))
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
     targets = torch.from_numpy(folds.targets).to(accelerator.device)
-    examples = Examples(images, targets, torch.from_numpy(rows), folds.classes)
+    examples = Examples(inputs, targets, torch.from_numpy(rows), folds.classes)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     layout = measured_format(cfg, accelerator, len(folds.classes))
     training = prepare_training(cfg, accelerator, examples, selection, layout)

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from common.base.errors import UserError, warn
 from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
-from common.data.augment_options import preset_for
-from common.data.batches import Examples, Normalise, TrainBatches
+from common.data.batches import Examples, TrainBatches
 from common.data.decoding import Preparation
-from common.data.images import image_shape
+from common.data.kinds import PHOTOS
+from common.data.scales import Scale
 from common.data.tables import Table
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
@@ -61,13 +61,11 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     Raises:
         UserError: timm has no such model.
     """
-    channels, size = image_shape(table)
-    if table.of_photos:
+    channels, size = table.kind.shape(table)
+    if table.kind.in_files:
         size = photo_size(cfg.model) or size
     own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
-    own["augment"] = preset_for(cfg.augment, table.of_photos, grey=own["channels"] == 1)
-    if table.of_features:
-        own = {"channels": 0, "img_size": size, "augment": "none"}
+    own["augment"] = table.kind.preset(cfg.augment, own["channels"])
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
 
@@ -78,7 +76,7 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
         UserError: a crop that does not exist, or one of images that are no photos.
     """
     model_args = cfg.args("model")
-    if table.of_photos:
+    if table.kind is PHOTOS:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     for argument in CROPS.keys() & model_args.keys():
         raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
@@ -165,10 +163,10 @@ def unused_at_first(cfg: Config) -> bool:
     return 0 < cfg.args("freeze").get("backbone", 0) < cfg.epochs
 
 
-def create_batches(cfg: Config, state: PartialState, examples: Examples, normalise: Normalise) -> TrainBatches:
+def create_batches(cfg: Config, state: PartialState, examples: Examples, normalise: Scale) -> TrainBatches:
     """The batches that this process trains on."""
     return TrainBatches(
-        images=examples.images,
+        inputs=examples.inputs,
         targets=examples.targets,
         rows=examples.rows,
         num_classes=len(examples.classes),

@@ -10,9 +10,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.base.errors import UserError
-from common.data.batches import normaliser
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.images import image_shape, read_images
+from common.data.inputs import MIDDLE, Reading, open_inputs
 from common.data.tables import Table
 from common.data.views import View
 from common.model.averages import Members
@@ -81,16 +80,16 @@ class FoldModels:
         check_devices()
         accelerator = Accelerator(cpu=own_device().type == "cpu")
         prepare = saved.preparation
-        if prepare.features and len(views) > 1:
+        if not table.kind.of_images and len(views) > 1:
             raise UserError("--tta", "looks at images in several ways, but these are features", "leave it out")
-        if prepare.side == prepare.stored and any(view.place != (0, 0) for view in views):
+        if prepare.side == prepare.stored and any(view.place != MIDDLE for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
             raise UserError("--tta", what, "leave out the five crops")
         self.models, self.views, self.classes = models, views, saved.classes
         self.predict = Predictor(
             accelerator,
-            images=read_images(table, prepare, accelerator.device, cache, row_shas, torch.get_num_threads()),
-            normalise=normaliser(saved.normalise),
+            inputs=open_inputs(table, prepare, accelerator.device, Reading(cache, row_shas, torch.get_num_threads())),
+            normalise=saved.scale,
             precision=usable_precision(saved.cfg.mixed_precision, trained=True),
             batch_size=evaluation_batch(saved.micro_batch),
             side=prepare.side,
@@ -102,7 +101,7 @@ class FoldModels:
         """The network with the k-th model's weights, and what predicts with them as its training did."""
         model = self.models[k]
         self.network.load_state_dict(model.tensors)
-        return self.network, replace(self.predict, normalise=normaliser(model.saved.normalise))
+        return self.network, replace(self.predict, normalise=model.saved.scale)
 
     @out_of_memory_said(*TOO_LARGE)
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
@@ -137,15 +136,16 @@ class FoldModels:
 
 def check_images(saved: SavedModel, table: Table) -> None:
     """Raise UserError where the table's images have another shape than those that the models were trained on."""
-    if table.of_features != bool(saved.preparation.features):
-        what = "has features, but the models look at images" if table.of_features else "has no features"
-        raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
-    if not table.of_features and image_shape(table) != saved.image_shape:
-        (channels, side), (its_channels, its_side) = image_shape(table), saved.image_shape
+    remedy = "name the test table that belongs to the train table with --test"
+    if table.kind is not saved.kind:
+        what = f"has {table.kind.name}, but the models were trained on {saved.kind.name}"
+        raise UserError(table.source, what, remedy)
+    if table.kind.of_images and table.kind.shape(table) != saved.image_shape:
+        (channels, side), (its_channels, its_side) = table.kind.shape(table), saved.image_shape
         what = (
             f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"
         )
-        raise UserError(table.source, what, "name the test table that belongs to the train table with --test")
+        raise UserError(table.source, what, remedy)
 
 
 def check_sides(network: nn.Module, saved: SavedModel, views: Sequence[View]) -> None:

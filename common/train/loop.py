@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from common.base.errors import NUMBERS, UserError
 from common.base.profiling import part
-from common.data.batches import Normalise, TrainBatches, seed_of
+from common.data.batches import TrainBatches, seed_of
 from common.data.folds import Folds
-from common.data.geometry import cropped
-from common.data.images import Images, pixels_of, shares_of
+from common.data.inputs import Inputs
+from common.data.scales import Scale
 from common.data.transfer import to_device
 from common.data.views import TTA, View
 from common.jobs.screen import BAR_WANTED
@@ -98,7 +98,7 @@ def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndar
         return None
     batches, at_once = training.batches, evaluation_batch(training.batches.micro_batch_size)
     precision = accelerator.mixed_precision
-    predict = Predictor(accelerator, batches.images, batches.normalise, precision, at_once, batches.side)
+    predict = Predictor(accelerator, batches.inputs, batches.normalise, precision, at_once, batches.side)
     with part("evaluation"):
         [logits] = predict(training.scored, rows)
         broken = share_scores(accelerator, {"rows": len(not_finite(logits))})["rows"]
@@ -184,8 +184,8 @@ class Predictor:
     """From row numbers to a model's logits, over all processes."""
 
     accelerator: Accelerator
-    images: Images
-    normalise: Normalise
+    inputs: Inputs
+    normalise: Scale
     precision: str  # no, fp16 or bf16
     batch_size: int  # images at a time on each process
     side: int  # px that a view sees of each image
@@ -207,10 +207,10 @@ class Predictor:
         ]
         numbers = torch.from_numpy(rows)
         wanted = (numbers[places.clamp_max(len(rows) - 1)] for places in places_of_all)
-        found = pixels_of(self.images, wanted, accelerator.device)
+        found = self.inputs.batches(wanted, accelerator.device)
         logits, written, at_once, held = None, np.zeros(len(rows), dtype=np.int64), size, []
-        for number, pixels in enumerate(found, 1):
-            outputs, at_once = self._outputs(model, pixels, views, at_once)
+        for number, raw in enumerate(found, 1):
+            outputs, at_once = self._outputs(model, raw, views, at_once)
             held.append(outputs)
             if outputs.nbytes * accelerator.num_processes * len(held) < BLOCK and number < len(places_of_all):
                 continue
@@ -228,23 +228,22 @@ class Predictor:
         assert (written == 1).all(), "a row was predicted never or twice"
         return logits
 
-    def _outputs(self, model: nn.Module, pixels: Tensor, views: Sequence[View], at_once: int) -> tuple[Tensor, int]:
+    def _outputs(self, model: nn.Module, raw: Tensor, views: Sequence[View], at_once: int) -> tuple[Tensor, int]:
         """The model's outputs of a batch, float32 (m, views, classes), and how many images memory holds at a time.
 
         Each process halves its batches for itself: what it hands over is as large as before.
         """
         while True:
             try:
-                return torch.cat([self._seen(model, some, views) for some in pixels.split(at_once)]), at_once
+                return torch.cat([self._seen(model, some, views) for some in raw.split(at_once)]), at_once
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or at_once == 1:
                     raise
             at_once = (at_once + 1) // 2  # outside of the handler, which holds what has not fitted
             release_memory()
 
-    def _seen(self, model: nn.Module, pixels: Tensor, views: Sequence[View]) -> Tensor:
-        pixels = shares_of(pixels)
-        seen = {view.place: cropped(pixels, self.side, *view.place) for view in views}
+    def _seen(self, model: nn.Module, raw: Tensor, views: Sequence[View]) -> Tensor:
+        seen = {view.place: self.inputs.seen(raw, self.side, view.place) for view in views}
         outputs = []
         for view in views:
             images = self.normalise(view.look(seen[view.place]))  # in float32: where pixels are must not be rounded

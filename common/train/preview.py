@@ -11,10 +11,10 @@ from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from common.base.files import write_file
-from common.data.batches import Examples, Normalise
-from common.data.cache import Cache
+from common.data.batches import Examples
 from common.data.folds import Folds
-from common.data.images import read_images
+from common.data.inputs import Reading, open_inputs
+from common.data.scales import Normalise
 from common.data.tables import Table
 from common.runs.config import Config
 from common.train.build import augmentation_of, create_batches, preparation_of, with_images_of
@@ -23,10 +23,10 @@ from common.train.build import augmentation_of, create_batches, preparation_of, 
 def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> None:
     """Draw the first batch of the training ``rows``, augmented, with its labels, before normalisation and smoothing."""
     cfg = dataclasses.replace(with_images_of(cfg, table), label_smoothing=0.0, accumulate=1)
-    device, nothing_kept = torch.device("cpu"), Cache(0)
-    images = read_images(table, preparation_of(cfg, table), device, nothing_kept, folds.row_shas, say=lambda _: None)
-    augmentation_of(cfg, grey=not table.of_photos)  # refuses what would do nothing
-    examples = Examples(images, torch.from_numpy(folds.targets), torch.from_numpy(rows), folds.classes)
+    reading = Reading(row_shas=folds.row_shas, say=lambda _: None)
+    inputs = open_inputs(table, preparation_of(cfg, table), torch.device("cpu"), reading)
+    augmentation_of(cfg, table.kind.grey)  # refuses what would do nothing
+    examples = Examples(inputs, torch.from_numpy(folds.targets), torch.from_numpy(rows), folds.classes)
     plain = Normalise((0.0,), (1.0,))
     batch = next(create_batches(cfg, PartialState(cpu=True), examples, plain).epoch(0))
     shares = [

@@ -18,9 +18,8 @@ from common.base.system import cpu_count, is_job, keep_freed_memory, local_proce
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.decoding import share_kept
 from common.data.folds import Folds, split_rows
-from common.data.images import Images, conversion, image_shape, read_images
+from common.data.inputs import Inputs, Reading, open_inputs
 from common.data.tables import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
@@ -56,8 +55,6 @@ from common.train.memory import out_of_memory_in_training, out_of_memory_said
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
 
-MUCH_LOST = 0.7  # of an average photo: below, what to do is said
-
 
 @dataclass(frozen=True)
 class Session:
@@ -65,7 +62,7 @@ class Session:
 
     cfg: Config  # with what the machine and the images decide: precision, threads, channels, size
     folds: Folds
-    images: Images  # of every row
+    inputs: Inputs  # of every row
     saved: SavedModel  # what each fold's weights file will say of the run
     accelerator: Accelerator  # for what the processes agree on between two folds
     log_with: tuple[str, ...]
@@ -121,14 +118,15 @@ def open_session(
     if cfg.restart and accelerator.is_main_process:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     accelerator.wait_for_everyone()
-    images = open_images(cfg, table, folds, cache, accelerator)
+    inputs = inputs_of(cfg, table, folds, cache, accelerator)
     saved = SavedModel(
         settings=training_settings(cfg),
         fold="",
         fold_count=folds.count,
         folds_fingerprint=folds.fingerprint,
         classes=folds.classes,
-        image_shape=image_shape(table),
+        image_shape=table.kind.shape(table),
+        inputs=table.inputs,
         preparation=preparation_of(cfg, table),
         normalise={},
         memory_format=measured_format(cfg, accelerator, len(folds.classes)),
@@ -141,7 +139,7 @@ def open_session(
         id_name=table.id_name,
         label_name=table.label_name,
     )
-    return Session(cfg, folds, images, saved, accelerator, log_with)
+    return Session(cfg, folds, inputs, saved, accelerator, log_with)
 
 
 def set_up_machine(cfg: Config, table: Table) -> Config:
@@ -180,7 +178,7 @@ def check_all_choices(
     """
     check_trackers(log_with)
     of_each = {start.weights: start for start in (of_fold(cfg, fold) for fold in todo)}  # one, unless {fold} is in it
-    loaded = [check_choices(start, folds.classes, micro_batch, not table.of_photos) for start in of_each.values()]
+    loaded = [check_choices(start, folds.classes, micro_batch, table.kind.grey) for start in of_each.values()]
     if cfg.weights:
         known = [check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in todo]
         if not all(known) and not is_job():
@@ -189,20 +187,18 @@ def check_all_choices(
     return list(filter(None, loaded))
 
 
-def open_images(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator: Accelerator) -> Images:
-    """The images of every row, as the model is given them; says what is done to them and where they are kept."""
+def inputs_of(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator: Accelerator) -> Inputs:
+    """The inputs of every row, as the model is given them; says what is done to them and where they are kept."""
     prepare = preparation_of(cfg, table)
-    if cache.gb != DEFAULT_GB and not table.of_photos:
+    if cache.gb != DEFAULT_GB and not table.kind.in_files:
         warn("--cache-gb has no effect: the images are not photos")
-    if converted := conversion(table, prepare):
-        accelerator.print(f"images: {converted}")
-    if table.of_photos and (share := share_kept(table, prepare)) < 0.995:
-        remedy = "; --model-args crop_mode=squash crop_pct=1.0 keeps all" if share < MUCH_LOST else ""
-        accelerator.print(f"images: the model sees {share:.0%} of an average photo{remedy}")
+    for line in table.kind.described(table, prepare):
+        accelerator.print(f"images: {line}")
     cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
-    device, say = HOST if augmentation_of(cfg).on_host else accelerator.device, accelerator.print
+    device = HOST if augmentation_of(cfg).on_host else accelerator.device
+    reading = Reading(cache, folds.row_shas, cfg.threads, accelerator.print)
     with out_of_memory_said("images", "do not fit into memory", "free memory, or lower --cache-gb or --img-size"):
-        return read_images(table, prepare, device, cache, folds.row_shas, cfg.threads, say)
+        return open_inputs(table, prepare, device, reading)
 
 
 def measured_format(cfg: Config, accelerator: Accelerator, num_classes: int) -> str:
@@ -244,7 +240,7 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     path, device = folder / CHECKPOINT_FILE, accelerator.device
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     targets = torch.from_numpy(folds.targets).to(device)
-    examples = Examples(session.images, targets, torch.from_numpy(rows), folds.classes)
+    examples = Examples(session.inputs, targets, torch.from_numpy(rows), folds.classes)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     checkpoint = None
     if agreed(accelerator, path.exists()):

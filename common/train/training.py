@@ -108,7 +108,7 @@ class Training:
         if self.selection.averages and not self.frozen.batchnorm:
             batches = self.batches
             how = (batches.normalise, batches.micro_batch_size, batches.side)
-            measure_batchnorm(self.scored, batches.images, batches.rows, *how)
+            measure_batchnorm(self.scored, batches.inputs, batches.rows, *how)
         return bool(kept)
 
     def save(self, path: Path, saved: SavedModel) -> None:

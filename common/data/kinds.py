@@ -1,0 +1,117 @@
+"""The kinds of inputs, a row each in KINDS: what a row of a table is, and what follows from it before torch is loaded.
+
+What a training and a prediction do with them is in common/data/inputs.py. Functions are named as text, as their files
+need torch or read tables themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.data.features import width
+from common.data.stacks import content_of
+
+if TYPE_CHECKING:
+    from common.data.decoding import Preparation
+    from common.data.tables import Table
+
+PHOTO_SIDE = 224  # of photos, whose sizes vary, unless the model says otherwise
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of inputs; only those ``of_images`` have channels, sizes, augmentation, views and pictures."""
+
+    name: str
+    of_images: bool
+    in_files: bool  # a file for each row, which may be missing, broken or another than before
+    grey: bool  # without colours, in however many channels
+    content: Callable[[Any], bytes]  # of a row of the table, for its hash
+    shape: Callable[["Table"], tuple[int, int]]  # channels and side of the images as they are; (0, n) of n numbers
+    open: str  # the function of common/data/inputs.py that makes them ready for a training
+    scale: str  # the class of what brings them to zero mean and unit deviation
+    describe: str = ""  # (table, preparation) -> lines that say what is done to them before a model sees them
+    check: str = ""  # (table, workers, as written) -> the table, every row's file having been read once
+    augment: tuple[str, str] = ("none", "none")  # the presets that auto stands for: in colour, grey
+    views: str = "none"  # the preset of views that --tta auto tries
+    models: tuple[str, ...] = ()  # the nets that take them, the first unless another is chosen; empty: those of timm
+
+    def __post_init__(self) -> None:
+        """What an image has, others have not."""
+        assert self.of_images or (self.views, *self.augment) == ("none",) * 3
+
+    def preset(self, asked: str, channels: int) -> str:
+        """The preset of augmentation that auto stands for; any other name is its own."""
+        return self.augment[channels == 1] if asked == "auto" else asked
+
+    def described(self, table: "Table", prepare: "Preparation") -> list[str]:
+        """What is done to them before a model sees them, a line each."""
+        return resolve_name(self.describe)(table, prepare) if self.describe else []
+
+    def checked(self, table: "Table", workers: int, as_written: bool) -> "Table":
+        """The table, every row's file having been read once; raises UserError where one is broken."""
+        return resolve_name(self.check)(table, workers, as_written) if self.check else table
+
+    def scale_of(self, said: dict[str, Any]) -> Any:
+        """What a weights file says of its inputs' scale."""
+        return resolve_name(self.scale)(**said)
+
+
+def _shape_of_pixels(table: "Table") -> tuple[int, int]:
+    return 1, table.images.shape[1]
+
+
+def _shape_of_photos(table: "Table") -> tuple[int, int]:
+    return 3, PHOTO_SIDE
+
+
+def _shape_of_features(table: "Table") -> tuple[int, int]:
+    return 0, width(table.plan)
+
+
+def _content_of_features(cells: np.ndarray) -> bytes:
+    return "\x1f".join(cells).encode()
+
+
+PIXELS = Kind(
+    name="pixels",
+    of_images=True,
+    in_files=False,
+    grey=True,
+    content=np.ndarray.tobytes,
+    shape=_shape_of_pixels,
+    open="common.data.inputs:open_pixels",
+    scale="common.data.scales:Normalise",
+    describe="common.data.pixels:lines_on_pixels",
+    augment=("digits", "digits"),
+    views="digits",
+)
+PHOTOS = Kind(
+    name="photos",
+    of_images=True,
+    in_files=True,
+    grey=False,
+    content=content_of,
+    shape=_shape_of_photos,
+    open="common.data.inputs:open_photos",
+    scale="common.data.scales:Normalise",
+    describe="common.data.decoding:lines_on_photos",
+    check="common.data.decoding:check_photos",
+    augment=("photos", "photos_light"),
+    views="hflip",
+)
+FEATURES = Kind(
+    name="features",
+    of_images=False,
+    in_files=False,
+    grey=True,
+    content=_content_of_features,
+    shape=_shape_of_features,
+    open="common.data.inputs:open_features",
+    scale="common.data.features:FeatureScale",
+    models=("mlp",),
+)
+KINDS = {kind.name: kind for kind in (PIXELS, PHOTOS, FEATURES)}
