@@ -5,6 +5,9 @@
     python sweep.py fit --verify 48         # ... checked on a batch size that it has not seen
     python sweep.py plot                    # sweep.png
     python sweep.py find                    # the classic range test, beside the sweep's answer
+    python sweep.py noise --batch-size 128  # the gradient noise scale along a whole training
+    python sweep.py carry --tuned-at 128 --lr 6e-3 --batch-size 512    # what a tuned rate becomes there
+    python sweep.py joint --sweeps A B C    # several sweeps in one fit: one slope? the batch or the steps?
     python sweep.py search --vary lr=1e-4..3e-2 opt=adamw,sgd    # Optuna over any settings
 
 A sweep lies in runs/<run>_sweep/; its cells are ordinary runs of train_fold.py. The same command again goes on.
@@ -29,8 +32,8 @@ from common.base.files import read_json, write_json
 from common.base.result import Result
 from common.base.system import cpu_count
 from common.data.competition import beside, competition_flags, read_competition
-from common.data.folds import match_folds, read_folds
-from common.data.tables import read_train_table
+from common.data.folds import Folds, match_folds, read_folds
+from common.data.tables import Table, read_train_table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
 from common.score.task import TASKS
@@ -38,6 +41,7 @@ from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
     LAW_FILE,
+    NOISE_FILE,
     SWEEP_FILE,
     VERIFY_FOLDER,
     CellRunner,
@@ -47,8 +51,9 @@ from common.sweep.cells import (
     read_sweep,
     settled,
 )
-from common.sweep.grid import FIRST, Grid, mean_losses, missing, on_edge, wanted
+from common.sweep.grid import FIRST, Cell, Grid, mean_losses, missing, on_edge, wanted
 from common.sweep.law import WORST, Law, fit_law
+from common.sweep.regression import Estimate
 from common.sweep.verdict import law_json, lr_json, lr_text, sentences
 
 TRAIN_SCRIPT = Path(__file__).with_name("train_fold.py")
@@ -94,6 +99,33 @@ class Find(Ended):
     """The classic range test at one of the sweep's batch sizes: python sweep.py find"""
 
     batch_size: int = 0  # images per step (0: the middle one of the sweep)
+
+
+@dataclass(frozen=True)
+class Noise(Ended):
+    """The gradient noise scale along a whole training of the sweep's settings: python sweep.py noise"""
+
+    batch_size: int = 0  # images per step (0: the middle one of the sweep)
+    lr: float = 0.0  # peak learning rate (0: the best one for the batch size)
+
+
+@dataclass(frozen=True)
+class Carry(Ended):
+    """Carry a learning rate that suits one batch size to another, by a sweep's law: python sweep.py carry"""
+
+    lr: float = 0.0  # the learning rate that suits --tuned-at (0: the sweep's own best there)
+    tuned_at: int = 0  # batch size that it was tuned at (0: the middle one of the sweep)
+    batch_size: int = 0  # batch size to carry it to
+    noise_scale: float = 0.0  # of your own training, by sweep.py find or noise (0: the sweep's)
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """Fit several sweeps at once: python sweep.py joint --sweeps runs/a_sweep runs/b_sweep"""
+
+    sweeps: tuple[str, ...] = ()  # their folders
+    only: tuple[int, ...] = ()  # fit only these batch sizes
+    out_dir: str = ""  # folder for joint.json and joint.png (default: they are not written)
 
 
 @dataclass(frozen=True)
@@ -150,6 +182,8 @@ def sweep_of(options: Run) -> Sweep:
         raise UserError("--fold", f"{cfg.fold} is not a single fold", "give its number")
     if not options.batch_sizes or min(options.batch_sizes) < 1:
         raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers above 0")
+    if cfg.steps and options.budget == "steps":
+        raise UserError("--budget", "steps has no meaning beside --steps: every cell takes as many", "leave it out")
     lrs = () if options.lrs == ("auto",) else tuple(map(learning_rate, options.lrs))
     sizes = tuple(sorted(set(options.batch_sizes)))
     grid = Grid(sizes, lrs, lr=cfg.lr, batch_size=cfg.batch_size, repeats=max(1, options.repeats))
@@ -271,10 +305,9 @@ def plot(options: Plot) -> Result:
 def find(options: Find) -> Result:
     """Make the range test and say how far it is from what whole runs say."""
     sweep = settled(find_sweep(options))
-    batch_size = options.batch_size or sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
+    batch_size = options.batch_size or middle_size(sweep)
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
-    table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
-    folds = match_folds(read_folds(Path(sweep.config.folds), TASKS[sweep.config.task]), table)
+    table, folds = table_and_folds(sweep)
 
     from common.sweep.range_test import range_test
 
@@ -286,6 +319,84 @@ def find(options: Find) -> Result:
     print(f"batch size {batch_size}: the range test suggests lr {found.lr:.2e}, the sweep {lr_text(best)}")
     print(f"the range test is x{max(ratio, 1 / ratio):.1f} {'above' if ratio > 1 else 'below'} the sweep")
     return result
+
+
+def middle_size(sweep: Sweep) -> int:
+    """The middle one of a sweep's batch sizes."""
+    return sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
+
+
+def table_and_folds(sweep: Sweep) -> tuple[Table, Folds]:
+    """What a sweep's cells train on."""
+    table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
+    return table, match_folds(read_folds(Path(sweep.config.folds), TASKS[sweep.config.task]), table)
+
+
+def noise(options: Noise) -> Result:
+    """Train once and say how the gradient's noise scale grows."""
+    sweep = settled(find_sweep(options))
+    batch_size = options.batch_size or middle_size(sweep)
+    lr = options.lr or fit_law(read_cells(sweep.folder)).predict(batch_size).value
+    table, folds = table_and_folds(sweep)
+
+    from common.sweep.range_test import noise_along
+
+    cfg = dataclasses.replace(sweep.config_of(Cell(batch_size, lr)), threads=sweep.config.threads or cpu_count())
+    found = [dataclasses.asdict(part) for part in noise_along(cfg, table, folds)]
+    for part in found:
+        print(f"steps {part['first_step']:>6} to {part['last_step']:<6} noise scale {part['noise_scale']:.0f} images")
+    write_json(sweep.folder / NOISE_FILE.format(batch_size), {"batch_size": batch_size, "lr": lr, "parts": found})
+    return Result({"parts": found}, sweep.folder)
+
+
+def carry(options: Carry) -> Result:
+    """Say what a tuned learning rate becomes at another batch size."""
+    sweep = find_sweep(options)
+    law = fit_law(read_cells(sweep.folder))
+    before, after = options.tuned_at or middle_size(sweep), options.batch_size
+    if after < 1:
+        raise UserError("--batch-size", "is not said", "give the batch size to carry the learning rate to")
+    lr, scale = options.lr or law.predict(before).value, noise_ratio(options, sweep)
+    ratio = law.ratio(before * scale, after * scale)
+    carried = Estimate(lr * ratio.value, lr * ratio.low, lr * ratio.high)
+    root = lr * math.sqrt(after / before)
+    print(f"from {before} to {after} images: {lr_text(carried)}; the square root alone would say {root:.2e}")
+    return Result(lr_json(carried) | {"square_root": root}, sweep.folder)
+
+
+def noise_ratio(options: Carry, sweep: Sweep) -> float:
+    """The sweep's gradient noise scale as a multiple of the user's own, in which units a turn carries over.
+
+    Raises:
+        UserError: the sweep's was never measured.
+    """
+    if not options.noise_scale:
+        return 1.0
+    found = [read_json(path)["noise_scale"] for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
+    if not any(found):
+        what = f"that of {sweep.folder} was never measured"
+        raise UserError("--noise-scale", what, f"run: python sweep.py find --sweep {sweep.folder}")
+    return float(np.mean([scale for scale in found if scale])) / options.noise_scale
+
+
+def joint(options: JointFit) -> Result:
+    """Fit several sweeps at once and say what they have in common."""
+    from common.sweep.joint import fit_joint, joint_json, joint_sentences
+
+    if len(options.sweeps) < 2:
+        raise UserError("--sweeps", "a joint fit needs two sweeps", "name the folders of two or more")
+    tables = {name: read_cells(find_sweep(Ended(sweep=name)).folder) for name in options.sweeps}
+    if options.only:
+        tables = {name: cells[cells.batch_size.isin(options.only)] for name, cells in tables.items()}
+    found = fit_joint(tables)
+    print("\n".join(joint_sentences(found)))
+    score = joint_json(found)
+    if options.out_dir:
+        from common.sweep.joint_picture import draw_joint
+
+        write_json(Path(options.out_dir) / "joint.json", score)
+        draw_joint(Path(options.out_dir) / "joint.png", found)
+    return Result(score, Path(options.out_dir or options.sweeps[0]))
 
 
 def search(options: Search) -> Result:
@@ -310,6 +421,9 @@ COMMANDS = {
     "fit": (Fit, fit),
     "plot": (Plot, plot),
     "find": (Find, find),
+    "noise": (Noise, noise),
+    "carry": (Carry, carry),
+    "joint": (JointFit, joint),
     "search": (Search, search),
 }
 

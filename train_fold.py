@@ -191,7 +191,8 @@ def is_short(cfg: Config, table: Table) -> bool:
     if table.kind.in_files:
         return False
     rows = min(cfg.limit or len(table.ids), cfg.train_fraction * len(table.ids))
-    return cfg.epochs * rows * table.images[0].size < 10e6
+    images = cfg.steps * cfg.batch_size or cfg.epochs * rows
+    return images * table.images[0].size < 10e6
 
 
 def say_finished(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:

@@ -85,6 +85,15 @@ def test_an_epoch_is_the_same_however_it_is_shared(images):
         assert torch.equal(torch.cat([share.rows for share in shares]), batch.rows)
 
 
+def test_steps_run_through_the_passes_and_their_parts_are_the_whole(images):
+    """Cut into parts, a training of many steps sees the batches of whole passes, the last one as far as it goes."""
+    passes = [batch for epoch in range(3) for batch in batches(images).epoch(epoch)]
+    parts = [batch for part in range(2) for batch in batches(images, steps_an_epoch=8).epoch(part)]
+    assert len(passes) == 18 and len(parts) == 16
+    for whole, part in zip(passes, parts, strict=False):
+        assert torch.equal(part.rows, whole.rows) and torch.equal(part.inputs, whole.inputs)
+
+
 def test_an_epoch_holds_no_row_twice_and_another_epoch_another_order(images):
     """Whole batches only, each row at most once, reshuffled every epoch and with every seed."""
     own = {"augment": create_augmentation("none", {}, grey=True), "normalise": Normalise((0.0,), (1.0,))}

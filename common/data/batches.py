@@ -55,7 +55,7 @@ class Batch:
 class Share:
     """A process's part of a global batch, before it is looked up."""
 
-    step: int  # of the epoch: the number of the global batch
+    step: int  # of the pass over the rows: the number of the global batch
     place: slice  # in the global batch
     rows: Tensor  # int64 (m)
     partners: Tensor  # the rows that they are mixed with, int64 (m); empty without mixing
@@ -89,6 +89,7 @@ class TrainBatches:
     label_smoothing: float
     epochs: int = 1  # of the training
     first_epoch: int = 0  # its number in the fold: the nets of --select members draw other orders
+    steps_an_epoch: int = 0  # optimiser steps, where an epoch is a part of --steps and no pass over the rows
     sampling: str = "uniform"  # or "balanced"
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
     task: Task = MULTICLASS
@@ -106,6 +107,11 @@ class TrainBatches:
     @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
+        return self.steps_an_epoch or self.steps_of_a_pass
+
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Whole batches that the rows fill."""
         return len(self.rows) // self.batch_size
 
     @property
@@ -116,10 +122,20 @@ class TrainBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The micro-batches of an epoch (from 0), ``micro_batches`` of them for each optimiser step."""
         mixes = self.augment.mix is not None and self.augment.mix.mixes_in(epoch, self.epochs)
-        epoch += self.first_epoch
+        first = (self.first_epoch + epoch) * self.steps
+        last = first + self.steps
+        while first < last:
+            number, begin = divmod(first, self.steps_of_a_pass)
+            steps = range(begin, min(begin + last - first, self.steps_of_a_pass))
+            yield from self._of_pass(number, steps, mixes)
+            first += len(steps)
+
+    def _of_pass(self, epoch: int, steps: range, mixes: bool) -> Iterator[Batch]:
+        """The micro-batches of some steps of a pass over the rows, the ``epoch``-th of the fold (from 0)."""
         order = self.order_of(epoch)
-        wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, mixes))
-        shares = self._shares(to_device(order, self.device), mixes, self._mixtures(epoch) if mixes else ())
+        wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, steps, mixes))
+        mixtures = self._mixtures(epoch, steps) if mixes else ()
+        shares = self._shares(to_device(order, self.device), steps, mixes, mixtures)
         found = self.inputs.batches(wanted, HOST if self.augments_ahead else self.device)
         if self.augments_ahead:
             of_shares = zip(found, shares, strict=True)
@@ -133,25 +149,29 @@ class TrainBatches:
                 batch = self._batch(images, share, epoch)
             yield batch
 
-    def _mixtures(self, epoch: int) -> Tensor:
-        """Those of an epoch's global batches, float (steps, 4, batch size)."""
-        seeds = (seed_of("mixing", self.seed, epoch, step) for step in range(self.steps))
+    def _mixtures(self, epoch: int, steps: range) -> Tensor:
+        """Those of a pass's global batches, float (steps, 4, batch size)."""
+        seeds = (seed_of("mixing", self.seed, epoch, step) for step in steps)
         return to_device(
             torch.from_numpy(np.stack([self.augment.mix(seed, self.batch_size) for seed in seeds])), self.device
         )
 
-    def _shares(self, order: Tensor, mixes: bool, mixtures: Sequence[Tensor] | Tensor = ()) -> list[Share]:
-        """What this process takes of each global batch of an epoch, whose rows are in ``order``, int64 (n).
+    def _shares(
+        self, order: Tensor, steps: range, mixes: bool, mixtures: Sequence[Tensor] | Tensor = ()
+    ) -> list[Share]:
+        """What this process takes of each global batch of some steps of a pass, whose rows are in ``order``, int64 (n).
 
         An image's partner in mixing is the one at the same place from the global batch's end.
         """
         size, shares = self.micro_batch_size, []
-        for step, batch in enumerate(order.split(self.batch_size)[: self.steps]):
+        batches = order.split(self.batch_size)
+        for number, step in enumerate(steps):
+            batch = batches[step]
             for micro_batch in range(self.micro_batches):
                 first = (micro_batch * self.processes + self.process) * size
                 place = slice(first, first + size)
                 partners = batch.flip(0)[place] if mixes else batch[:0]
-                mixture = Mixture(*mixtures[step][:, place]) if len(mixtures) else None
+                mixture = Mixture(*mixtures[number][:, place]) if len(mixtures) else None
                 shares.append(Share(step, place, batch[place], partners, mixture))
         return shares
 

@@ -47,6 +47,7 @@ class Config:
     img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
     epochs: Count = 10  # passes over the training folds
+    steps: Whole = 0  # optimiser steps of the whole training instead of passes, in --epochs equal parts (0: passes)
     batch_size: Count = 64  # images per optimiser step, over all processes and accumulation steps
     accumulate: Count = 1  # forward passes per optimiser step
     opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
@@ -111,6 +112,9 @@ def check_config(cfg: Config, processes: int) -> None:
     check_each(cfg)
     if cfg.warmup_epochs > cfg.epochs:
         raise UserError("--warmup-epochs", f"{cfg.warmup_epochs} is out of range", f"use 0 to {cfg.epochs}")
+    if cfg.steps % cfg.epochs:
+        remedy = f"use a multiple, or --epochs 1 --steps {cfg.steps}"
+        raise UserError("--steps", f"{cfg.steps} cannot be cut into --epochs {cfg.epochs} equal parts", remedy)
     if cfg.pretrained and cfg.weights:
         raise UserError("--weights", "cannot be combined with --pretrained", "use one of them")
     if cfg.weights and FOLD not in cfg.weights:

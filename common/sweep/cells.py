@@ -3,7 +3,7 @@
 runs/<run>_sweep/
     sweep.json         what all cells share, and the grid
     sweep.csv          a row per ended cell
-    law.json, sweep.png, find_b<B>.json  by sweep.py fit, plot and find
+    law.json, sweep.png, find_b<B>.json, noise_b<B>.json  by sweep.py fit, plot, find, noise
     <cell>/cell.json   written last: the cell has ended
     <cell>/train.log   what train_fold.py printed
     <cell>/fold<k>/    an ordinary run
@@ -48,6 +48,7 @@ LAST_LINES = 20  # of a log, in which libraries may add theirs to ours
 LAW_FILE = "law.json"
 FIGURE_FILE = "sweep.png"
 FIND_FILE = "find_b{}.json"
+NOISE_FILE = "noise_b{}.json"
 VERIFY_FOLDER = "verify"
 CELL_FILE = "cell.json"
 LOG_FILE = "train.log"
@@ -81,6 +82,10 @@ class Sweep:
         scale = cell.batch_size / min(self.grid.batch_sizes) if self.budget == "steps" else 1
         return max(1, round(self.config.epochs * scale))
 
+    def steps_of(self, cell: Cell, rows: int) -> int:
+        """Optimiser steps of a cell's run over so many training rows."""
+        return self.config.steps or rows // cell.batch_size * self.epochs_of(cell)
+
     def config_of(self, cell: Cell) -> Config:
         """The settings of a cell's run."""
         epochs = self.epochs_of(cell)
@@ -103,6 +108,8 @@ class Sweep:
     @property
     def says_budget(self) -> str:
         """What every cell had the same of, in words."""
+        if self.config.steps:
+            return f"{self.config.steps:,} steps"
         if self.budget == "steps":
             return "the same number of steps for every batch size"
         share = "" if self.config.train_fraction == 1 else f" of {self.config.train_fraction:.0%} of the rows"
@@ -283,7 +290,7 @@ class CellRunner:
         epochs = self.sweep.epochs_of(cell)
         if exit_code:
             status = "diverged" if exit_code == NUMBERS else "failed"
-            return {"status": status, "exit_code": exit_code, "steps": self.rows // cell.batch_size * epochs}
+            return {"status": status, "exit_code": exit_code, "steps": self.sweep.steps_of(cell, self.rows)}
         fold = fold_folder(self.sweep.folder / cell.name, self.sweep.config.fold)
         metrics = read_json(fold / METRICS_FILE)
         return {
@@ -305,13 +312,13 @@ class CellRunner:
         distance = (np.log2(cells.batch_size) - math.log2(cell.batch_size)).abs()
         nearest = cells[distance == distance.min()]
         other = Cell(int(nearest.batch_size.iloc[0]), 0.0)
-        steps, other_steps = (self.sweep.epochs_of(each) / each.batch_size for each in (cell, other))
-        return float(nearest.seconds.median() * max(1.0, steps / other_steps))
+        steps, other_steps = (self.sweep.steps_of(each, self.rows) for each in (cell, other))
+        return float(nearest.seconds.median() * max(1.0, steps / max(1, other_steps)))
 
     def _shared(self) -> str:
         """What all cells have in common, in one line."""
         cfg, sizes = self.sweep.config, sorted({cell.batch_size for cell in self.plan(self._cells())})
-        steps = {size: self.rows // size * self.sweep.epochs_of(Cell(size, 0.0)) for size in sizes}
+        steps = {size: self.sweep.steps_of(Cell(size, 0.0), self.rows) for size in sizes}
         short = [str(size) for size in sizes if steps[size] < MIN_STEPS]
         return (
             f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "

@@ -134,6 +134,14 @@ class Curve:
         shift, slope = _shape(math.log2(batch_size) - self.runs.mean_size, self.peak)
         return self.fit.quotient(*self.picks(1.0, float(slope))).power(self.runs.mean_lr + float(shift))
 
+    def ratio(self, before: float, after: float) -> Estimate:
+        """The best learning rate at the batch size ``after``, as a multiple of that at ``before``."""
+        (shift, slope), (shift_after, slope_after) = (
+            _shape(math.log2(size) - self.runs.mean_size, self.peak) for size in (before, after)
+        )
+        change = self.fit.quotient(*self.picks(0.0, float(slope_after - slope)))
+        return change.power(float(shift_after - shift))
+
 
 def fit_parabolas(runs: Runs) -> Parabolas:
     """The parabola of each batch size; they share one curvature unless an F test refutes that."""
@@ -153,19 +161,22 @@ def fit_parabolas(runs: Runs) -> Parabolas:
 
 
 def fit_curve(runs: Runs, parabolas: Parabolas, peak: float | None = None) -> Curve:
-    """A curve through the optima, fitted to all runs at once: the line, or the surge curve with its ``peak``.
-
-    Where curvatures differ, their doubt enters as the derivative by each of them.
-    """
+    """A curve through the optima, fitted to all runs at once: the line, or the surge curve with its ``peak``."""
     shift, slope = _shape(runs.size, peak)
     z = runs.lr - shift
     columns = np.stack([z * z, z, z * slope], axis=1) * parabolas.scale[:, None]
-    if not parabolas.one_width:
-        fitted = Regression(columns, runs.groups, runs.loss, 1, runs.seed).fitted
-        told = runs.member.T @ np.square(within(runs.groups, fitted[:, None])[:, 0])
-        others = np.delete(runs.member, told.argmax(), axis=1)  # relative to the curvature that is told best
-        columns = np.column_stack([columns, others * fitted[:, None]])
-    return Curve(runs, runs.regression(columns), peak)
+    return Curve(runs, runs.regression(with_curvatures(columns, parabolas)), peak)
+
+
+def with_curvatures(columns: np.ndarray, parabolas: Parabolas) -> np.ndarray:
+    """Columns (n, p) of a fit through the optima, and where curvatures differ the derivative by each of them."""
+    if parabolas.one_width:
+        return columns
+    runs = parabolas.runs
+    fitted = Regression(columns, runs.groups, runs.loss, 1, runs.seed).fitted
+    told = runs.member.T @ np.square(within(runs.groups, fitted[:, None])[:, 0])
+    others = np.delete(runs.member, told.argmax(), axis=1)  # relative to the curvature that is told best
+    return np.column_stack([columns, others * fitted[:, None]])
 
 
 def _shape(u: np.ndarray | float, peak: float | None) -> tuple[np.ndarray | float, np.ndarray | float]:
@@ -267,7 +278,13 @@ class Law:
 
         Where neither curve is clearly the better one, the interval holds those of both.
         """
-        line, curve = self.line.optimum(batch_size), self.surge.optimum(batch_size)
+        return self._of_both(self.line.optimum(batch_size), self.surge.optimum(batch_size))
+
+    def ratio(self, before: float, after: float) -> Estimate:
+        """The best learning rate at the batch size ``after``, as a multiple of that at ``before``; see predict."""
+        return self._of_both(self.line.ratio(before, after), self.surge.ratio(before, after))
+
+    def _of_both(self, line: Estimate, curve: Estimate) -> Estimate:
         better = curve if self.surge_gain > 0 else line
         if abs(self.surge_gain) >= CLEAR:
             return better

@@ -111,7 +111,8 @@ def create_model_and_optimiser(
 
 
 def length_of(cfg: Config, epochs: int, steps: int) -> Length:
-    """The length of a training of so many ``epochs``, each of ``steps`` optimiser steps."""
+    """The length of a training of so many ``epochs``, each of ``steps`` optimiser steps where --steps does not say."""
+    steps = cfg.steps // cfg.epochs or steps
     return Length(epochs * steps, round(cfg.warmup_epochs * steps), steps)
 
 
@@ -179,6 +180,7 @@ def create_batches(cfg: Config, state: PartialState, examples: Examples, normali
         normalise=normalise,
         label_smoothing=cfg.label_smoothing,
         epochs=cfg.epochs,
+        steps_an_epoch=cfg.steps // cfg.epochs,
         sampling=cfg.sampling,
         side=cfg.img_size,
         task=TASKS[cfg.task],
