@@ -17,6 +17,7 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
 from common.sweep.grid import FIRST, Cell, Grid, missing, wanted
+from common.sweep.joint import fit_joint, parts_of_a_fall
 from common.sweep.law import LAWS, fit_law, surge
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
@@ -96,6 +97,24 @@ def by_hand(truth: Truth, random: np.random.Generator) -> pd.DataFrame:
     return truth.run([Cell(b, 2 ** (middle + d)) for b in (8, 16, 32, 64) for d in (-1.5, -0.5, 0.5, 1.5)], random)
 
 
+def crossed_studies(optimum: Callable[[float, float], float], noise: float, seed: int) -> dict[str, pd.DataFrame]:
+    """Tables of three sweeps by their steps: 32, 128 and 512 images, crossed with 64, 256 and 1,024 steps.
+
+    ``optimum`` gives log2 of the best learning rate of (batch size, steps); seven are tried around a guess of it.
+    """
+    random, tables = np.random.default_rng(seed), {}
+    for steps in (64, 256, 1024):
+        rows = []
+        for batch_size in (32, 128, 512):
+            best, guess = optimum(batch_size, steps), random.uniform(-1, 1)
+            for miss in (guess + doublings for doublings in (*FIRST, -1, 1)):
+                nll = 0.05 * math.exp(0.03 * miss**2 + noise * random.standard_normal())
+                rows.append((batch_size, 2 ** (best + miss), 0, steps, "done", nll))
+        columns = ["batch_size", "lr", "seed", "steps", "status", "nll_calibrated"]
+        tables[str(steps)] = pd.DataFrame(rows, columns=columns)
+    return tables
+
+
 Design = Callable[[Truth, np.random.Generator], pd.DataFrame]
 
 
@@ -145,6 +164,28 @@ def announced(studies: int) -> dict[str, float]:
             asked.append(more)
             enough.append(fit_law(cells, seed=seed).more_runs == 0)
     return {"undecided": len(asked) / studies, "asked": float(np.median(asked)), "enough": float(np.mean(enough))}
+
+
+def crossed(cause: str, studies: int, noise: float) -> dict[str, float]:
+    """How often a crossed study's interval covers the part that batch size, and steps, have in a fall; one slope too.
+
+    The best learning rate follows the square root of batch size and steps alike, or the surge curve of the batch size.
+    """
+
+    def optimum(batch_size: float, steps: float) -> float:
+        u, s = math.log2(batch_size / 64), math.log2(steps / 256)
+        return 0.5 * u + 0.5 * s if cause == "steps" else float(surge(u, 0.5))
+
+    corners = (64, 524), (512, 524), (512, 64)
+    best = [optimum(*corner) for corner in corners]
+    true = {"batch size": best[1] - best[0], "steps": best[2] - best[1], "in all": best[2] - best[0]}
+    found = []
+    for seed in range(studies):
+        joint = fit_joint(crossed_studies(optimum, noise, seed), seed=seed)
+        parts = parts_of_a_fall(joint.surface(), corners[0], corners[2])
+        row = {name: part.low <= true[name] <= part.high for name, part in parts.items()}
+        found.append(row | {"width": parts["steps"].half_width, "p": joint.p_values()["steps have no part"] < 0.05})
+    return pd.DataFrame(found).astype(float).mean().to_dict()
 
 
 LINES = [Truth(f"slope {slope:g}", slope, noise) for slope in (0, 0.5, 1) for noise in (0.05, 0.1)]
@@ -201,6 +242,18 @@ def main() -> None:
         for truth in truths:
             lines.append(f"| {' | '.join(row(truth, measure(truth, design, options.studies)))} |")
             print(lines[-1], flush=True)
+    lines += [
+        "",
+        "## Batch sizes and steps crossed: what each has in a fall from (64, 524 steps) to (512, 64 steps)",
+        "",
+    ]
+    heads = ["cause", "noise", "batch's part covered", "steps' part covered", "its half-width (doublings)"]
+    lines += [f"| {' | '.join([*heads, 'the fall covered', 'steps said to have a part'])} |", "|---" * 7 + "|"]
+    for cause, noise in [(cause, noise) for cause in ("steps", "noise scale") for noise in (0.05, 0.1)]:
+        f = crossed(cause, options.studies, noise)
+        cells = [f"{f['batch size']:.1%}", f"{f['steps']:.1%}", f"{f['width']:.2f}", f"{f['in all']:.1%}"]
+        lines.append(f"| {' | '.join([cause, f'{noise:.0%}', *cells, format(f['p'], '.1%')])} |")
+        print(lines[-1], flush=True)
     found = announced(options.studies)
     lines += [
         "",
