@@ -48,6 +48,7 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
+from common.runs.teachers import check_teachers
 from common.score.metrics import show
 from common.score.task import TASKS, posed
 from common.train.fold_jobs import late, train_side_by_side
@@ -115,6 +116,7 @@ def run(cfg: Train) -> Result:
         filled_rows(folds, fold, cfg)
         if cfg.weights:
             check_file("--weights", of_fold(cfg, fold).weights)
+    check_teachers(cfg, folds, todo)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
     if not todo and processes() == 1:

@@ -13,7 +13,9 @@ ROOMS = ["base", "jobs", "score", "data", "runs", "model", "train", "sweep", "re
 STRANGERS = [{"jobs", "score"}]
 # Where torch may stand at the top of a file.
 WITH_TORCH = {"model", "train"}
-WITH_TORCH |= {f"data.{name}" for name in ("batches", "inputs", "scales", "geometry", "mixing", "augment", "transfer")}
+WITH_TORCH |= {
+    f"data.{name}" for name in ("batches", "inputs", "lessons", "scales", "geometry", "mixing", "augment", "transfer")
+}
 WITH_TORCH |= {"runs.tensors", "score.softmax_ensemble", "sweep.range_test"}
 
 

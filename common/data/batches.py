@@ -13,6 +13,7 @@ from torch import Tensor
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
 from common.data.inputs import Inputs
+from common.data.lessons import Lessons
 from common.data.mixing import Mixture, size_of_batch
 from common.data.scales import Scale
 from common.data.transfer import HOST, ahead, to_device
@@ -35,6 +36,7 @@ class Examples:
     targets: Tensor  # their class numbers, int64 (n), on the training device
     rows: Tensor  # those to train on, int64 (m), in the host's memory
     classes: Sequence[str]
+    lessons: Lessons = Lessons()
 
     @cached_property
     def normalise(self) -> Scale:
@@ -49,6 +51,7 @@ class Batch:
     inputs: Tensor  # what the model is given, float (m, channels, side, side), or (m, width) of features
     targets: Tensor  # soft, float (m, classes)
     rows: Tensor  # their numbers in the table, int64 (m); a mixed image goes by its own
+    taught: Tensor | None = None  # what teachers say of them, probabilities, float (m, classes)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class TrainBatches:
     sampling: str = "uniform"  # or "balanced"
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
     task: Task = MULTICLASS
+    lessons: Lessons = Lessons()
 
     @property
     def device(self) -> torch.device:
@@ -189,13 +193,18 @@ class TrainBatches:
 
     def _batch(self, images: list[Tensor], share: Share, epoch: int) -> Batch:
         """A share as the model is given it: mixed and brought to the batch's size where asked for."""
-        targets, mixed = self.targets_of(share.rows), images[0]
+        columns, mixed = self._columns(share.rows), images[0]
         if share.mixture is not None:
-            mixed, targets = share.mixture(mixed, targets, images[1], self.targets_of(share.partners))
+            mixed, columns = share.mixture(mixed, columns, images[1], self._columns(share.partners))
         if self.augment.sizes:
             side = size_of_batch(seed_of("size", self.seed, epoch, share.step), self.augment.sizes)
             mixed = F.interpolate(mixed, (side, side), mode="bilinear", antialias=True)
-        return Batch(mixed, targets, share.rows)
+        targets, taught = self.lessons.parts(columns, self.num_classes)
+        return Batch(mixed, targets, share.rows, taught)
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        """All that the loss compares of rows, side by side so that it is mixed alike."""
+        return self.lessons.columns(rows, self.targets_of(rows))
 
     def order_of(self, epoch: int) -> Tensor:
         """The rows of an epoch in order, int64 (n), in the host's memory.

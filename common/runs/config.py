@@ -20,6 +20,7 @@ from common.score.task import TASKS
 Count = Annotated[int, Range(1, whole=True)]
 Whole = Annotated[int, Range(0, whole=True)]
 Number = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 
@@ -75,6 +76,9 @@ class Config:
     positive: str = ""  # class that f1 and average_precision look for (default: the second of two)
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
     select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
+    teacher: tuple[str, ...] = ()  # distillation: runs whose models of the same fold say what they see in each row
+    teacher_weight: Share = 0.5  # of what the teachers say in the loss; the labels have the rest
+    teacher_temperature: Positive = 2.0  # softens what teachers and student say before they are compared
     seed: Whole = 0  # for weights, order and augmentation
     train_fraction: Share = 1.0  # share of the training rows used, per class
     limit: Whole = 0  # rows used of each part, for a smoke run (0: all)
@@ -96,6 +100,9 @@ class Config:
         flag = of if of == "freeze" else f"{of}-args"
         return keyword_arguments(flag, getattr(self, flag.replace("-", "_")))
 
+
+# Ways to learn from more than labels, with what is said of each.
+LESSONS = {"teacher": ("teacher_weight", "teacher_temperature")}
 
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
@@ -132,6 +139,7 @@ def check_config(cfg: Config, processes: int) -> None:
     if cfg.select == "swa" and cfg.ema_decay > 0:
         raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
     check_loss(cfg)
+    check_lessons(cfg)
 
 
 def check_each(cfg: Config) -> None:
@@ -196,6 +204,19 @@ def check_loss(cfg: Config) -> None:
         raise UserError("--loss-args", f"{cfg.loss} has no loss per image to weight", "leave out class_weights")
     if weights == "balanced" and cfg.sampling == "balanced":
         raise UserError("--sampling", "balanced and class_weights=balanced both correct for class imbalance", "use one")
+
+
+def check_lessons(cfg: Config) -> None:
+    """Refuse settings of a way to learn without labels that is not asked for.
+
+    Raises:
+        UserError: such a setting, with the flag that it needs.
+    """
+    for way, parts in LESSONS.items():
+        changed = [part for part in parts if getattr(cfg, part) != getattr(Config, part)]
+        if changed and not getattr(cfg, way):
+            flag = f"--{changed[0].replace('_', '-')}"
+            raise UserError(flag, f"has no effect without --{way}", f"leave it out, or add --{way}")
 
 
 def check_signatures(cfg: Config) -> None:

@@ -34,6 +34,7 @@ from common.runs.layout import (
 from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
+from common.runs.teachers import TAUGHT_BY, check_same_teachers, taught_by
 from common.score.decisions import can_be_learned
 from common.score.metrics import describe
 
@@ -69,14 +70,18 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
     """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
     settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
     for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
-        if changed := differences(read_json(other), settings):
+        recorded = read_json(other)
+        teachers = recorded.pop(TAUGHT_BY, {})
+        if changed := differences(recorded, settings):
             remedy = "use the same settings, another --run, or --restart to delete the run"
             raise UserError(str(other), f"this run was made with different settings ({', '.join(changed)})", remedy)
+        if other.parent == folder and not is_finished(folder):
+            check_same_teachers(other, teachers, cfg, folder.name)
     remove_strays(folder)
     if is_finished(folder):
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
     if not (folder / CONFIG_FILE).exists():
-        write_json(folder / CONFIG_FILE, settings)
+        write_json(folder / CONFIG_FILE, settings | taught_by(cfg, folder.name))
 
 
 def as_recorded(cfg: Config, folder: Path) -> Config:

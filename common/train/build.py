@@ -184,6 +184,7 @@ def create_batches(cfg: Config, state: PartialState, examples: Examples, normali
         sampling=cfg.sampling,
         side=cfg.img_size,
         task=TASKS[cfg.task],
+        lessons=examples.lessons,
     )
 
 

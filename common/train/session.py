@@ -20,6 +20,7 @@ from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, split_rows
 from common.data.inputs import Inputs, Reading, open_inputs
+from common.data.lessons import Lessons
 from common.data.tables import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
@@ -52,6 +53,7 @@ from common.train.hardware import (
 )
 from common.train.loop import agreed
 from common.train.memory import out_of_memory_in_training, out_of_memory_said
+from common.train.teachers import taught
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
 
@@ -62,6 +64,8 @@ class Session:
 
     cfg: Config  # with what the machine and the images decide: precision, threads, channels, size
     folds: Folds
+    table: Table
+    cache: Cache  # of decoded photos
     inputs: Inputs  # of every row
     saved: SavedModel  # what each fold's weights file will say of the run
     accelerator: Accelerator  # for what the processes agree on between two folds
@@ -118,6 +122,9 @@ def open_session(
     if cfg.restart and accelerator.is_main_process:
         start_over(Path(cfg.runs_dir) / cfg.run_name)
     accelerator.wait_for_everyone()
+    if cache.gb != DEFAULT_GB and not table.kind.in_files:
+        warn("--cache-gb has no effect: the images are not photos")
+    cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
     inputs = inputs_of(cfg, table, folds, cache, accelerator)
     saved = SavedModel(
         settings=training_settings(cfg),
@@ -139,7 +146,7 @@ def open_session(
         id_name=table.id_name,
         label_name=table.label_name,
     )
-    return Session(cfg, folds, inputs, saved, accelerator, log_with)
+    return Session(cfg, folds, table, cache, inputs, saved, accelerator, log_with)
 
 
 def set_up_machine(cfg: Config, table: Table) -> Config:
@@ -190,11 +197,8 @@ def check_all_choices(
 def inputs_of(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator: Accelerator) -> Inputs:
     """The inputs of every row, as the model is given them; says what is done to them and where they are kept."""
     prepare = preparation_of(cfg, table)
-    if cache.gb != DEFAULT_GB and not table.kind.in_files:
-        warn("--cache-gb has no effect: the images are not photos")
     for line in table.kind.described(table, prepare):
         accelerator.print(f"images: {line}")
-    cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
     device = HOST if augmentation_of(cfg).on_host else accelerator.device
     reading = Reading(cache, folds.row_shas, cfg.threads, accelerator.print)
     with out_of_memory_said("images", "do not fit into memory", "free memory, or lower --cache-gb or --img-size"):
@@ -240,7 +244,8 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     path, device = folder / CHECKPOINT_FILE, accelerator.device
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     targets = torch.from_numpy(folds.targets).to(device)
-    examples = Examples(session.inputs, targets, torch.from_numpy(rows), folds.classes)
+    lessons = Lessons(taught(cfg, folds, folder, session.table, rows, session.cache, accelerator))
+    examples = Examples(session.inputs, targets, torch.from_numpy(rows), folds.classes, lessons)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     checkpoint = None
     if agreed(accelerator, path.exists()):
