@@ -44,7 +44,7 @@ STILL = ["--freeze", "batchnorm=True"]
 # Name: flags, and whether it starts from the weights.
 WAYS = {
     "from scratch": ([], False),
-    "careless: one rate for all, all at once": ([], True),
+    "plain: one rate for all layers": ([], True),
     "head only": (["--freeze", f"backbone={EPOCHS}"], True),
     "head for an epoch, then all": (["--freeze", "backbone=1", *SLOW], True),
     "backbone at a tenth of the rate": (SLOW, True),
@@ -156,7 +156,7 @@ def way_table(runs_dir: Path, seeds: int) -> pd.DataFrame:
     for number, name in enumerate(WAYS):
         folders = [runs_dir / name_of(number, seed) / "fold0" for seed in range(seeds)]
         found_of[name] = [read_metrics(folder) for folder in folders if is_finished(folder)]
-    found_of["logistic regression on features computed once"] = [read_json(runs_dir / REGRESSION_FILE)]
+    found_of["the bar: logistic regression on features computed once"] = [read_json(runs_dir / REGRESSION_FILE)]
     for name, found in found_of.items():
         if not found:
             continue
