@@ -5,6 +5,7 @@
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
 # make competitions                              real competitions in miniature, which MAKER makes and scores
+# make kaggle                                    dist/kaggle/: a folder to upload as a data set, and three notebooks
 # make gpu                                        what only a GPU can show, into benchmarks/gpu.md: GPU="--digits train.csv.gz"
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows
 
@@ -26,7 +27,7 @@ FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills stor
 
 MAKER ?= ../shared/competitions/make.py
 
-.PHONY: run digits test faults competitions bounds gpu
+.PHONY: run digits test faults competitions kaggle bounds gpu
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))
@@ -51,6 +52,9 @@ faults: .venv/installed
 
 competitions: .venv/installed
 	$(PYTHON) -m benchmarks.competitions $(MAKER)
+
+kaggle: .venv/installed
+	$(PYTHON) -m notebooks.pack
 
 gpu: .venv/installed
 	$(PYTHON) -m benchmarks.gpu $(GPU)

@@ -23,7 +23,7 @@ from common.base.locks import locked
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import photo_cache
-from common.data.competition import beside, competition_flags, read_competition
+from common.data.competition import beside, competition_flags, read_competition, told
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import read_train_table
 from common.data.views import TTA
@@ -75,6 +75,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs that are unfinished or do not belong together; a name that is taken.
     """
+    options = told(options)
     runs_dir, run_folder = Path(options.runs_dir), Path(options.runs_dir) / options.run
     options = replace(options, runs=run_names(runs_dir, options.runs))
     check_store(options.store)

@@ -19,7 +19,7 @@ from common.base.files import check_folder, read_json, write_json
 from common.base.locks import locked
 from common.base.result import Result
 from common.base.words import names_in_short
-from common.data.competition import competition_flags, next_command
+from common.data.competition import competition_flags, next_command, told
 from common.data.folds import Folds, read_folds
 from common.runs.added import add_run
 from common.runs.decision import learned_decision
@@ -125,6 +125,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs, weights, predictions or a sample that do not belong together.
     """
+    options = told(options)
     if options.add:
         return add_predictions(options)
     inputs = read_inputs(options)

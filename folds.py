@@ -21,6 +21,7 @@ from common.base.system import cpu_count
 from common.data.competition import (
     NOTHING_SAID,
     Competition,
+    at_work,
     beside,
     next_command,
     read_competition,
@@ -94,6 +95,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: options that contradict each other; a table that cannot be read; another folds file stands there.
     """
+    options = at_work(options)
     check_options(options)
     competition = described(options)
     table, test = read_tables(options, competition)

@@ -23,7 +23,7 @@ from common.base.files import check_folder, write_json
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.competition import beside, competition_flags, next_command, read_competition
+from common.data.competition import beside, competition_flags, next_command, read_competition, told
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
@@ -106,6 +106,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: a run, table, preset or option that is wrong; predictions that are not finite numbers.
     """
+    options = told(options)
     check_options(options)
     runs_dir, out_dir = Path(options.runs_dir), Path(options.out_dir or options.runs_dir)
     runs = chosen_runs(options)

@@ -15,7 +15,7 @@ from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import check_folder, write_file
 from common.base.result import Result
-from common.data.competition import competition_flags
+from common.data.competition import competition_flags, told
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: runs, folds or data that do not belong together; a page that cannot be written.
     """
+    options = told(options)
     out = Path(options.out)
     check_folder(out.parent)
     if out.suffix != ".html":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from common.base.cli import flags_of, parse
+from common.base.cli import can_parse, flags_of, parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import read_json, write_file
 from common.base.locks import locked
@@ -27,7 +27,7 @@ from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
 from common.data.cache import DEFAULT_GB, photo_cache
-from common.data.competition import beside, competition_flags, next_command, read_competition
+from common.data.competition import beside, competition_flags, next_command, read_competition, told
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(cfg: Train) -> Result:
     """Train the folds that ``cfg.fold`` names, as far as they are not finished; prints what it does.
 
-    In a notebook: ``train_fold.run(train_fold.Train(epochs=2))``.
+    In a notebook: ``train_fold.run(train_fold.Train(work="digits", epochs=2))``.
 
     Raises:
         UserError: a setting or an input file that cannot be used, or a training that failed.
     """
     deadline = Deadline(cfg.hours)
-    cfg = cfg.of_task
+    cfg = told(cfg).of_task
     check_config(cfg, processes())
     check_store(cfg.store, TASKS[cfg.task])
     table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
@@ -119,6 +119,9 @@ def run(cfg: Train) -> Result:
     check_teachers(cfg, folds, todo)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
+    if len(slots) > 1 and todo and not can_parse():
+        warn("the package tyro is missing, with which jobs read their settings: the folds are trained in turn")
+        slots = slots[:1]
     if not todo and processes() == 1:
         say_finished(cfg, table, folds, wanted)
     elif todo and (len(slots) > 1 or slots[0].elsewhere):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import tyro
 
+from common.base.cli import parse
 from common.score.bootstrap import compare_by, interval_of
 from common.score.logits import Outputs
 from common.score.metrics import Answers
@@ -67,4 +67,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(parse(Options))

@@ -62,7 +62,7 @@ def tables(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_from_the_files_to_a_probability(pets):
+def test_from_the_files_to_a_probability(pets, monkeypatch):
     """Two runs, a blend and a report need nothing but --work; the submission holds probabilities of the dog."""
     row = Row(
         "--data train --test test --sample sample.csv",
@@ -78,6 +78,11 @@ def test_from_the_files_to_a_probability(pets):
     assert not list(pets.rglob("folds.csv"))
     told = json.loads((pets.parent / "work" / "competition.json").read_text(encoding="utf-8"))
     assert told["label_from_name"] == "^(cat|dog)" and told["positive"] == "dog"
+    # A notebook's run(...) is told by the same folder: probabilities of the dog, as the sample has them.
+    monkeypatch.chdir(pets)
+    before = submissions[-1].read_bytes()
+    in_cell = ensemble.run(ensemble.Options(work=str(pets.parent / "work"), noise=0))
+    assert in_cell.score == oof[2] and submissions[-1].read_bytes() == before
 
 
 def test_without_a_maker_one_line_says_so(capsys):

@@ -171,8 +171,12 @@ def test_options_that_cannot_be_meant_are_refused(options, message):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a terminal of our own")
-def test_at_a_terminal_each_job_has_a_bar(tmp_path):
-    """Two jobs at once: their bars stay on the screen while their lines, and nothing else, are led by their names."""
+@pytest.mark.parametrize("notebook", [False, True])
+def test_at_a_terminal_each_job_has_a_bar(notebook, monkeypatch):
+    """Two jobs at once: their bars stay on the screen while their lines, and nothing else, are led by their names.
+
+    Below a notebook's cell the bars share a line: there a cursor cannot go up, and each move would add a line.
+    """
     import pty
     import termios
 
@@ -185,6 +189,8 @@ def test_at_a_terminal_each_job_has_a_bar(tmp_path):
         "import sys; from common.jobs.runner import Job, LocalSlot, run_jobs;"
         "run_jobs([Job(n, ('-c', sys.argv[1], n)) for n in ('a', 'b')], [LocalSlot()] * 2)"
     )
+    if notebook:
+        monkeypatch.setenv("JPY_PARENT_PID", "1")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     with subprocess.Popen([sys.executable, "-c", runner, job], cwd=ROOT, stdout=theirs, stderr=theirs) as process:
@@ -201,6 +207,7 @@ def test_at_a_terminal_each_job_has_a_bar(tmp_path):
     for name in "ab":
         assert f"[{name}] line of {name}".encode() in said
         assert f"bar {name}:  40%".encode() in said and f"[{name}] bar".encode() not in said
+    assert (b"\x1b[A" in said) != notebook
 
 
 # ---- --hours

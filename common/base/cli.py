@@ -1,13 +1,14 @@
 """Command lines from dataclasses: one definition gives the flag, its type, its default and its --help.
 
-A field's trailing comment is its help. Parsing is tyro's; the entries of a recipe become flags in front
-of the command line's own, so both are checked alike and the last word wins.
+A field's trailing comment is its help. Parsing is tyro's, which ``run(options)`` in a notebook does not need; the
+entries of a recipe become flags in front of the command line's own, so both are checked alike and the last word wins.
 """
 
 import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import io
 import re
@@ -21,13 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from common.base.errors import UserError
-
-try:
-    import tyro
-except ModuleNotFoundError as error:  # the one package that Kaggle's image lacks
-    print(f"error: the package {error.name} is missing; pip install {error.name}, or activate .venv", file=sys.stderr)
-    sys.exit(3)
+from common.base.errors import ENVIRONMENT, UserError
 
 Options = TypeVar("Options")
 
@@ -61,8 +56,13 @@ def parse(
     ``defaults`` may give flags that count where neither the command line nor a recipe says otherwise.
 
     Raises:
-        UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad recipe.
+        UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad recipe, no tyro.
     """
+    try:
+        import tyro
+    except ModuleNotFoundError as error:  # the one package that Kaggle's image lacks
+        remedy = f"pip install {error.name} (offline: from the wheels of `make kaggle`), or activate .venv"
+        raise UserError(f"package {error.name}", "is missing", remedy, ENVIRONMENT) from error
     old = getattr(options, "OLD_FLAGS", {})
     parted = [argument.partition("=") for argument in (sys.argv[1:] if argv is None else argv)]
     arguments = ["".join((old.get(flag, flag), *value)) for flag, *value in parted]
@@ -85,6 +85,11 @@ def parse(
         elif what.startswith("Unrecognized options: ") and "--" not in what:
             remedy = "every value has a flag in front, such as --data or --runs; see --help"
         raise UserError("command line", what, remedy) from None
+
+
+def can_parse() -> bool:
+    """Whether tyro is there, without which no script of ours can be started as a command."""
+    return importlib.util.find_spec("tyro") is not None
 
 
 def recipe_flags(path: Path) -> list[str]:

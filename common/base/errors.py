@@ -29,6 +29,10 @@ class UserError(Exception):
         super().__init__(f"{where}: {what}; {remedy}")
         self.exit_code = exit_code
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback, below the cell of a notebook."""
+        return [f"error: {self}"]
+
 
 class OwnError(UserError):
     """A :class:`UserError` that the machine's other processes do not meet: this one says it, whatever its rank."""

@@ -14,6 +14,16 @@ STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that start
 _PARENT = os.getppid()  # who started us, unless that one was quick to die
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, or was started from one of its cells."""
+    return "ipykernel" in sys.modules or "JPY_PARENT_PID" in os.environ  # jupyter_client sets it for its kernels
+
+
+def is_watched() -> bool:
+    """Whether a person may see what this process prints while it prints it: at a terminal, or below a cell."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def cpu_count() -> int:
     """Cores this process may use: its affinity, and a container's quota (cgroup v2) where there is one."""
     try:

@@ -7,7 +7,6 @@ the photos' hashes, their preparation, and the versions of what decoded them.
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from common.base.errors import warn
 from common.base.files import cache_folder, make_room, sha256, write_file
 from common.base.locks import locked
+from common.base.system import is_watched
 from common.data.decoding import RULES, Decoder
 
 CHUNK = 64  # photos that are decoded and written together
@@ -93,7 +93,7 @@ def _write(decoder: Decoder, shape: tuple[int, ...], file: BinaryIO) -> None:
 def _chunks(decoder: Decoder) -> Iterator[tuple[int, np.ndarray]]:
     firsts = range(0, len(decoder), CHUNK)
     batches = decoder.batches(range(first, min(first + CHUNK, len(decoder))) for first in firsts)
-    shown = sys.stderr.isatty()
+    shown = is_watched()
     yield from zip(firsts, tqdm(batches, "decoding", len(firsts), leave=False, disable=not shown), strict=True)
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.base.cli import flag_of, value_of
 from common.base.errors import UserError
@@ -16,6 +16,8 @@ from common.base.files import read_json, write_json
 from common.base.strict_csv import names_in_header
 from common.jobs.process import STARTED_BY_US
 from common.score.task import TASKS
+
+T = TypeVar("T")
 
 COMPETITION_FILE = "competition.json"
 PLACES = {"folds": "folds.csv", "runs_dir": "runs", "out": "report.html"}  # what --work is the folder of
@@ -81,6 +83,30 @@ def competition_flags(options: type, arguments: Sequence[str]) -> list[str]:
     if flags and STARTED_BY_US not in os.environ and os.environ.get("RANK", "0") == "0":
         print(f"{path} says: {' '.join(word for words in flags for word in words)}")
     return places + [word for words in flags for word in words]
+
+
+def at_work(options: T) -> T:
+    """Options built in a notebook, with the places in their ``work`` folder; those of a command line as they are."""
+    places = {name: file for name, file in PLACES.items() if hasattr(options, name)}
+    if options.work == "." or any(getattr(options, name) != file for name, file in places.items()):
+        return options
+    return replace(options, **{name: os.path.join(options.work, file) for name, file in places.items()})
+
+
+def told(options: T) -> T:
+    """Options built in a notebook, with what their ``work`` folder says of the competition where they say nothing.
+
+    A setting that has its default counts as not said. :func:`competition_flags` has told those of a command line.
+    """
+    placed = at_work(options)
+    if placed is options:
+        return options
+    unsaid = {field.name for field in fields(options) if getattr(options, field.name) == field.default}
+    said = asdict(read_competition(beside(placed.folds)))
+    said = {name: value for name, value in said.items() if value and name in unsaid}
+    if said:
+        print(f"{beside(placed.folds)} says: {' '.join(word for item in said.items() for word in flag_of(*item))}")
+    return replace(placed, **said)
 
 
 def told_by_sample(competition: Competition) -> Competition:

@@ -15,7 +15,6 @@ Each odd kind of image has its rule, so that the training and the test set are r
 
 import contextlib
 import io
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from tqdm import tqdm
 from common.base.errors import OwnError, UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import row_of, text_array
+from common.base.system import is_watched
 from common.data.stacks import Stack, content_of, contents_in
 from common.data.tables import Table
 
@@ -315,7 +315,7 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
         pixel_sha = sha256(str(pixels.size).encode() + pixels.tobytes())[:16]
         return "", photo.animated, photo.peak, pixel_sha, photo_facts(pixels, content, photo.jpeg_table)
 
-    found, shown = [], sys.stderr.isatty()
+    found, shown = [], is_watched()
     with ThreadPoolExecutor(workers) as pool:
         for first in tqdm(range(0, len(table.images), AT_ONCE), "checking", leave=False, disable=not shown):
             found += pool.map(look, table.images[first : first + AT_ONCE])

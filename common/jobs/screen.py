@@ -1,9 +1,10 @@
-"""What jobs say side by side: lines led by their names and, at a terminal, a live bar for each below the lines."""
+"""What jobs say side by side: lines led by their names and, below the lines, a live bar for each, where one watches."""
 
 import shutil
-import sys
 
 from tqdm import tqdm
+
+from common.base.system import in_notebook, is_watched
 
 BAR_WANTED = "FIVEFOLD_BAR"  # in a job's environment: we draw the bar that it prints, although it sees no terminal
 
@@ -12,10 +13,11 @@ class Screen:
     """Shows the output of ``slots`` jobs at a time (0: they write to the terminal themselves)."""
 
     def __init__(self, slots: int):
-        self.slots, self.bars = slots, {}  # bars by slot
+        self.slots, self.bars, self.states = slots, {}, {}  # by slot
         self.environment: dict[str, str] = {}  # what jobs must find in theirs
-        if slots and sys.stderr.isatty():
-            columns = shutil.get_terminal_size().columns - 1
+        self.one_line = in_notebook()  # where a cursor cannot go up, the bars share a line
+        if slots and is_watched():
+            columns = (shutil.get_terminal_size().columns - 1) // (slots if self.one_line else 1)
             self.environment = {BAR_WANTED: "1", "TQDM_NCOLS": str(columns), "TQDM_MININTERVAL": "0.5"}
 
     def show(self, name: str, slot: int, said: str) -> None:
@@ -23,9 +25,11 @@ class Screen:
         if not said.endswith("\r"):
             self.say(f"[{name}] {said}" if self.slots > 1 else said)
         elif self.environment:
-            if slot not in self.bars:
-                self.bars[slot] = tqdm(bar_format="{desc}", position=slot, leave=False)
-            self.bars[slot].set_description_str(said.strip())
+            self.states[slot] = said.strip()
+            place, state = (0, "  ".join(self.states.values())) if self.one_line else (slot, said.strip())
+            if place not in self.bars:
+                self.bars[place] = tqdm(bar_format="{desc}", position=place, leave=False)
+            self.bars[place].set_description_str(state)
 
     def say(self, line: str) -> None:
         """Print a line, with its end, above the bars."""

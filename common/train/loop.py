@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from common.base.errors import NUMBERS, UserError
 from common.base.profiling import part
+from common.base.system import is_watched
 from common.data.batches import TrainBatches, seed_of
 from common.data.folds import Folds
 from common.data.inputs import Inputs
@@ -126,8 +126,8 @@ def scores_of(
 
 
 def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqdm:
-    """A live bar of an epoch's images, for a person at a terminal."""
-    disable = not (accelerator.is_main_process and (sys.stderr.isatty() or BAR_WANTED in os.environ))
+    """A live bar of an epoch's images, for a person who watches."""
+    disable = not (accelerator.is_main_process and (is_watched() or BAR_WANTED in os.environ))
     return tqdm(total=batches.steps * batches.batch_size, desc=name, unit=" images", leave=False, disable=disable)
 
 
