@@ -7,9 +7,11 @@
 # make competitions                              real competitions in miniature, which MAKER makes and scores
 # make kaggle                                    dist/kaggle/: a folder to upload as a data set, and three notebooks
 # make gpu                                        what only a GPU can show, into benchmarks/gpu.md: GPU="--digits train.csv.gz"
-# make bounds                                     the chain on the lowest versions that pyproject.toml allows
+# make bounds                                     the chain on the lowest versions that pyproject.toml allows, and on Kaggle's
+#                                                 image with its notebooks (5 GB; IMAGE_PYTHON=python3.12)
 
 PYTHON := .venv/bin/python
+IMAGE_PYTHON ?= python3.12
 # Each data set has a work folder of its own: the name of its folder and a checksum of its path.
 ifdef DATA
 WORK := work/$(notdir $(patsubst %/,%,$(dir $(abspath $(DATA)))))-$(firstword $(shell printf %s '$(abspath $(DATA))' | cksum))
@@ -27,7 +29,7 @@ FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills stor
 
 MAKER ?= ../shared/competitions/make.py
 
-.PHONY: run digits test faults competitions kaggle bounds gpu
+.PHONY: run digits test faults competitions kaggle bounds image gpu
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))
@@ -59,13 +61,22 @@ kaggle: .venv/installed
 gpu: .venv/installed
 	$(PYTHON) -m benchmarks.gpu $(GPU)
 
-bounds: .venv-bounds/installed
-	rm -rf work/bounds
-	.venv-bounds/bin/python folds.py --folds work/bounds/folds.csv
-	for run in one two; do .venv-bounds/bin/python train_fold.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs \
-		--run $$run --epochs 2 --fold all || exit 1; done
-	.venv-bounds/bin/python infer.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs --tta digits
-	.venv-bounds/bin/python ensemble.py --folds work/bounds/folds.csv --runs-dir work/bounds/runs
+bounds: .venv-bounds/installed image
+	$(call chain,.venv-bounds)
+
+# The notebooks first: the first one installs the wheel that the image lacks.
+image: .venv-image/installed kaggle
+	FIVEFOLD_PACKED=dist/kaggle/fivefold .venv-image/bin/python -m pytest tests/test_notebooks.py
+	$(call chain,.venv-image)
+
+define chain
+	rm -rf work/$1
+	$1/bin/python folds.py --work work/$1
+	for run in one two; do $1/bin/python train_fold.py --work work/$1 --run $$run --epochs 2 --fold all || exit 1; done
+	$1/bin/python infer.py --work work/$1 --tta digits
+	$1/bin/python ensemble.py --work work/$1
+	$1/bin/python report.py --work work/$1
+endef
 
 .venv/installed: pyproject.toml
 	python3 -m venv .venv
@@ -78,4 +89,10 @@ bounds: .venv-bounds/installed
 	python3 -c "import tomllib; print('\n'.join(d.replace('>=', '==') for d in \
 		tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > .venv-bounds/requirements.txt
 	.venv-bounds/bin/python -m pip install --quiet --disable-pip-version-check --requirement .venv-bounds/requirements.txt
+	touch $@
+
+# Kaggle's image, as notebooks/image.txt lists it: about 5 GB.
+.venv-image/installed: notebooks/image.txt
+	$(IMAGE_PYTHON) -m venv --clear .venv-image
+	.venv-image/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< 'pytest>=8'
 	touch $@

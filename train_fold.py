@@ -33,7 +33,7 @@ from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
-from common.jobs.runner import SideBySide, slots_for
+from common.jobs.runner import SideBySide, slots_for, spread
 from common.runs.config import Config, check_config, check_file, of_fold
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
 from common.runs.layout import (
@@ -229,6 +229,7 @@ def train_in_jobs(
     from common.train.build import with_images_of
     from common.train.session import check_all_choices
 
+    print(f"{cfg.run_name}: fold {', '.join(todo)}, {spread(slots, threads)}")
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     micro_batch = cfg.batch_size // cfg.accumulate
     check_all_choices(with_images_of(cfg, table), table, folds, todo, micro_batch, cfg.log_with)

@@ -30,6 +30,7 @@ from common.data.kinds import PIXELS
 from common.data.scales import Normalise
 from common.data.transfer import HOST, ahead
 from common.data.views import TTA
+from common.jobs import runner
 from common.runs.config import Config
 from common.train import hardware, loop, session
 from common.train.build import unused_at_first
@@ -267,6 +268,55 @@ def test_a_second_run_in_a_process_may_have_another_precision(tiny, tmp_path):
     for precision in ("bf16", "no"):
         train(tiny, tmp_path, "--run", precision, "--fold", 0, "--epochs", 1, "--mixed-precision", precision)
         assert json.loads((tmp_path / precision / "fold0/config.json").read_text())["mixed_precision"] == precision
+
+
+@pytest.fixture
+def kaggle_card(monkeypatch):
+    """A card as torch describes it, on which only some precisions compute: `(name, capability, works, arch_list)`."""
+
+    def put(name, capability, works, built_for):
+        def convolve(precision, device):
+            if not works:
+                raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+            return precision in works
+
+        monkeypatch.setattr(hardware, "own_device", lambda: torch.device("cuda", 0))
+        monkeypatch.setattr(hardware, "_convolve", convolve)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: "bf16" in works)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+
+    return put
+
+
+def test_kaggles_p100_is_refused_before_a_model_is_made(kaggle_card):
+    """What the installed torch was built for, what the card is, and what to choose instead; exit 3."""
+    kaggle_card("Tesla P100-PCIE-16GB", (6, 0), (), ["sm_75", "sm_80", "sm_120"])
+    with pytest.raises(UserError, match="built for sm_75, sm_80, sm_120, and not .*sm_60; .*Kaggle choose T4") as no:
+        hardware.usable_precision("no")
+    assert no.value.exit_code == 3
+
+
+def test_kaggles_t4_computes_in_fp16_and_says_so(kaggle_card, capsys):
+    """bf16 is asked for: the card is named with what decides about it, and fp16 goes on."""
+    kaggle_card("Tesla T4", (7, 5), ("no", "fp16"), ["sm_75"])
+    assert hardware.usable_precision("bf16") == "fp16"
+    said = "bf16 does not work on this device (Tesla T4 (sm_75)): continuing with mixed precision fp16"
+    assert said in capsys.readouterr().err
+    assert hardware.described(torch.device("cuda", 0)) == "Tesla T4 (sm_75)"
+
+
+def test_on_kaggles_two_t4s_two_folds_train_at_a_time(tiny, tmp_path, monkeypatch, capsys):
+    """--fold all gives each card a fold and says so; one process for one fold leaves a card idle and says that."""
+    monkeypatch.setattr(runner, "gpus", lambda: ["0", "1"])
+    slots, threads = runner.slots_for(runner.SideBySide(), 0, most=5)
+    assert [slot.environment for slot in slots] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert runner.spread(slots, threads) == "2 side by side on GPU 0 and GPU 1"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    train(tiny, tmp_path, "--run", "alone", "--fold", 0, "--epochs", 1)
+    assert "2 GPUs are available but only 1 is used" in capsys.readouterr().err
 
 
 # ---- memory

@@ -89,6 +89,13 @@ def device_slots() -> list[LocalSlot]:
     return [LocalSlot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or [LocalSlot()]
 
 
+def spread(slots: Sequence[Slot], threads: int) -> str:
+    """Where jobs run side by side, in words."""
+    named = dict.fromkeys(getattr(slot, "environment", {}).get("CUDA_VISIBLE_DEVICES", "") for slot in slots)
+    on = f" on GPU {' and GPU '.join(named)}" if all(named) else f", {threads} thread{'s' * (threads > 1)} each"
+    return f"{len(slots)} side by side{on}"
+
+
 def run_jobs(
     jobs: Iterable[Job],
     slots: Sequence[Slot],

@@ -114,6 +114,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def described(device: torch.device) -> str:
+    """A card with what decides about precisions and kernels, its compute capability; else the device's kind."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
+
+
 def memory_used(device: torch.device) -> str:
     """What a GPU's memory has held at most so far, of how much; empty elsewhere."""
     if device.type != "cuda":
@@ -138,7 +146,7 @@ def usable_precision(asked: str, trained: bool = False) -> str:
         raise UserError("accelerate launch", f"mixed precision {asked} is not supported", "use no, fp16 or bf16")
     works = next((name for name in candidates if _precision_works(name, device)), "no")
     if works != asked:
-        warn(f"{asked} does not work on this device ({device}): continuing with mixed precision {works}")
+        warn(f"{asked} does not work on this device ({described(device)}): continuing with mixed precision {works}")
     return works
 
 

@@ -45,6 +45,7 @@ from common.train.hardware import (
     asked_precision,
     check_backend,
     check_devices,
+    described,
     device_name,
     faster_precision,
     memory_format,
@@ -105,7 +106,7 @@ def open_session(
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
-        f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {accelerator.device.type}, "
+        f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {described(accelerator.device)}, "
         f"mixed precision {cfg.mixed_precision}{kept}"
     )
     if faster := faster_precision(accelerator.device, cfg.mixed_precision):
