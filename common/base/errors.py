@@ -67,8 +67,6 @@ def run_script(main: Callable[[], None]) -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):  # a log file sees each line at once, in any locale
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    if sys.platform == "darwin":  # Apple's GPUs lack some operators, which torch, once loaded, can do on the CPU
-        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     try:
         main()
     except UserError as error:
