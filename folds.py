@@ -38,9 +38,12 @@ from common.data.spelling import look_alikes
 from common.data.stacks import CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
+from common.data.utterances import UTTERANCE
 from common.runs.submission import FORMS, Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
 from common.score.task import MULTICLASS, TASKS
+
+Inputs = Literal["", "images", "features", "sequences"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Options:
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
     positive: str = ""  # class whose probability the sample asks for, where it is one of two
-    inputs: Literal["", "images", "features"] = ""  # what a row of the csv shows (default: told from its columns)
+    inputs: Inputs = ""  # what a row of the csv shows (default: told from its columns)
+    targets: Literal["", "frames"] = ""  # frames: a class for each frame of the sequences in a folder (docs/tasks.md)
     drop: tuple[str, ...] = ()  # columns that are no features of a row
     task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
@@ -98,6 +102,8 @@ def run(options: Options) -> Result:
     options = at_work(options)
     check_options(options)
     competition = described(options)
+    if competition.targets and not options.check:
+        options = replace(options, group=options.group or (UTTERANCE,))  # neighbours are no strangers
     table, test = read_tables(options, competition)
     path = Path(options.folds)
     pairs = find_near_duplicates(table, test) if is_wanted(options, table, test) else None
@@ -158,7 +164,8 @@ def read_tables(options: Options, competition: Competition) -> tuple[Table, Tabl
     table, test = read_train_table(options.data, competition), None
     if options.group_table:
         for name in options.group:
-            table = table if name == NEAR_DUPLICATES else with_groups(table, Path(options.group_table), name)
+            inside = name == NEAR_DUPLICATES or name in table.columns
+            table = table if inside else with_groups(table, Path(options.group_table), name)
     if options.test or options.data == EMBEDDED:
         test = read_test_table(options.test, options.data, options.sample, competition)
     table, test = (each and each.kind.checked(each, cpu_count(), options.as_written) for each in (table, test))

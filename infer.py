@@ -224,6 +224,9 @@ def check_options(options: Options) -> None:
 def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
     """The train table and its folds, for views that the runs' fold models score, even where --fold full predicts."""
     table = read_train_table(options.data, read_competition(beside(options.folds)))
+    if not table.kind.of_images:
+        flag, has = "--score-tta" if options.score_tta else "--tta", table.kind.name
+        raise UserError(flag, f"looks at images in several ways, but {table.source} has {has}", "leave it out")
     folds = match_folds(read_folds(Path(options.folds)), table)
     for name in runs:
         finished_folds(Path(options.runs_dir) / name)

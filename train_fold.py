@@ -29,7 +29,7 @@ from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processe
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, told
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
-from common.data.kinds import PHOTOS
+from common.data.kinds import KINDS, PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
@@ -156,6 +156,11 @@ def fitting(cfg: Train, table: Table) -> Train:
         UserError: something that only images have, or a model of images.
     """
     kind = table.kind
+    for name in {name for each in KINDS.values() for name in each.takes}.difference(kind.takes):
+        if getattr(cfg, name):
+            whose = " and ".join(each.name for each in KINDS.values() if name in each.takes)
+            what = f"is for {whose}, but {table.source} has {kind.name}"
+            raise UserError(f"--{name.replace('_', '-')}", what, "leave it out")
     if kind.of_images:
         return cfg
     images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
@@ -167,7 +172,8 @@ def fitting(cfg: Train, table: Table) -> Train:
     if cfg.model == Config.model:
         return dataclasses.replace(cfg, model=kind.models[0])
     if cfg.model not in kind.models:
-        what = f"{cfg.model} looks at images, but {table.source} has {kind.name}"
+        sees = next((each.name for each in KINDS.values() if cfg.model in each.models), "images")
+        what = f"{cfg.model} looks at {sees}, but {table.source} has {kind.name}"
         raise UserError("--model", what, f"use {' or '.join(kind.models)}")
     return cfg
 

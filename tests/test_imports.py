@@ -13,9 +13,8 @@ ROOMS = ["base", "jobs", "score", "data", "runs", "model", "train", "sweep", "re
 STRANGERS = [{"jobs", "score"}]
 # Where torch may stand at the top of a file.
 WITH_TORCH = {"model", "train"}
-WITH_TORCH |= {
-    f"data.{name}" for name in ("batches", "inputs", "lessons", "scales", "geometry", "mixing", "augment", "transfer")
-}
+WITH_TORCH |= {f"data.{name}" for name in ("batches", "inputs", "frames", "lessons", "scales", "geometry", "mixing")}
+WITH_TORCH |= {"data.augment", "data.transfer"}
 WITH_TORCH |= {"runs.tensors", "score.softmax_ensemble", "sweep.range_test"}
 
 

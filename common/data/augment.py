@@ -229,6 +229,7 @@ class Augmentation:
     border: str = "black"
     mix: Mix | None = None  # of two images each
     sizes: tuple[int, ...] = ()  # sides in px, of which each batch has one (none: the images' own)
+    crop_frames: int = 0  # longest part of a sequence that is drawn (0: all of it)
 
     @property
     def on_host(self) -> bool:

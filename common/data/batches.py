@@ -19,6 +19,7 @@ from common.data.scales import Scale
 from common.data.transfer import HOST, ahead, to_device
 from common.score.task import MULTICLASS, Task
 
+POOL = 8  # batches whose rows are sorted by length
 MANY = 4096  # random numbers an image: as many are drawn where they are used, and only a block of rows at a time
 
 
@@ -219,13 +220,29 @@ class TrainBatches:
             return rows[torch.randperm(len(rows), generator=generator)]
 
         if self.sampling == "uniform":
-            return shuffled(self.rows)
+            return self._by_length(shuffled(self.rows), generator)
         targets = self.targets.cpu()[self.rows]
         by_class = self.rows[targets.argsort(stable=True)]
         classes = by_class.split(targets.unique(return_counts=True)[1].tolist())
         share = -(-len(self.rows) // len(classes))
         deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
-        return shuffled(torch.cat(deals))[: len(self.rows)]
+        return self._by_length(shuffled(torch.cat(deals))[: len(self.rows)], generator)
+
+    def _by_length(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """An epoch's rows so that those of a batch are about as long as each other, where their lengths differ.
+
+        Pools of POOL batches are sorted, and all batches shuffled again. What is left over after the last whole batch
+        stays at the end, as it was drawn.
+        """
+        lengths = self.inputs.lengths
+        if lengths is None:
+            return order
+        if self.augment.crop_frames:
+            lengths = lengths.clamp_max(self.augment.crop_frames)
+        whole, left = order.tensor_split([self.steps_of_a_pass * self.batch_size])
+        pools = whole.split(POOL * self.batch_size)
+        batches = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools]).view(-1, self.batch_size)
+        return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), left])
 
     def augmented(self, raw: Tensor, uniform: Uniform) -> Tensor:
         """Augmented and scaled inputs, float (m, channels, side, side) or (m, ...), of raw ones."""

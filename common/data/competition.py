@@ -45,7 +45,8 @@ class Competition:
     test_images: tuple[str, ...] = ()  # folders that hold the test table's photos
     sample: str = ""  # sample submission
     positive: str = ""  # class whose probability is asked for
-    inputs: str = ""  # what a row of a csv shows: images or features; empty: told from its columns
+    inputs: str = ""  # what a row of a csv shows: images, features or sequences; empty: told from its columns
+    targets: str = ""  # frames: each frame of a sequence has a label; empty: each row of a table
     drop: tuple[str, ...] = ()  # columns that are no features
     task: str = ""  # what an answer is, of TASKS (common/score/task.py); empty: multiclass
     separator: str = ""  # between the names of a label set

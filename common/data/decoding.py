@@ -92,6 +92,7 @@ class Preparation:
     crop_mode: str = "center"  # a name in CROP_MODES
     interpolation: str = "bicubic"  # Pillow's name of the method
     fill: tuple[int, ...] = (0,)  # of bars, a value a channel
+    window: int = 0  # frames on either side of one (common/data/frames.py)
     features: str = ""  # what columns become instead (common/data/features.py)
 
     def __call__(self, content: bytes) -> np.ndarray:

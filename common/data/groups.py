@@ -11,6 +11,7 @@ from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.image_folders import IMAGE_SUFFIXES, NamedImages
 from common.data.tables import Table
+from common.data.utterances import UTTERANCE
 
 
 def with_groups(table: Table, path: Path, group: str) -> Table:
@@ -25,7 +26,8 @@ def with_groups(table: Table, path: Path, group: str) -> Table:
     if group not in columns:
         raise UserError(str(path), f"has no column {group!r} for --group", f"its columns: {', '.join(columns)}")
     groups = columns.pop(group)
-    known = NamedImages((name, Path(name)) for name in table.ids)
+    names = table.columns.get(UTTERANCE, table.ids)  # what the csv may know its rows by
+    known = NamedImages((name, Path(name)) for name in dict.fromkeys(names))
     found = {name: [_rows_named(known, cell) for cell in cells] for name, cells in columns.items()}
     joined = max(found, key=lambda name: sum(map(bool, found[name])), default="")
     group_of: dict[str, str] = {}
@@ -37,10 +39,10 @@ def with_groups(table: Table, path: Path, group: str) -> Table:
             if group_of.setdefault(row, groups[index]) != groups[index]:
                 what = f"{row} is in the group {groups[index]} and in {group_of[row]}"
                 raise UserError(row_of(path, index), what, "leave it in one")
-    if missing := [name for name in table.ids if str(Path(name)) not in group_of]:
+    if missing := [name for name in dict.fromkeys(names) if str(Path(name)) not in group_of]:
         what = f"names {rows_named(missing)} of {table.source} in none of its columns {names_in_short(list(columns))}"
         raise UserError(str(path), what, "name each row of the train table in it")
-    cells = text_array(group_of[str(Path(name))] for name in table.ids)
+    cells = text_array(group_of[str(Path(name))] for name in names)
     taken = f"groups' table {path}, joined by its column {joined} (--group-table)"
     return replace(table, columns={**table.columns, group: np.asarray(cells)}, taken=(*table.taken, taken))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.data.features import width
+from common.data.sequences import picture_of
 from common.data.stacks import content_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Kind:
     check: str = ""  # (table, workers, as written) -> the table, every row's file having been read once
     augment: tuple[str, str] = ("none", "none")  # the presets that auto stands for: in colour, grey
     views: str = "none"  # the preset of views that --tta auto tries
+    picture: Callable[[Any], Any] = lambda row: row  # of a row of the table, for people
+    sections: tuple[str, ...] = ()  # of a run's page, beside the task's own (common/report)
+    numbers: str = "features"  # what a model's input is made of, where it is no image
+    takes: tuple[str, ...] = ()  # settings of a training that other kinds have no use for
+    in_time: bool = False  # whether neighbouring rows are neighbours in time, whose labels are alike without a leak
     models: tuple[str, ...] = ()  # the nets that take them, the first unless another is chosen; empty: those of timm
 
     def __post_init__(self) -> None:
@@ -70,6 +76,10 @@ def _shape_of_photos(table: "Table") -> tuple[int, int]:
 
 def _shape_of_features(table: "Table") -> tuple[int, int]:
     return 0, width(table.plan)
+
+
+def _shape_of_sequences(table: "Table") -> tuple[int, int]:
+    return 0, table.images.width
 
 
 def _content_of_features(cells: np.ndarray) -> bytes:
@@ -114,4 +124,34 @@ FEATURES = Kind(
     scale="common.data.features:FeatureScale",
     models=("mlp",),
 )
-KINDS = {kind.name: kind for kind in (PIXELS, PHOTOS, FEATURES)}
+SEQUENCES = Kind(
+    name="sequences",
+    of_images=False,
+    in_files=False,
+    grey=True,
+    content=np.ndarray.tobytes,
+    shape=_shape_of_sequences,
+    open="common.data.frames:open_sequences",
+    scale="common.data.frames:FrameScale",
+    picture=picture_of,
+    sections=("lengths",),
+    numbers="numbers a frame",
+    takes=("crop_frames",),
+    models=("sequence_cnn", "sequence_transformer"),
+)
+FRAMES = Kind(
+    name="frames",
+    of_images=False,
+    in_files=False,
+    grey=True,
+    content=bytes,
+    shape=_shape_of_sequences,
+    open="common.data.frames:open_windows",
+    scale="common.data.frames:FrameScale",
+    sections=("utterances",),
+    numbers="numbers a window",
+    takes=("window",),
+    in_time=True,
+    models=("mlp",),
+)
+KINDS = {kind.name: kind for kind in (PIXELS, PHOTOS, FEATURES, SEQUENCES, FRAMES)}

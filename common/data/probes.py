@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from common.data.kinds import SEQUENCES
 from common.data.tables import Table
 
 BINS = 20
@@ -68,6 +69,7 @@ KINDS = {
         True,
         "a model may see it in the noise of the compression",
     ),
+    "frames": Kind("the length", "size", True, "a model sees it unless it is trained on parts", unit=" frames"),
     "mean": Kind("the mean brightness", "pixels", True, _SEEN, unit=" of 255"),
     "spread": Kind("the contrast", "pixels", True, _SEEN, unit=" of 255"),
     "colour": Kind("how colourful the picture is", "pixels", True, _SEEN),
@@ -97,9 +99,13 @@ class Told:
 
 def probes_of(table: Table) -> dict[str, np.ndarray]:
     """Each probe's number for the n rows of a table, float64 (n)."""
+    if table.kind.in_time:
+        return {}
     n = len(table.ids)
     found = {"row": np.arange(n, dtype=float), "number": numbers_in(table.ids)}
     found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
+    if table.kind is SEQUENCES:
+        found["frames"] = table.images.lengths.astype(float)
     if table.kind.of_images and not table.kind.in_files:
         flat = table.images.reshape(n, -1)
         parts = range(0, n, 4096)  # so that no float copy of all images is made

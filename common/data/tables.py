@@ -20,11 +20,13 @@ from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition
 from common.data.features import is_feature_table, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
-from common.data.kinds import FEATURES, KINDS, PHOTOS, PIXELS, Kind
+from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES, Kind
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, read_pixels
+from common.data.sequences import LENGTH_COLUMNS, SUFFIX, SequenceFiles, read_sequences, sequence_column
 from common.data.stacks import Stack
+from common.data.utterances import UTTERANCE, FrameRows, Utterances, read_test_frames, read_train_frames
 from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
@@ -42,8 +44,8 @@ class Table:
     source: str  # what --data or --test named
     ids: np.ndarray  # text, n
     labels: np.ndarray  # text, n; empty where the table has no labels
-    # uint8 (n, height, width), or n image files, or features: text (n, columns)
-    images: np.ndarray | list[Path] | list[Stack]
+    # uint8 (n, height, width), or n image files, or features: text (n, columns), or sequences, or their frames
+    images: np.ndarray | list[Path] | list[Stack] | SequenceFiles | FrameRows
     id_name: str  # the id column of a submission made without a sample
     label_name: str  # its label column
     columns: dict[str, np.ndarray]  # the other columns: text, n each
@@ -80,7 +82,9 @@ def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Tabl
     if data == EMBEDDED:
         return _embedded_digits(test=False)
     path = Path(data)
-    if os.path.isdir(path):
+    if competition.targets == FRAMES.name:
+        table = _frame_table(path, read_train_frames(path))
+    elif os.path.isdir(path):
         table = _class_folders(path, competition)
     else:
         table = _csv_table(path, competition, competition.images, test=False)
@@ -98,6 +102,8 @@ def read_test_table(test: str, data: str, sample: str = "", competition: Competi
     if not test:
         raise UserError("--test", "is missing", "name the test table or the folder of test images")
     path = Path(test)
+    if competition.targets == FRAMES.name:
+        return _numbered(_frame_table(path, read_test_frames(path)), sample)
     if os.path.isdir(path) and competition.image_suffixes:
         return _stacks_in(path, sample, competition)
     if os.path.isdir(path):
@@ -136,6 +142,8 @@ def _csv_table(path: Path, competition: Competition, images: Sequence[str], test
     if is_pixel_header(header) and competition.inputs != "features":
         return _pixel_table(path, header, content, competition, test, sample)
     columns = columns_of(path, content.decode())
+    if competition.inputs == SEQUENCES.name or (not competition.inputs and sequence_column(columns)):
+        return _sequence_table(path, columns, competition, test, sample)
     if competition.inputs == "features" or (not competition.inputs and _shows_features(path, columns, competition)):
         return _feature_table(path, columns, competition, test, sample)
     return _photo_table(path, columns, competition, images, test)
@@ -147,6 +155,64 @@ def _shows_features(path: Path, columns: dict[str, np.ndarray], competition: Com
         return False
     search = PhotoSearch(path)
     return not any(search.find(cell) for cells in columns.values() for cell in set(cells[:20]) if cell)
+
+
+def _sequence_table(
+    path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str
+) -> Table:
+    """Ids are those of an id column, or else the files' names; what a column says of their lengths is checked."""
+    if not (column := sequence_column(columns)):
+        what = f"has no column whose cells all end in {SUFFIX}"
+        raise UserError(str(path), what, f"its columns: {', '.join(columns)}")
+    names = columns.pop(column)
+    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
+    id_name = _id_column(path, columns, competition, test, sample)
+    ids = columns.pop(id_name) if id_name else text_array(Path(name).stem for name in names)
+    _refuse_doubles(path, ids, id_name or column)
+    length = next((name for name in columns if name.lower() in LENGTH_COLUMNS and name not in competition.drop), "")
+    files = read_sequences(str(path), path.parent, names, columns.get(length, ()))
+    taken = (
+        f"ids          column {id_name} (--image-column)" if id_name else f"ids          the names in column {column}",
+        *labels.taken,
+        f"sequences    column {column}: {files.lengths.min():,} to {files.lengths.max():,} frames of {files.width} "
+        f"numbers, median {np.median(files.lengths):,.0f}" + (f"; column {length} agrees" if length else ""),
+    )
+    return Table(
+        str(path),
+        ids,
+        labels.cells,
+        files,
+        id_name or "id",
+        labels.name or "label",
+        columns,
+        SEQUENCES.name,
+        taken,
+        separator=labels.separator,
+    )
+
+
+def _frame_table(path: Path, found: Utterances) -> Table:
+    """A row a frame; whose it is says the column utterance."""
+    lengths = found.rows.sequences.lengths
+    each = f"{lengths.min():,} to {lengths.max():,} of {found.rows.width} numbers each"
+    taken = f"frames       of {len(lengths):,} utterances, {each}"
+    columns = {UTTERANCE: found.names}
+    return Table(str(path), found.ids, found.labels, found.rows, "Id", "Class", columns, FRAMES.name, (taken,))
+
+
+def _numbered(table: Table, sample: str) -> Table:
+    """A test table of frames whose ids are those of the sample submission, in order, or else numbers from 0.
+
+    Raises:
+        UserError: the sample has another number of rows than there are frames.
+    """
+    ids = text_array(map(str, range(len(table.ids))))
+    if sample:
+        ids = next(iter(read_columns(Path(sample)).values()))
+        if len(ids) != len(table.ids):
+            what = f"has {len(ids):,} rows, but the utterances of {table.source} have {len(table.ids):,} frames"
+            raise UserError(sample, what, "name the list that belongs to the sample with --test")
+    return replace(table, ids=ids)
 
 
 def _feature_table(

@@ -20,6 +20,7 @@ from common.base.errors import UserError
 from common.base.words import in_a_line
 from common.data.decoding import CROP_MODES, Preparation
 from common.model import digit_cnn, mlp  # noqa: F401  (registers them with timm)
+from common.model.sequence_models import FEW_FRAMES, SequenceModel, check_mask
 
 # The sizes that are tried, with the model's own, to tell a user which one a model can work at.
 USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
@@ -174,7 +175,7 @@ def fits(name: str, model_args: Mapping[str, Any], num_classes: int, channels: i
     try:
         with torch.device("meta"):
             model = build(name, model_args, num_classes, channels, img_size)
-            return model.eval()(two_inputs(channels, img_size)).shape == (2, num_classes)
+            return model.eval()(two_inputs(model, channels, img_size)).shape == (2, num_classes)
     except Exception:  # as in create_model
         return False
 
@@ -273,15 +274,17 @@ def check_training_mode(model: nn.Module, channels: int, img_size: int, model_ar
         UserError: it cannot compute with one of ``model_args``.
     """
     try:
-        model.train()(two_inputs(channels, img_size))
+        model.train()(two_inputs(model, channels, img_size))
     except Exception as error:  # as in create_model
         values = " ".join(f"{argument}={value}" for argument, value in model_args.items())
         what = f"the model cannot be trained with {values} ({in_a_line(error)})"
         raise UserError("--model-args", what, "correct it or leave it out") from error
 
 
-def two_inputs(channels: int, img_size: int) -> torch.Tensor:
-    """Two black images, or, with 0 channels, two rows of ``img_size`` features."""
+def two_inputs(model: nn.Module, channels: int, img_size: int) -> torch.Tensor:
+    """Two black images, or, with 0 channels, two rows, or sequences, of ``img_size`` features."""
+    if isinstance(model, SequenceModel):
+        return torch.zeros(2, FEW_FRAMES, img_size)
     return torch.zeros(2, channels, img_size, img_size) if channels else torch.zeros(2, img_size)
 
 
@@ -304,7 +307,10 @@ def sees_whole(model: nn.Module, num_classes: int, channels: int, img_size: int)
     Raises:
         Exception: of any kind, where the model takes no such images; ValueError where its output is no logits.
     """
-    images = two_inputs(channels, img_size).to(next(model.parameters()).device)
+    if isinstance(model, SequenceModel):
+        check_mask(model, img_size)
+        return True
+    images = two_inputs(model, channels, img_size).to(next(model.parameters()).device)
     border = int(LEAST_SEEN * img_size)
     if channels:
         images[1, :, border:, border:] = torch.nan

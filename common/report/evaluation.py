@@ -206,6 +206,11 @@ class Evidence:
         return compare_by(self.metric, a.answers, b.answers, self.units)
 
     def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path]:
-        """The images of some ids."""
+        """The images, or pictures of the sequences, of some ids."""
+        rows, picture = self.images.images, self.images.kind.picture
+        return [picture(rows[row]) for row in self.rows_of(ids)]
+
+    def rows_of(self, ids: Sequence[str]) -> list[int]:
+        """Where some ids stand in the table."""
         position = {name: at for at, name in enumerate(self.images.ids)}
-        return [self.images.images[position[name]] for name in ids]
+        return [position[name] for name in ids]

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from common.data.kinds import Kind
+from common.data.utterances import UTTERANCE
 from common.report.audit import AUDITS, CONFIDENT, likely_errors
 from common.report.evaluation import Evaluation, Evidence
 from common.report.figures import drawn, error_curves, loss_curves, rate_curve, reliability_curves
@@ -35,6 +37,8 @@ from common.report.run_tables import (
     fold_scores,
     label_pairs,
     label_scores,
+    length_scores,
+    utterance_scores,
 )
 from common.runs.predictions import side_by_side
 from common.score.metrics import describe, score_of
@@ -44,7 +48,8 @@ WIDEST_MATRIX = 40  # classes; beyond, the worst of them say more
 
 def run_sections(evidence: Evidence) -> list[Section]:
     """A chapter for each run, the best first: those of RUN_SECTIONS that fit the task."""
-    makers = [make for name, make in RUN_SECTIONS.items() if name in evidence.folds.task.sections]
+    wanted = (*evidence.folds.task.sections, *evidence.images.kind.sections)
+    makers = [make for name, make in RUN_SECTIONS.items() if name in wanted]
     found = []
     for run in evidence.entrants:
         if run.metrics:
@@ -60,14 +65,14 @@ def summary_section(evidence: Evidence, run: Evaluation) -> Section:
     settings = changed_settings(run)
     body = [
         element("p", f"{describe(score_of(run.answers, run.oof.task.metrics))}."),
-        note(facts(run)),
+        note(facts(run, evidence.images.kind)),
         element("h3", "Settings that differ from the defaults"),
         table(settings) if len(settings) else element("p", "None."),
     ]
     return Section("", join(body), [], {"settings": settings})
 
 
-def facts(run: Evaluation) -> str:
+def facts(run: Evaluation, kind: Kind) -> str:
     """What the run was, as far as it was not chosen."""
     first, settings = run.metrics[0], run.settings
     seconds = sum(metrics["seconds"] for metrics in run.metrics)
@@ -75,7 +80,7 @@ def facts(run: Evaluation) -> str:
     side, processes, threads = settings["img_size"], first["processes"], first["threads"]
     shown = f"Images of {side} × {side} pixels, {'grey' if settings['channels'] == 1 else 'colour'}"
     if not settings["channels"]:
-        shown = f"{side} features"
+        shown = f"{side} {kind.numbers}"
     return (
         f"{shown}; mixed precision "
         f"{settings['mixed_precision']}, {first['memory_format']}; {processes} process{'es' * (processes > 1)} of "
@@ -183,6 +188,20 @@ def label_table_section(evidence: Evidence, run: Evaluation) -> Section:
     return Section("Labels", join(body), [], {"label_table": found, "label_pairs": pairs})
 
 
+def lengths_section(evidence: Evidence, run: Evaluation) -> Section:
+    """Errors by the length of sequences, in five parts of about as many rows each."""
+    lengths = evidence.images.images.lengths[evidence.rows_of(run.oof.ids)]
+    found = length_scores(run, lengths)
+    return Section("Errors by length", table(found), [], {"lengths": found})
+
+
+def utterances_section(evidence: Evidence, run: Evaluation) -> Section:
+    """The utterances, those with most errors first."""
+    found = utterance_scores(run, evidence.images.columns[UTTERANCE][evidence.rows_of(run.oof.ids)])
+    about_it = note("Every frame counts alike, so that long utterances count for more.")
+    return Section("Utterances", join([about_it, table(found.head(PICTURES))]), [], {"utterances": found})
+
+
 def mistakes_section(evidence: Evidence, run: Evaluation) -> Section:
     """The most confident errors."""
     found = confident_errors(run)
@@ -239,5 +258,7 @@ RUN_SECTIONS: dict[str, Callable[[Evidence, Evaluation], Section]] = {
     "confusions": confusions_section,
     "classes": classes_section,
     "label-table": label_table_section,
+    "lengths": lengths_section,
+    "utterances": utterances_section,
     "mistakes": mistakes_section,
 }

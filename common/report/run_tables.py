@@ -101,6 +101,25 @@ def class_scores(run: Evaluation) -> pd.DataFrame:
     )
 
 
+def length_scores(run: Evaluation, lengths: np.ndarray) -> pd.DataFrame:
+    """A row for each fifth of the rows, by their ``lengths`` (n) in frames: n, errors, accuracy."""
+    edges = np.unique(np.quantile(lengths, [0.2, 0.4, 0.6, 0.8], method="inverted_cdf"))
+    part = np.searchsorted(edges, lengths)
+    found = pd.DataFrame({"part": part, "length": lengths, "error": run.answers.costs}).groupby("part")
+    scores = found.agg(
+        shortest=("length", "min"), longest=("length", "max"), n=("error", "size"), errors=("error", "sum")
+    )
+    return scores.assign(accuracy=1 - scores.errors / scores.n).reset_index(drop=True)
+
+
+def utterance_scores(run: Evaluation, utterances: np.ndarray) -> pd.DataFrame:
+    """A row for each utterance: frames, errors, accuracy; ``utterances`` (n) says whose the rows are."""
+    found = pd.DataFrame({"utterance": utterances, "error": run.answers.costs}).groupby("utterance")
+    scores = found.agg(frames=("error", "size"), errors=("error", "sum")).reset_index()
+    scores = scores.assign(accuracy=1 - scores.errors / scores.frames)
+    return scores.sort_values("accuracy", kind="stable", ignore_index=True)
+
+
 def label_scores(run: Evaluation) -> pd.DataFrame:
     """A row per label of label sets: how many rows have it, how often it is answered and right, how well it is ranked.
 

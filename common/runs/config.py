@@ -70,6 +70,8 @@ class Config:
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
     compile: bool = False  # torch.compile: minutes of startup, then faster steps
     threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)
+    crop_frames: Whole = 0  # longest part of a sequence that training sees, drawn anew each time (0: all of it)
+    window: Whole = 0  # frames on either side that a model of single frames sees
     augment: str = "auto"  # preset: none, digits, photos_light, photos, leaves_course (auto: photos or digits)
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
     metric: str = "accuracy"  # the competition's, which --select best and plateau watch: nll, auc, f1, map@5 ...

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.base.errors import ENVIRONMENT, OwnError, UserError
 from common.base.files import check_folder, read_json, remove_strays, write_json
 from common.base.locks import check_unlocked, locked
@@ -31,12 +33,13 @@ from common.runs.layout import (
     read_metrics,
     unfinished,
 )
-from common.runs.oof import join_oof, oof_score
+from common.runs.oof import join_oof, oof_answers
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
 from common.runs.teachers import TAUGHT_BY, check_same_teachers, taught_by
+from common.score.bootstrap import interval_of
 from common.score.decisions import can_be_learned
-from common.score.metrics import describe
+from common.score.metrics import Answers, describe, score_of, show
 
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:
@@ -139,6 +142,23 @@ def finished_line(folder: Path, fold: str, metric: str) -> str:
     return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "n" in metrics else "")
 
 
+def by_groups(answers: Answers, folds: Folds, metric: str) -> str:
+    """The interval that groups allow, and what the most frequent class alone is worth, in words.
+
+    ``answers`` are those of :func:`common.runs.oof.oof_answers`.
+    """
+    groups = np.concatenate([folds.groups[folds.fold == k] for k in range(folds.count)]).astype(str)
+    low, high = (show(metric, value) for value in interval_of(metric, answers, groups))
+    says = f"95 % interval of {metric} {low} - {high} by {len(set(groups)):,} groups, whose rows are alike"
+    if folds.task.is_one_of:
+        often = np.bincount(answers.targets).argmax()
+        others = answers.targets != often
+        share = show("accuracy", 1 - others.mean())
+        says += f"; {folds.classes[often]} alone would be right in {share} of the rows"
+        says += f", and in the others the run is in {show('accuracy', 1 - answers.costs[others].mean())}"
+    return says
+
+
 def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | None:
     """Print the score of every fold, and of the joined out-of-fold predictions, the local CV, which is returned.
 
@@ -150,8 +170,11 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         return None
     for number in numbers:
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
-    scores = oof_score(run_folder, folds, metric)
+    answers = oof_answers(run_folder, folds, metric)
+    scores = score_of(answers, folds.task.metrics, metric)
     print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
+    if folds.groups.size:
+        print(f"local CV of {run_folder.name}: {by_groups(answers, folds, metric)}")
     if can_be_learned(folds.task, metric) and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
         print(text)
     return scores

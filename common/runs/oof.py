@@ -12,7 +12,7 @@ from common.base.words import names_in_short, rows_named
 from common.data.folds import Folds
 from common.runs.layout import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, short_form
-from common.score.metrics import METRICS, joined_answers, score_of, shown_metrics
+from common.score.metrics import METRICS, Answers, joined_answers, score_of, shown_metrics
 
 
 def oof_predictions(
@@ -56,7 +56,17 @@ def units_of(folds: Folds) -> np.ndarray:
 
 def oof_score(run_folder: Path, folds: Folds, metric: str = "") -> dict[str, float | int]:
     """n and every metric of the run's OOF predictions, which are scored once, together; some only where they are asked
-    for as ``metric``. Unless that looks at all probabilities, one fold is held at a time.
+    for as ``metric``.
+
+    Raises:
+        UserError: as :func:`join_oof` does.
+    """
+    return score_of(oof_answers(run_folder, folds, metric), folds.task.metrics, metric)
+
+
+def oof_answers(run_folder: Path, folds: Folds, metric: str = "") -> Answers:
+    """The answers of the run's OOF predictions, fold after fold; unless ``metric`` looks at all probabilities, one fold
+    is held at a time.
 
     Raises:
         UserError: as :func:`join_oof` does.
@@ -64,7 +74,7 @@ def oof_score(run_folder: Path, folds: Folds, metric: str = "") -> dict[str, flo
     parts = (part.answers() for part in _oof_parts(run_folder, folds))
     if not any(METRICS[name].of_ranks for name in shown_metrics(folds.task.metrics, metric)):
         parts = (part.without_outputs() for part in parts)
-    return score_of(joined_answers(list(parts)), folds.task.metrics, metric)
+    return joined_answers(list(parts))
 
 
 def _oof_parts(run_folder: Path, folds: Folds) -> Iterator[Predictions]:

@@ -18,8 +18,12 @@ WORK = 1e8  # numbers to be looked at in all draws together, about a second
 
 
 def interval_of(metric: str, answers: Answers, units: np.ndarray | None = None) -> tuple[float, float]:
-    """95 % interval of a metric: its own, or the bootstrap's percentiles; ``units`` as in :func:`drawn_rows`."""
-    if own := METRICS[metric].interval:
+    """95 % interval of a metric: its own, or the bootstrap's percentiles; ``units`` as in :func:`drawn_rows`.
+
+    Its own counts every row for itself: where units have two rows and more in the mean, it is too short.
+    """
+    own = METRICS[metric].interval
+    if own and (units is None or 2 * len(np.unique(units)) > len(units)):
         return own(answers)
     ready = prepared(metric, answers)
     drawn = np.array([METRICS[metric].of(ready.rows(rows)) for rows in drawn_rows(metric, ready, units)])

@@ -48,7 +48,8 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
 
     ``grey``: the images have no colours, in however many channels.
     """
-    return create_augmentation(cfg.augment, cfg.args("augment"), grey or cfg.channels == 1)
+    augmentation = create_augmentation(cfg.augment, cfg.args("augment"), grey or cfg.channels == 1)
+    return replace(augmentation, crop_frames=cfg.crop_frames)
 
 
 def with_images_of(cfg: Config, table: Table) -> Config:
@@ -64,7 +65,7 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     channels, size = table.kind.shape(table)
     if table.kind.in_files:
         size = photo_size(cfg.model) or size
-    own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
+    own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size * (2 * cfg.window + 1)}
     own["augment"] = table.kind.preset(cfg.augment, own["channels"])
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
@@ -80,7 +81,7 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     for argument in CROPS.keys() & model_args.keys():
         raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
-    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=table.plan)
+    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=table.plan, window=cfg.window)
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:

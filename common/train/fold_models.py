@@ -80,8 +80,6 @@ class FoldModels:
         check_devices()
         accelerator = Accelerator(cpu=own_device().type == "cpu")
         prepare = saved.preparation
-        if not table.kind.of_images and len(views) > 1:
-            raise UserError("--tta", "looks at images in several ways, but these are features", "leave it out")
         if prepare.side == prepare.stored and any(view.place != MIDDLE for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
             raise UserError("--tta", what, "leave out the five crops")
@@ -140,12 +138,15 @@ def check_images(saved: SavedModel, table: Table) -> None:
     if table.kind is not saved.kind:
         what = f"has {table.kind.name}, but the models were trained on {saved.kind.name}"
         raise UserError(table.source, what, remedy)
-    if table.kind.of_images and table.kind.shape(table) != saved.image_shape:
-        (channels, side), (its_channels, its_side) = table.kind.shape(table), saved.image_shape
+    if table.feature_names or table.kind.shape(table) == saved.image_shape:
+        return
+    (channels, side), (its_channels, its_side) = table.kind.shape(table), saved.image_shape
+    what = f"has {side} numbers a frame, but the models expect {its_side}"
+    if table.kind.of_images:
         what = (
             f"has {channels} x {side} x {side} images, but the models expect {its_channels} x {its_side} x {its_side}"
         )
-        raise UserError(table.source, what, remedy)
+    raise UserError(table.source, what, remedy)
 
 
 def check_sides(network: nn.Module, saved: SavedModel, views: Sequence[View]) -> None:

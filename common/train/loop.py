@@ -31,6 +31,7 @@ from common.train.training import Training
 
 REMEDY = "lower --lr, or set --clip-grad 1; the last finished epoch's checkpoint is kept"
 BLOCK = 256e6  # bytes of predictions that wait on the device to be copied
+FRAMES_AT_ONCE = 50_000  # of padded sequences that are predicted at a time
 LOOK_EVERY = 50  # optimiser steps between two looks at the loss, each of which waits for the device
 
 
@@ -201,11 +202,11 @@ class Predictor:
         model.eval()
         accelerator, size = self.accelerator, self.batch_size
         together = size * accelerator.num_processes
-        places_of_all = [
-            torch.arange(first, first + together).view(-1, size)[accelerator.process_index]
-            for first in range(0, len(rows), together)
-        ]
         numbers = torch.from_numpy(rows)
+        order = torch.arange(-(-len(rows) // together) * together)
+        if self.inputs.lengths is not None:  # rows of a batch that are as long as each other
+            order[: len(rows)] = self.inputs.lengths[numbers].argsort(stable=True)
+        places_of_all = [some.view(-1, size)[accelerator.process_index] for some in order.split(together)]
         wanted = (numbers[places.clamp_max(len(rows) - 1)] for places in places_of_all)
         found = self.inputs.batches(wanted, accelerator.device)
         logits, written, at_once, held = None, np.zeros(len(rows), dtype=np.int64), size, []
@@ -233,6 +234,8 @@ class Predictor:
 
         Each process halves its batches for itself: what it hands over is as large as before.
         """
+        if self.inputs.lengths is not None:
+            at_once = max(1, min(at_once, FRAMES_AT_ONCE // raw.shape[1]))
         while True:
             try:
                 return torch.cat([self._seen(model, some, views) for some in raw.split(at_once)]), at_once

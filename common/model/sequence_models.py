@@ -1,0 +1,220 @@
+"""sequence_cnn and sequence_transformer: nets for sequences of frames, registered with timm under these names.
+
+A batch is one float tensor (n, longest T, d) in which a sequence's frames are followed by frames of NaN up to the
+longest. Both nets tell the mask from that, and nothing behind it looks at a padded frame: what is said of a sequence
+does not depend on the others of its batch.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from common.base.errors import UserError
+
+FEW_FRAMES = 8  # of the sequences that a model is tried on
+
+
+def without_padding(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sequences (n, T, d) with 0 in place of their padded frames, and which frames are real, bool (n, T)."""
+    real = ~inputs[..., 0].isnan()
+    return masked(inputs, real), real
+
+
+def masked(frames: Tensor, real: Tensor) -> Tensor:
+    """Frames (n, T, d) with 0 where they are not ``real``, bool (n, T)."""
+    return frames.where(real[..., None], 0)
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and deviation over the real frames of each sequence, (n, T, d) -> (n, 2 d), summed in float32.
+
+    Source: Snyder et al. 2018, X-Vectors: Robust DNN Embeddings for Speaker Recognition.
+    """
+
+    def forward(self, frames: Tensor, real: Tensor) -> Tensor:
+        count = real.sum(1)[:, None].float()
+        mean = masked(frames.float(), real).sum(1) / count
+        variance = masked((frames.float() - mean[:, None]).square(), real).sum(1) / count
+        return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+
+
+class FrameConvolution(nn.Module):
+    """A convolution over time, a norm of each frame by itself, GELU and dropout; a residual where the shapes allow it.
+
+    The norm is LayerNorm, whose statistics know neither padded frames nor other sequences nor other processes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, drop_rate: float):
+        super().__init__()
+        self.stride, self.has_residual = stride, inputs == outputs and stride == 1
+        self.convolution = nn.Conv1d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.norm = nn.LayerNorm(outputs)
+        self.rest = nn.Sequential(nn.GELU(), nn.Dropout(drop_rate))
+
+    def forward(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.convolution(frames.transpose(1, 2)).transpose(1, 2)
+        found, real = self.rest(self.norm(found)), real[:, :: self.stride]
+        return masked(found + frames if self.has_residual else found, real), real
+
+
+class FrameConvolutions(nn.Module):
+    """Convolutions, one for each of ``widths``, each ``kernel`` (odd) frames wide; the first ones halve T."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], kernel: int, halvings: int, drop_rate: float):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"a kernel of {kernel} frames has no middle: use an odd number")
+        if not 0 <= halvings <= len(widths):
+            raise ValueError(f"{halvings} halvings and {len(widths)} convolutions: use 0 to {len(widths)}")
+        layers, last = [], inputs
+        for number, width in enumerate(widths):
+            layers.append(FrameConvolution(last, width, kernel, 1 + (number < halvings), drop_rate))
+            last = width
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            frames, real = layer(frames, real)
+        return frames, real
+
+
+class SequenceModel(nn.Module):
+    """What the two nets share: the mask at the entry, pooling over the frames and one linear layer at the end."""
+
+    def __init__(self, num_classes: int, width: int, drop_rate: float):
+        super().__init__()
+        self.num_classes = num_classes
+        self.pool = StatisticsPooling()
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, by timm's name for it."""
+        return self.head
+
+    def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """What the net makes of each frame, (n, T', width), and which of these are real."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.drop(self.pool(*self.encoded(*without_padding(inputs)))))
+
+
+class SequenceCNN(SequenceModel):
+    """Convolutions over time and pooled statistics.
+
+    ``img_size`` is d, the numbers of a frame. ``widths`` has an entry for each convolution, of ``kernel`` frames; the
+    first ``halvings`` of them step over every other frame. Input is (n, T, d), output (n, num_classes).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 0,
+        img_size: int = 40,
+        widths: Sequence[int] = (128, 128, 128, 128),
+        kernel: int = 5,
+        halvings: int = 1,
+        drop_rate: float = 0.1,
+        head_drop_rate: float = 0.3,
+    ):
+        super().__init__(num_classes, widths[-1], head_drop_rate)
+        self.convolutions = FrameConvolutions(img_size, widths, kernel, halvings, drop_rate)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's way to number a model's layers from the input on."""
+        return {"stem": r"^convolutions\.layers\.0", "blocks": r"^convolutions\.layers\.(\d+)"}
+
+    def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """As in :class:`SequenceModel`."""
+        return self.convolutions(frames, real)
+
+
+class SequenceTransformer(SequenceModel):
+    """Convolutions that shorten a sequence, places as sines and cosines, self-attention and pooled statistics.
+
+    ``img_size`` is d, the numbers of a frame; ``depth`` layers of ``heads`` heads look at all frames of a sequence.
+    Source: Vaswani et al. 2017, Attention Is All You Need, with the norm in front of each part.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 0,
+        img_size: int = 40,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        kernel: int = 5,
+        halvings: int = 1,
+        drop_rate: float = 0.1,
+        head_drop_rate: float = 0.3,
+    ):
+        super().__init__(num_classes, width, head_drop_rate)
+        self.stem = FrameConvolutions(img_size, (width, width), kernel, halvings, drop_rate)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, drop_rate, "gelu", batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's way to number a model's layers from the input on."""
+        return {"stem": r"^stem", "blocks": [(r"^layers\.(\d+)", None), (r"^norm", (99_999,))]}
+
+    def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """As in :class:`SequenceModel`."""
+        frames, real = self.stem(frames, real)
+        frames = frames + places(frames)
+        for layer in self.layers:
+            frames = layer(frames, src_key_padding_mask=~real)
+        return self.norm(frames), real
+
+
+@torch.no_grad()
+def check_mask(model: SequenceModel, width: int) -> None:
+    """Refuse a net of frames of ``width`` numbers to which it matters who shares a sequence's batch.
+
+    Raises:
+        UserError: what it says of a sequence changes with padded frames behind it.
+    """
+    model.eval()
+    long = torch.arange(FEW_FRAMES * width, device=next(model.parameters()).device).cos().view(1, FEW_FRAMES, width)
+    short = long[:, : FEW_FRAMES // 2]
+    padded = torch.cat([short, torch.full_like(short, torch.nan)], dim=1)
+    alone, together = torch.cat([model(long), model(short)]), model(torch.cat([long, padded]))
+    if not torch.allclose(alone, together, atol=1e-4):
+        what = f"{type(model).__name__} looks at padded frames: a prediction would depend on its batch"
+        raise UserError("--model", what, "set them to 0, or leave them out, in each of its layers")
+
+
+def places(frames: Tensor) -> Tensor:
+    """Sines and cosines (T, width) that tell where in the sequence each of ``frames`` (n, T, width) stands."""
+    width = frames.shape[2]
+    place = torch.arange(frames.shape[1], device=frames.device)[:, None]
+    speed = torch.arange(0, width, 2, device=frames.device) * (-math.log(10_000) / width)
+    angles = place * speed.exp()
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].to(frames.dtype)
+
+
+@register_model
+def sequence_cnn(
+    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
+) -> SequenceCNN:
+    """:class:`SequenceCNN` with the signature that timm calls; there are no pretrained weights."""
+    if pretrained:
+        raise UserError("--model sequence_cnn", "has no pretrained weights", "train it from scratch")
+    return SequenceCNN(**model_args)
+
+
+@register_model
+def sequence_transformer(
+    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
+) -> SequenceTransformer:
+    """:class:`SequenceTransformer` with the signature that timm calls; there are no pretrained weights."""
+    if pretrained:
+        raise UserError("--model sequence_transformer", "has no pretrained weights", "train it from scratch")
+    return SequenceTransformer(**model_args)
