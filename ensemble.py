@@ -22,7 +22,7 @@ from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command, told
 from common.data.folds import Folds, read_folds
 from common.runs.added import add_run
-from common.runs.decision import learned_decision
+from common.runs.decision import clipped, learned_decision
 from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -81,6 +81,7 @@ class Options:
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
     separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
+    clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
     metric: str = ""  # what runs and blends are judged by (default: what the runs were trained by)
     add: tuple[str, ...] = ()  # NAME OOF.csv TEST.csv: make a run of predictions made elsewhere, and blend nothing
     out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
@@ -132,7 +133,8 @@ def run(options: Options) -> Result:
     runs, data = inputs.runs, inputs.data
     study = study_blends(data, options.method)
     facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
-    print(f"{table_text(facts['table'], len(data.targets), data.judged_by)}\n\n{weights_text(runs, study.blends)}\n")
+    print(table_text(facts["table"], len(data.targets), data.judged_by, data.task))
+    print(f"\n{weights_text(runs, study.blends)}\n")
     found = score(data.task, study.outputs, data.targets, data.names, data.judged_by)
     if study.tried:
         facts |= worth_of_runs(options, inputs, study)
@@ -140,7 +142,8 @@ def run(options: Options) -> Result:
         print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found, data.judged_by)}")
 
     test = write_blend(options, inputs, study, facts)
-    print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
+    if not data.task.is_number:
+        print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
     if test and len(test.labels):
         said = describe(test.score(data.judged_by), data.judged_by)
         print(f"test {data.task.metrics[0]} of {study.method}: {said}")
@@ -171,7 +174,7 @@ def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, A
     """Print what each run adds to the blend, which few do as well and what noise changes; returns it as facts."""
     runs, data = inputs.runs, inputs.data
     of_each = worth(study.method, runs, inputs.seconds, data)
-    print(worth_text(of_each, study.method))
+    print(worth_text(of_each, study.method, data.task))
     smallest = [runs[position] for position in smallest_set(data, study.tempered)]
     if smallest:
         print(f"the smallest set whose mean comes within one standard error of it: {', '.join(smallest)}")
@@ -181,7 +184,7 @@ def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, A
     if options.noise:
         noise = noise_members(data.outputs.values, options.noise, inputs.oof.columns, len(inputs.oof.classes))
         facts["noise"] = noise_control(options.method, data, noise, study.tempered)
-        print(noise_text(facts["noise"]))
+        print(noise_text(facts["noise"], data.task))
     return facts
 
 
@@ -207,6 +210,7 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
             blended = blend(Outputs(np.stack(columns), test.others)) / study.temperature
             test = replace(test, logits=blended.values, source={})
             test = replace(test, form=inputs.sheet.as_stored, decision=oof.decision)
+            test = clipped(options.run, test, [oof]) if options.clip else test
             write_predictions(folder / TEST_FILE, test)
             write_submission(folder / SUBMISSION_FILE, test, inputs.sheet, oof.predicted)
             if options.submission:

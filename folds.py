@@ -25,6 +25,7 @@ from common.data.competition import (
     beside,
     next_command,
     read_competition,
+    task_of,
     told_by_sample,
     work_flags,
     write_competition,
@@ -41,7 +42,7 @@ from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, j
 from common.data.utterances import UTTERANCE
 from common.runs.submission import FORMS, Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
-from common.score.task import MULTICLASS, TASKS
+from common.score.task import MULTICLASS, posed
 
 Inputs = Literal["", "images", "features", "sequences"]
 
@@ -60,7 +61,7 @@ class Options:
     image_suffixes: tuple[str, ...] = ()  # three files are one image: _red _green _blue, each a grey one
     image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
     label_column: str = ""  # column with the labels (default: by its name)
-    label_columns: tuple[str, ...] = ()  # one-hot columns in place of it: a row's class is the one that is 1
+    label_columns: tuple[str, ...] = ()  # several in place of it: one-hot, 0/1 of each label, or several numbers a row
     label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
@@ -68,7 +69,7 @@ class Options:
     inputs: Inputs = ""  # what a row of the csv shows (default: told from its columns)
     targets: Literal["", "frames"] = ""  # frames: a class for each frame of the sequences in a folder (docs/tasks.md)
     drop: tuple[str, ...] = ()  # columns that are no features of a row
-    task: Literal["", "multiclass", "multilabel"] = ""  # what an answer is: one class (default), or a set of labels
+    task: Literal["", "multiclass", "multilabel", "regression"] = ""  # an answer: a class (default), a set, numbers
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...
     group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
@@ -111,8 +112,10 @@ def run(options: Options) -> Result:
         found = audit(path, table, test, options.as_written)
         folds = read_folds(path)
     else:
-        task = TASKS[competition.task or MULTICLASS.name]
         competition = replace(competition, separator=table.separator or competition.separator)
+        if task_of(competition).is_number and not competition.target_columns:
+            competition = replace(competition, label_column=table.label_name)
+        task = posed(competition.task or MULTICLASS.name, columns=competition.target_columns)
         names = {name for label in table.labels for name in task.names_in(label)}
         groups = [cell for name in options.group for cell in table.columns.get(name, ())]
         for finding in [] if options.as_written else spellings(names, groups):

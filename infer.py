@@ -28,7 +28,7 @@ from common.data.folds import Folds, match_folds, read_folds
 from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
-from common.runs.decision import learned_decision, temperature_of
+from common.runs.decision import clipped, learned_decision, temperature_of
 from common.runs.layout import (
     INFERENCE_FILE,
     OOF_FILE,
@@ -70,6 +70,7 @@ class Options:
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
     separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     metric: str = ""  # what the competition scores by (default: the run's own --metric)
+    clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
     calibrate: bool = False  # submit probabilities after one temperature, fitted on the run's OOF predictions
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
@@ -320,7 +321,9 @@ def predict_test(
         oof_predicted = np.concatenate([replace(each, decision=study.decision).predicted for each in oofs])
         if study.text:
             print(study.text)
-    if options.fold == "full":
+    if options.clip:
+        test = clipped(name, test, oofs)
+    if options.fold == "full" and not task.is_number:
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )
@@ -416,7 +419,7 @@ def score_out_of_fold(
         weights = np.array([view.weight for view in views])
         averaged = task.average(outputs, weights)
     print(f"{run}: {len(rows):,} rows out of fold, each predicted by the model that has not seen it")
-    print(view_table([view.name for view in views], scores, weights))
+    print(view_table([view.name for view in views], scores, weights, task))
     how = "views and weights by the other folds" if chosen else "fixed"
     print(gain_text(outputs[0], averaged, targets, part, how, task))
 

@@ -36,7 +36,6 @@ from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import Table, read_train_table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
-from common.score.task import TASKS
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -329,7 +328,7 @@ def middle_size(sweep: Sweep) -> int:
 def table_and_folds(sweep: Sweep) -> tuple[Table, Folds]:
     """What a sweep's cells train on."""
     table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
-    return table, match_folds(read_folds(Path(sweep.config.folds), TASKS[sweep.config.task]), table)
+    return table, match_folds(read_folds(Path(sweep.config.folds), sweep.config.task, sweep.config.positive), table)
 
 
 def noise(options: Noise) -> Result:

@@ -28,8 +28,9 @@ from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, told
+from common.data.features import column_at, without
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
-from common.data.kinds import KINDS, PHOTOS
+from common.data.kinds import FEATURES, KINDS, PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
@@ -50,7 +51,7 @@ from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
 from common.runs.teachers import check_teachers
 from common.score.metrics import show
-from common.score.task import TASKS, posed
+from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(cfg: Train) -> Result:
     check_config(cfg, processes())
     check_store(cfg.store, TASKS[cfg.task])
     table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
-    folds = match_folds(read_folds(Path(cfg.folds), posed(cfg.task, cfg.positive)), table)
+    folds = match_folds(read_folds(Path(cfg.folds), cfg.task, cfg.positive), table)
     cfg = fitting(cfg, table)
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
@@ -156,11 +157,17 @@ def fitting(cfg: Train, table: Table) -> Train:
         UserError: something that only images have, or a model of images.
     """
     kind = table.kind
+    dropped = read_competition(beside(cfg.folds)).drop  # already, from the table
+    cfg = dataclasses.replace(cfg, drop=tuple(name for name in cfg.drop if name not in dropped))
     for name in {name for each in KINDS.values() for name in each.takes}.difference(kind.takes):
         if getattr(cfg, name):
             whose = " and ".join(each.name for each in KINDS.values() if name in each.takes)
             what = f"is for {whose}, but {table.source} has {kind.name}"
             raise UserError(f"--{name.replace('_', '-')}", what, "leave it out")
+    if kind is FEATURES:
+        plan = without(table.plan, cfg.drop)
+        if cfg.offset:
+            column_at(plan, cfg.offset)
     if kind.of_images:
         return cfg
     images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
@@ -338,9 +345,10 @@ def epoch_line(fold: str, log: list[dict[str, Any]], cfg: Config, folds_after: i
     """One line on the epoch that just ended, with the time that this and the later folds still need."""
     row, epochs = log[-1], cfg.epochs
     line = f"fold {fold} epoch {row['epoch']:>3}/{epochs}  lr {row['lr']:.2e}  train loss {row['train_loss']:.4f}"
-    # The metric first where it is the competition's own; else accuracy stands behind nll.
-    first = [] if cfg.metric == Config.metric else [cfg.metric]
-    for name in dict.fromkeys([*first, "nll", TASKS[cfg.task].metrics[0]]):
+    # The metric first where it is the competition's own; else the task's first stands behind its loss.
+    first = [] if cfg.metric == TASKS[cfg.task].metrics[0] else [cfg.metric]
+    task = TASKS[cfg.task]
+    for name in dict.fromkeys([*first, task.loss_metric, task.metrics[0]]):
         line += f"  {name} {show(name, row[name])}" if name in row else ""
     seconds_left = (epochs - len(log) + epochs * folds_after) * row["seconds"]
     return f"{line}  {row['seconds']:.1f} s, {seconds_left / 60:.1f} min left"

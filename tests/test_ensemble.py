@@ -128,7 +128,7 @@ def test_softmax_weights_are_the_optimum(strengths):
     """Trained weights and those of a solver for convex problems agree to 1e-4, at the simplex's border too."""
     logits, targets = some_models(600, strengths)
     found = fitted("softmax", logits, targets).weights
-    np.testing.assert_allclose(found, convex_weights(MULTICLASS.likelihoods(Outputs(logits), targets)), atol=1e-4)
+    np.testing.assert_allclose(found, convex_weights(MULTICLASS.parts(Outputs(logits), targets)), atol=1e-4)
 
 
 def test_softmax_weights_are_those_of_the_courses_module():

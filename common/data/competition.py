@@ -15,7 +15,7 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_json
 from common.base.strict_csv import names_in_header
 from common.jobs.process import STARTED_BY_US
-from common.score.task import TASKS
+from common.score.task import MULTICLASS, TASKS, Task
 
 T = TypeVar("T")
 
@@ -52,8 +52,18 @@ class Competition:
     separator: str = ""  # between the names of a label set
     metric: str = ""  # what the competition scores by
 
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns that were named as labels."""
+        return self.label_columns or tuple(filter(None, [self.label_column]))
+
 
 NOTHING_SAID = Competition()
+
+
+def task_of(competition: Competition) -> Task:
+    """What an answer is."""
+    return TASKS[competition.task or MULTICLASS.name]
 
 
 def beside(folds: str) -> Path:

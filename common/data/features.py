@@ -64,6 +64,43 @@ def read_plan(text: str) -> Plan:
     return [(name, kind, texts) for name, kind, texts in json.loads(text)]
 
 
+def without(plan: str, dropped: Sequence[str]) -> str:
+    """The plan without some columns.
+
+    Raises:
+        UserError: one of them is not there, or no column is left.
+    """
+    known = [name for name, _, _ in read_plan(plan)]
+    if missing := [name for name in dropped if name not in known]:
+        raise UserError("--drop", f"there is no column of features {missing[0]}", f"there are {names_in_short(known)}")
+    if dropped and set(known) <= set(dropped):
+        raise UserError("--drop", "leaves no column of features", "drop fewer")
+    return json.dumps([entry for entry in json.loads(plan) if entry[0] not in dropped])
+
+
+def column_at(plan: str, name: str) -> int:
+    """Which of the numbers of a row is that of a column.
+
+    Raises:
+        UserError: there is no such column, it holds texts, or numbers are missing in it.
+    """
+    place = 0
+    for known, kind, texts in read_plan(plan):
+        if known == name and kind == NUMBER:
+            return place
+        if known == name:
+            what = "some of its numbers are missing" if kind == FLAGGED else "it holds texts"
+            raise UserError("--offset", f"cannot be column {name}: {what}", "name another")
+        place += {NUMBER: 1, FLAGGED: 2, TEXT: len(texts)}[kind]
+    names = [known for known, _, _ in read_plan(plan)]
+    raise UserError("--offset", f"there is no column of features {name}", f"there are {names_in_short(names)}")
+
+
+def numbers_in(source: Path | str, names: Sequence[str], cells: np.ndarray, name: str) -> np.ndarray:
+    """The numbers of one column, float64 (n)."""
+    return _numbers(source, name, cells[:, list(names).index(name)], must=True)
+
+
 def width(plan: str) -> int:
     """How many numbers a row becomes."""
     return sum({NUMBER: 1, FLAGGED: 2, TEXT: len(texts)}[kind] for _, kind, texts in read_plan(plan))

@@ -89,17 +89,19 @@ def write_folds(path: Path, folds: Folds) -> None:
     write_file(path, folds_text(folds))
 
 
-def read_folds(path: Path, task: Task | None = None) -> Folds:
+def read_folds(path: Path, task: str = "", positive: str = "") -> Folds:
     """Read a folds file of a task; of the one that competition.json beside it says where none is given.
+
+    ``positive`` is the class that is looked for.
 
     Raises:
         UserError: a missing column or fold, an empty or doubled id, a cell that is not what it should be.
     """
     if not path.exists():
         raise UserError(str(path), "does not exist", "make it with: python folds.py")
-    if task is None:
-        said = read_competition(beside(str(path)))
-        task = posed(said.task or MULTICLASS.name, said.positive)
+    said = read_competition(beside(str(path)))
+    positive = positive or ("" if task else said.positive)
+    task = posed(task or said.task or MULTICLASS.name, positive, said.target_columns)
     cells = read_columns(path)
     if missing := [name for name in ("id", "label", "fold", "row_sha") if name not in cells]:
         raise UserError(str(path), f"has no column {missing[0]}", "make it again with: python folds.py --force")

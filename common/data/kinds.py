@@ -122,6 +122,7 @@ FEATURES = Kind(
     shape=_shape_of_features,
     open="common.data.inputs:open_features",
     scale="common.data.features:FeatureScale",
+    takes=("drop", "offset"),
     models=("mlp",),
 )
 SEQUENCES = Kind(

@@ -11,8 +11,10 @@ import numpy as np
 from common.base.errors import UserError
 from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short
-from common.data.competition import Competition
+from common.data.competition import Competition, task_of
 from common.score.label_sets import SEPARATOR, sets_of
+from common.score.numbers import SEPARATOR as NUMBERS_APART
+from common.score.numbers import flaw_of_numbers
 
 LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
 MOST_GRADES = 20  # different numbers that pass for classes however few rows have them
@@ -67,11 +69,13 @@ def take_labels(
     is_of_sets = competition.task == "multilabel"
     if competition.label_from_name and ids.size:
         return NO_LABELS if test else _from_names(path, ids, competition.label_from_name)
-    said = competition.label_columns or tuple(filter(None, [competition.label_column]))
+    said = competition.target_columns
     if missing := [name for name in said if name not in columns]:
         if test:
             return NO_LABELS
         raise UserError(str(path), f"has no column {missing[0]!r}", f"its columns: {', '.join(columns) or 'none'}")
+    if task_of(competition).is_number and (names := said or tuple(filter(None, [_usual_column(columns)]))):
+        return _from_numbers(path, columns, names)
     if is_of_sets and (names := said if competition.label_columns else _named_by(competition.sample, columns)):
         return _from_switches(path, columns, names)
     if competition.label_columns:
@@ -126,6 +130,18 @@ def _from_one_hot(path: Path, columns: dict[str, np.ndarray], names: Sequence[st
     for name in names:
         del columns[name]
     return Labels(cells, "label", (f"labels       one-hot columns {names_in_short(names)} (--label-columns)",))
+
+
+def _from_numbers(path: Path, columns: dict[str, np.ndarray], names: Sequence[str]) -> Labels:
+    """A row's numbers, a target column each."""
+    for name in names:
+        for index, cell in enumerate(columns[name]):
+            if flaw := flaw_of_numbers(cell.strip().replace(NUMBERS_APART, " ")):
+                remedy = "fill it in or remove the row" if not cell.strip() else "correct it or remove the row"
+                raise UserError(f"{row_of(path, index)}, column {name}", flaw, remedy)
+    cells = [[cell.strip() for cell in columns.pop(name)] for name in names]
+    taken = f"labels       numbers of column{'s' * (len(names) > 1)} {names_in_short(names)} (--label-column)"
+    return Labels(text_array(map(NUMBERS_APART.join, zip(*cells, strict=True))), names[0], (taken,))
 
 
 # ---- label sets
@@ -198,14 +214,15 @@ def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:
 
 
 def refuse_numbers(source: str, labels: np.ndarray, k: int) -> None:
-    """Raise UserError where labels are so many numbers, or so fine ones, that they look like a quantity.
+    """Raise UserError where labels are more different numbers than grades usually are, so that they may be a quantity.
 
-    Half of the distinct ones have fewer than ``k`` rows, so that most could be in no fold, or some have a fraction.
+    Numbers that count the classes, 0, 1, 2 and so on, pass, unless half of them have fewer than ``k`` rows: most could
+    then be in no fold.
     """
     rows = Counter(map(str, labels))
     if len(rows) <= MOST_GRADES or not all(map(_NUMBER.fullmatch, rows)):
         return
     rare = sum(count < k for count in rows.values())
-    if 2 * rare > len(rows) or any(not float(label).is_integer() for label in rows):
+    if 2 * rare > len(rows) or set(map(float, rows)) != set(range(len(rows))):
         what = f"has {len(rows):,} different numbers as labels, {rare:,} of them in fewer than {k} rows: a quantity?"
-        raise UserError(source, what, "classes they are only where --task multiclass says so")
+        raise UserError(source, what, "say --task regression for numbers, or --task multiclass for classes")

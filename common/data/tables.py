@@ -17,7 +17,7 @@ from common.base.errors import UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import columns_of, csv_bytes, header_of, read_columns, row_of, text_array
 from common.base.words import names_in_short
-from common.data.competition import NOTHING_SAID, Competition
+from common.data.competition import NOTHING_SAID, Competition, task_of
 from common.data.features import is_feature_table, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES, Kind
@@ -27,7 +27,6 @@ from common.data.pixels import is_pixel_header, read_pixels
 from common.data.sequences import LENGTH_COLUMNS, SUFFIX, SequenceFiles, read_sequences, sequence_column
 from common.data.stacks import Stack
 from common.data.utterances import UTTERANCE, FrameRows, Utterances, read_test_frames, read_train_frames
-from common.score.task import MULTICLASS, TASKS
 
 EMBEDDED = "digits"
 PART = "part of the data set"  # column of a folder table: train or valid, by the folder that an image lies in
@@ -398,7 +397,7 @@ def _folder_table(root: Path, images: dict[str, Path]) -> Table:
 
 
 def _with_whole_labels(table: Table, competition: Competition) -> Table:
-    flaw = TASKS[competition.task or MULTICLASS.name].flaw
+    flaw = task_of(competition).flaw
     for index, label in enumerate(table.labels):
         if what := flaw(label):
             raise UserError(row_of(table.source, index), f"the label {what}", "fill it in or remove the row")

@@ -2,7 +2,8 @@
 margin losses need.
 
 ``logits`` are float (n, C), ``targets`` float (n, C). Of classes a row sums to 1, one-hot, smoothed, mixed or
-distilled; of label sets each number is by itself.
+distilled; of label sets each number is by itself. Of numbers both are in deviations of the training rows' targets from
+their mean, float (n, columns), or for bounded-bce logits and shares of their range (common/model/units.py).
 A loss returns one number per image (n), or a single one for the whole batch. Under accumulation or several processes
 a batch is the micro-batch that a process sees: the losses that look at other images (ohem, lovasz-softmax) then see
 fewer of them, all others do not change.
@@ -148,6 +149,21 @@ def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
     jaccard = 1 - (inside.sum(1, keepdim=True) - inside.cumsum(1)) / union.clamp_min(1)
     slopes = torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
     return (F.relu(hinges) * slopes).sum(1)
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error, mean over the target columns."""
+    return ((outputs - targets) ** 2).mean(1)
+
+
+def mae(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Absolute error, mean over the target columns: it learns the median, and a few large errors count little."""
+    return (outputs - targets).abs().mean(1)
+
+
+def huber(outputs: Tensor, targets: Tensor, delta: Scale = 1.0) -> Tensor:
+    """Squared error up to ``delta`` deviations of the target, absolute error beyond (Huber 1964)."""
+    return F.huber_loss(outputs, targets, reduction="none", delta=delta).mean(1)
 
 
 def class_weights_of(asked: Any, targets: Tensor, num_classes: int) -> Tensor:

@@ -14,6 +14,7 @@ from common.report.page import Section, element, findings, join, note, sheet, sl
 from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
 from common.score.blend_study import noise_text, noise_verdict
 from common.score.metrics import METRICS
+from common.score.task import MULTICLASS, Task
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
 from common.sweep.law import fit_law
 from common.sweep.verdict import sentences
@@ -21,16 +22,16 @@ from common.sweep.verdict import sentences
 
 def blend_sections(evidence: Evidence) -> list[Section]:
     """The table of each blend, its weights, and what each run is worth to it."""
-    return [blend_section(evidence.runs_dir / blend.name) for blend in evidence.blends]
+    return [blend_section(evidence.runs_dir / blend.name, evidence.folds.task) for blend in evidence.blends]
 
 
-def blend_section(folder: Path) -> Section:
+def blend_section(folder: Path, task: Task = MULTICLASS) -> Section:
     """All of a blend's weights.json."""
     found = read_json(folder / WEIGHTS_FILE, table=list, weights=dict, method=str, oof=str)
     found = todays_names(found, OLD_NAMES[WEIGHTS_FILE])
     tables = {
-        "methods": pd.DataFrame([method_row(row, found.get("metric", "accuracy")) for row in found["table"]]),
-        "runs": pd.DataFrame([worth_row(row, found["weights"]) for row in found.get("runs", [])]),
+        "methods": pd.DataFrame([method_row(row, found.get("metric", "accuracy"), task) for row in found["table"]]),
+        "runs": pd.DataFrame([worth_row(row, found["weights"], task) for row in found.get("runs", [])]),
     }
     if not len(tables["runs"]):  # one fold: nothing is left to tell what a run is worth
         tables["runs"] = pd.DataFrame(list(found["weights"].items()), columns=["run", "weight"])
@@ -41,7 +42,7 @@ def blend_section(folder: Path) -> Section:
         says.append(f"The smallest set whose mean comes within one standard error: {', '.join(smallest)}.")
     if noise := found.get("noise"):
         noise = {"verdict": noise_verdict(noise["difference"], noise["standard_error"])} | noise  # old ones have none
-        says.append(f"{noise_text(noise)}.")
+        says.append(f"{noise_text(noise, task)}.")
     in_short = []
     if tta := found.get("tta"):
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
@@ -54,8 +55,9 @@ def blend_section(folder: Path) -> Section:
         table(tables["methods"]),
         note(
             "Nested: each fold’s rows by a blend fitted on the other folds, so nothing is scored on rows that it has "
-            "learned from. Optimism is what fitting and scoring on the same rows hides, in errors. nll_calibrated is "
-            "nll after one temperature; the difference to the mean’s is paired by row and has its standard error."
+            f"learned from. Optimism is what fitting and scoring on the same rows hides, in {task.counted}. "
+            + ("" if task.is_number else "nll_calibrated is nll after one temperature; ")
+            + "the difference to the mean’s is paired by row and has its standard error."
         ),
         element("h3", "What each run is worth"),
         table(tables["runs"]),
@@ -65,34 +67,35 @@ def blend_section(folder: Path) -> Section:
     return Section(f"Blend: {folder.name}", join(body), in_short, frames)
 
 
-def method_row(row: dict[str, Any], metric: str) -> dict[str, Any]:
+def method_row(row: dict[str, Any], metric: str, task: Task) -> dict[str, Any]:
     """One way of blending: its nested score, or with a single fold the one in-sample; the blend's metric first."""
     score = row.get("nested", row["in_sample"])
-    is_own, (low, high) = metric not in ("accuracy", "errors"), score["interval"]
-    ends = ("low", "high") if METRICS[metric].shown.endswith("%") or not is_own else ("from", "to")
+    is_own, (low, high) = metric not in (task.metrics[0], task.counted), score["interval"]
+    ends = ("low", "high") if METRICS[metric if is_own else task.metrics[0]].shown.endswith("%") else ("from", "to")
     cells = {"method": row["name"]}
     if is_own:
         cells |= {metric: score[metric], ends[0]: low, ends[1]: high}
-    cells["errors"] = score["errors"]
+    cells[task.counted] = score[task.counted]
     if "optimism" in row:
         cells["optimism"] = row["optimism"]
-    cells |= {"accuracy": score["accuracy"], ends[0]: low, ends[1]: high, "nll": score["nll"]}
-    if "nll_calibrated" in score:
-        cells["nll_calibrated"] = score["nll_calibrated"]
+    usual, loss = task.metrics[0], task.loss_metric
+    cells |= {usual: score[usual], ends[0]: low, ends[1]: high, loss: score[loss]}
+    if task.compared in score:
+        cells[task.compared] = score[task.compared]
     if "against_mean" in row:
         cells |= {"to_the_mean": row["against_mean"]["difference"], "se": row["against_mean"]["standard_error"]}
     return cells
 
 
-def worth_row(row: dict[str, Any], weights: dict[str, float]) -> dict[str, Any]:
+def worth_row(row: dict[str, Any], weights: dict[str, float], task: Task) -> dict[str, Any]:
     """What a blend loses without a run, what the run costs, and which other run errs most alike."""
     without = row["without"]
     return {
         "run": row["run"],
         "weight": weights.get(row["run"], np.nan),  # a stack has none
-        "errors": row["errors_alone"],
+        task.counted: row["errors_alone"],
         "errors_without_it": without["errors"],
-        "nll_calibrated_without_it": without["difference"],
+        f"{task.compared}_without_it": without["difference"],
         "se": without["standard_error"],
         "seconds_per_1000": row["seconds_per_1000_rows"] or np.nan,
         "most_alike": row["nearest"],

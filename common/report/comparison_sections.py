@@ -126,6 +126,9 @@ def twins_section(evidence: Evidence, group: list[Evaluation]) -> Section:
         f"{names} differ in their seed alone: {far} apart, {changed} rows change sides. "
         f"A difference of up to {floor} may be the seed’s."
     )
+    if group[0].oof.task.is_number:  # no row is right or wrong
+        says = says.replace(f", {changed} rows change sides", "")
+        return Section("", element("p", says), [says])
     flipping = flips(group)
     shown = flipping.head(PICTURES)
     predicted = [" ".join(seeds) for seeds in shown.filter(like="predicted_by").to_numpy()]

@@ -77,16 +77,16 @@ def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     if "averaged" in settings:  # by average.py: it has no epochs of its own
         return Evaluation(run_folder.name, oof, settings)
     metrics = [read_json(path / METRICS_FILE, seconds=(int, float)) for path in paths]
-    logs = [read_log(path / LOG_FILE) for path in paths]
+    logs = [read_log(path / LOG_FILE, folds.task.metrics[0]) for path in paths]
     for path, facts, log in zip(paths, metrics, logs, strict=True):
         if len(log) != facts.get("epochs", len(log)):
             warn(f"{path / LOG_FILE}: has {len(log)} rows, but {facts['epochs']} epochs were trained")
     return Evaluation(run_folder.name, oof, settings, metrics, logs)
 
 
-def read_log(path: Path) -> pd.DataFrame:
-    """A fold's log, a row per epoch; raises UserError where it is missing or damaged."""
-    return read_records(path, ("epoch", "lr", "train_loss", "accuracy"), old_names=OLD_NAMES[LOG_FILE])
+def read_log(path: Path, metric: str = "accuracy") -> pd.DataFrame:
+    """A fold's log, a row per epoch, with a ``metric``; raises UserError where it is missing or damaged."""
+    return read_records(path, ("epoch", "lr", "train_loss", metric), old_names=OLD_NAMES[LOG_FILE])
 
 
 def read_blend(folder: Path, folds: Folds) -> Evaluation:
@@ -124,21 +124,22 @@ class Evidence:
     @cached_property
     def ranking(self) -> pd.DataFrame:
         """A row for each run and blend, the best by the metric first; one that is no column already gets one."""
-        rows = []
+        rows, task = [], self.folds.task
+        count, usual = task.counted, task.metrics[0]
         own, (lowest, highest) = self.interval_metric, self.bounds
         for each in self.runs + self.blends:
             if lacking := what_lacks(self.metric, each.answers):
                 what = f"{self.metric} needs {lacking}, which {each.name} does not have (--store)"
                 raise UserError("--metric", what, "choose another, or leave the run out")
-            values = {name: METRICS[name].of(each.answers) for name in ("errors", "accuracy", self.metric, "nll")}
+            values = {name: METRICS[name].of(each.answers) for name in (count, usual, self.metric, task.loss_metric)}
             low, high = interval_of(own, each.answers, self.units)
             first = {} if self.in_errors else {self.metric: values[self.metric], lowest: low, highest: high}
-            row = {"run": each.name, **first, "errors": values["errors"], "accuracy": values["accuracy"]}
-            row |= {lowest: low, highest: high} | values | {"nll_calibrated": each.nll(calibrated=True)}
+            row = {"run": each.name, **first, count: values[count], usual: values[usual]}
+            row |= {lowest: low, highest: high} | values | {task.compared: each.nll(calibrated=True)}
             row["minutes"] = sum(fold["seconds"] for fold in each.metrics) / 60 if each.metrics else np.nan
             rows.append(row)
         found = pd.DataFrame(rows)
-        best_first = np.lexsort((found.nll_calibrated, -goodness(self.metric, found[self.metric]))) if rows else []
+        best_first = np.lexsort((found[task.compared], -goodness(self.metric, found[self.metric]))) if rows else []
         return found.iloc[best_first].reset_index(drop=True)
 
     @property

@@ -49,6 +49,7 @@ LOOK = {
     "lines.solid_capstyle": "round",
 }
 SIZE = (4.6, 2.9)  # inches: read at its own size on a phone, two side by side on a desk
+MOST_POINTS = 2_000  # rows that are drawn one by one
 FEWEST = 20  # rows of a bin that is drawn
 LONGEST = 20  # letters of a name beside a figure
 
@@ -81,6 +82,28 @@ def svg(figure: Figure) -> Html:
 # ---- one run
 
 
+def metric_curves(axes: Axes, run: Evaluation, metric: str) -> None:
+    """A metric after each epoch: each fold thin, their mean strong."""
+    for log in run.logs:
+        axes.plot(log.epoch, log[metric], color=ACCENT, alpha=0.35, linewidth=1)
+    mean = pd.concat(run.logs).groupby("epoch")[metric].mean()
+    axes.plot(mean.index, mean, color=ACCENT, marker="o", markersize=3.5)
+    logarithmic(axes, pd.concat(run.logs)[metric])
+    epochs_axis(axes, mean.index)
+    axes.set_ylabel(metric)
+
+
+def predicted_against_true(axes: Axes, run: Evaluation, column: int) -> None:
+    """A point for each of at most 2,000 rows, and the line on which predictions are right."""
+    rows = np.random.default_rng(0).permutation(len(run.oof.ids))[:MOST_POINTS]
+    true, said = run.answers.targets[rows, column], run.answers.predicted[rows, column]
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
+    axes.plot(true, said, "o", color=ACCENT, markersize=2, alpha=0.4, linewidth=0)
+    axes.set_xlabel(f"{run.oof.classes[column]}, true")
+    axes.set_ylabel("predicted")
+
+
 def error_curves(axes: Axes, run: Evaluation) -> None:
     """Share of errors after each epoch: each fold thin, their mean strong."""
     for log in run.logs:
@@ -93,15 +116,16 @@ def error_curves(axes: Axes, run: Evaluation) -> None:
 
 
 def loss_curves(axes: Axes, run: Evaluation) -> None:
-    """Training and validation loss after each epoch."""
-    for column, colour, label in (("train_loss", SECOND, "training"), ("nll", ACCENT, "held out")):
+    """Training and, where it is the same, validation loss after each epoch."""
+    held_out = [] if run.oof.task.is_number else [("nll", ACCENT, "held out")]
+    for column, colour, label in [("train_loss", SECOND, "training"), *held_out]:
         for log in run.logs:
             axes.plot(log.epoch, log[column], color=colour, alpha=0.35, linewidth=1)
         mean = pd.concat(run.logs).groupby("epoch")[column].mean()
         axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, label=label)
     epochs_axis(axes, mean.index)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("loss, nats")
+    axes.set_ylabel("loss, nats" if held_out else "loss, in deviations of the target")
     axes.legend(loc="upper right")
 
 

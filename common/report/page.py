@@ -17,7 +17,7 @@ from PIL import Image
 from common.base.errors import UserError
 from common.data.decoding import read_photo
 from common.data.stacks import Stack, content_of
-from common.score.metrics import METRICS
+from common.score.metrics import METRICS, counted
 from common.score.significance import says_p
 
 STYLE = Path(__file__).with_suffix(".css")
@@ -296,10 +296,10 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "probability": "{:.4f}".format,
     "minutes": "{:.1f}".format,
     "best_lr": "{:.2e}".format,
-    "optimism": "{:+,}".format,
+    "optimism": lambda value: counted(value, "+"),
     "to_the_mean": "{:+.5f}".format,
     "se": "{:.5f}".format,
-    "errors_without_it": "{:+,}".format,
+    "errors_without_it": lambda value: counted(value, "+"),
     "nll_calibrated_without_it": "{:+.5f}".format,
     "shared_errors": "{:.0%}".format,
     "p": lambda p: says_p(p).removeprefix("p ").removeprefix("= "),

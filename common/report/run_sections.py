@@ -10,7 +10,15 @@ from common.data.kinds import Kind
 from common.data.utterances import UTTERANCE
 from common.report.audit import AUDITS, CONFIDENT, likely_errors
 from common.report.evaluation import Evaluation, Evidence
-from common.report.figures import drawn, error_curves, loss_curves, rate_curve, reliability_curves
+from common.report.figures import (
+    drawn,
+    error_curves,
+    loss_curves,
+    metric_curves,
+    predicted_against_true,
+    rate_curve,
+    reliability_curves,
+)
 from common.report.page import (
     PICTURES,
     Section,
@@ -38,11 +46,14 @@ from common.report.run_tables import (
     label_pairs,
     label_scores,
     length_scores,
+    residuals,
     utterance_scores,
+    worst_rows,
 )
 from common.runs.predictions import side_by_side
 from common.score.metrics import describe, score_of
 
+MOST_DRAWN = 4  # target columns with a figure each
 WIDEST_MATRIX = 40  # classes; beyond, the worst of them say more
 
 
@@ -94,7 +105,8 @@ def folds_section(evidence: Evidence, run: Evaluation) -> Section:
     per_fold = fold_scores(run)
     formats = dict.fromkeys(("last", "best", "other_half", "others_choice"), in_full(run.metric))
     formats["best_minus_last"] = difference(run.metric)
-    body = [table(per_fold.drop(columns="accuracy"), formats), note(optimism(run, per_fold))]
+    shown = per_fold.drop(columns=[] if run.oof.task.is_number else "accuracy")
+    body = [table(shown, formats), note(optimism(run, per_fold))]
     return Section("Folds", join(body), [], {"folds": per_fold})
 
 
@@ -126,15 +138,21 @@ def optimism(run: Evaluation, per_fold: pd.DataFrame) -> str:
     else:
         says.append("No fold has a better epoch than its last.")
     if len(per_fold) > 1:
-        says.append(f"The standard deviation of the folds’ accuracy is {100 * per_fold.accuracy.std():.3f} points.")
+        usual = run.oof.task.metrics[0]
+        deviation = difference(usual)(per_fold[usual].std()).removeprefix("+")
+        says.append(f"The standard deviation of the folds’ {usual} is {deviation}{' points' * is_share(usual)}.")
     return " ".join(says)
 
 
 def curves_section(evidence: Evidence, run: Evaluation) -> Section:
     """How the training went."""
-    name = slug(run.name)
+    name, metric = slug(run.name), run.oof.task.metrics[0]
+    if run.oof.task.is_number:
+        scored = (f"{metric} of the held-out rows (thin: each fold)", drawn(metric_curves, run, metric, name=name))
+    else:
+        scored = ("Held-out rows that are wrong, % (thin: each fold)", drawn(error_curves, run, name=name))
     body = figures(
-        ("Held-out rows that are wrong, % (thin: each fold)", drawn(error_curves, run, name=name)),
+        scored,
         ("Loss (in training of augmented images)", drawn(loss_curves, run, name=name)),
         ("Learning rate at the end of each epoch", drawn(rate_curve, run, name=name)),
     )
@@ -202,6 +220,28 @@ def utterances_section(evidence: Evidence, run: Evaluation) -> Section:
     return Section("Utterances", join([about_it, table(found.head(PICTURES))]), [], {"utterances": found})
 
 
+def residuals_section(evidence: Evidence, run: Evaluation) -> Section:
+    """Predictions against the truth, what is left of them by the size of the prediction, and the worst rows."""
+    by_size, worst, name = residuals(run), worst_rows(run), slug(run.name)
+    drawings = [
+        (f"{column}: predicted against true", drawn(predicted_against_true, run, at, name=f"{name} {at}"))
+        for at, column in enumerate(run.oof.classes[:MOST_DRAWN])
+    ]
+    shown = worst.head(PICTURES)
+    captions = [
+        (f"{label} → {said}", f"off by {error:.4g}", row_id)
+        for label, said, error, row_id in zip(shown.label, shown.predicted, shown.error, shown.id, strict=True)
+    ]
+    body = [
+        figures(*drawings),
+        table(by_size),
+        note("Rows in ten parts by their prediction. A bias that grows or falls from part to part can be learned yet."),
+        element("h4", "The rows that are farthest off"),
+        pictures(zip(evidence.images_of(shown.id), captions, strict=True)),
+    ]
+    return Section("Residuals", join(body), [], {"residuals": by_size, "worst_rows": worst})
+
+
 def mistakes_section(evidence: Evidence, run: Evaluation) -> Section:
     """The most confident errors."""
     found = confident_errors(run)
@@ -261,4 +301,5 @@ RUN_SECTIONS: dict[str, Callable[[Evidence, Evaluation], Section]] = {
     "lengths": lengths_section,
     "utterances": utterances_section,
     "mistakes": mistakes_section,
+    "residuals": residuals_section,
 }

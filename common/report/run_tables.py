@@ -8,7 +8,7 @@ import pandas as pd
 from common.report.evaluation import Evaluation
 from common.runs.config import Config, training_settings
 from common.score.calibration import calibration_error
-from common.score.metrics import auc_of_columns, goodness, precision_of_columns
+from common.score.metrics import METRICS, auc_of_columns, goodness, precision_of_columns
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")
@@ -48,15 +48,20 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
     of the fold's rows at the epoch that the other half chose; ``others_choice`` that of the whole fold at the epoch
     that is best on the mean of the other folds (NaN for one fold alone): choices that have not seen the rows.
     """
-    metric = run.metric
+    metric, task = run.metric, run.oof.task
+    usual = task.metrics[0]
     shortest = min(map(len, run.logs))  # early stopping ends folds at different epochs
     common = np.array([log[metric][:shortest] for log in run.logs])
     rows = []
     for number, log in enumerate(run.logs):
         own = run.oof.fold == number
-        wrong, n = run.answers.costs[own].sum().item(), int(own.sum())
+        answers = run.answers.rows(np.flatnonzero(own))
         last, top = log[metric].iloc[-1], best(metric, log[metric].to_numpy())
-        row = [number, n, wrong, 1 - wrong / n, run.answers.losses[own].mean()]
+        row = [
+            number,
+            len(answers.costs),
+            *(METRICS[name].of(answers) for name in (task.counted, usual, task.loss_metric)),
+        ]
         row += [last, log[metric][top], top + 1, log[metric][top] - last]
         names = [f"{half}_{metric}" for half in ("even", "odd")]
         halves = [log[name].to_numpy() for name in names if name in log]  # absent with a single row
@@ -68,7 +73,7 @@ def fold_scores(run: Evaluation) -> pd.DataFrame:
         else:
             row += [np.nan, 0]
         rows.append(row)
-    columns = ["fold", "n", "errors", "accuracy", "nll", "last", "best", "best_epoch", "best_minus_last"]
+    columns = ["fold", "n", task.counted, usual, task.loss_metric, "last", "best", "best_epoch", "best_minus_last"]
     return pd.DataFrame(rows, columns=[*columns, "other_half", "others_choice", "their_epoch"])
 
 
@@ -191,6 +196,23 @@ def confident_errors(run: Evaluation) -> pd.DataFrame:
             "probability": probability[rows],
         }
     )
+
+
+def residuals(run: Evaluation) -> pd.DataFrame:
+    """A row for each target column and tenth of its predictions: how far off they are, and to which side."""
+    rows = []
+    for column, said, true in zip(run.oof.classes, run.answers.predicted.T, run.answers.targets.T, strict=True):
+        for part in np.array_split(np.argsort(said, kind="stable"), min(10, len(said))):
+            off = said[part] - true[part]
+            rows.append((column, len(part), said[part].min(), said[part].max(), off.mean(), (off**2).mean() ** 0.5))
+    return pd.DataFrame(rows, columns=["target", "n", "predicted_from", "predicted_to", "bias", "rmse"])
+
+
+def worst_rows(run: Evaluation) -> pd.DataFrame:
+    """Every row, that with the largest error first."""
+    order = np.argsort(-run.answers.costs, kind="stable")
+    parts = {"id": run.oof.ids, "fold": run.oof.fold, "label": run.oof.labels, "predicted": run.oof.predicted}
+    return pd.DataFrame({name: part[order] for name, part in parts.items()} | {"error": run.answers.costs[order]})
 
 
 def flips(twins: list[Evaluation]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ class Loss:
     function: str
     margin: bool = False  # compares cosines: the model's last layer becomes a CosineHead
     hard_labels: bool = False  # takes no smoothed or mixed targets
+    is_bounded: bool = False  # numbers as shares of the way from the lowest to the highest, behind a sigmoid
     of_the_batch: bool = False  # one number for all images, so that none can be weighted
 
 
@@ -38,6 +39,10 @@ LOSSES = {
     "asymmetric": Loss("common.model.losses:asymmetric"),
     "soft-fbeta": Loss("common.model.losses:soft_fbeta", of_the_batch=True),
     "lovasz-hinge": Loss("common.model.losses:lovasz_hinge", hard_labels=True),
+    "mse": Loss("common.model.losses:mse"),
+    "mae": Loss("common.model.losses:mae"),
+    "huber": Loss("common.model.losses:huber"),
+    "bounded-bce": Loss("common.model.losses:bce", is_bounded=True),
 }
 
 SCHEDULES = {

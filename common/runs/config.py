@@ -39,7 +39,10 @@ class Config:
     fold: str = "all"  # a fold's number, all, or full (every row, no validation)
     config: str = ""  # recipe (yaml); flags on the command line override it
     restart: bool = False  # list what this run's folder holds, then delete it
-    task: Literal["multiclass", "multilabel"] = "multiclass"  # what an answer is: one class a row, or a set of labels
+    task: Literal["multiclass", "multilabel", "regression"] = "multiclass"  # an answer: a class, a label set, numbers
+    drop: tuple[str, ...] = ()  # columns of features that this run leaves out
+    offset: str = ""  # column of features: the run learns the target less that column, and adds it again
+    target_transform: Literal["none", "log1p"] = "none"  # log1p: learns log(1 + target), for long tails
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2; also sync_bn, grad_checkpointing, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
@@ -87,10 +90,15 @@ class Config:
 
     @property
     def of_task(self) -> "Config":
-        """The settings with the task's own loss, where the default does not fit it."""
-        losses = TASKS[self.task].losses
-        is_default = self.loss == Config.loss and self.loss not in losses
-        return dataclasses.replace(self, loss=losses[0]) if is_default else self
+        """The settings with what the task usually has, where a default does not fit it."""
+        task, usual = TASKS[self.task], {}
+        for name, known in (("loss", task.losses), ("metric", task.metrics)):
+            if getattr(Config, name) not in known:
+                usual[name] = known[0]
+        if task.is_number:
+            usual |= {"label_smoothing": 0.0, "augment": "none"}
+        unsaid = {name: own for name, own in usual.items() if getattr(self, name) == getattr(Config, name)}
+        return dataclasses.replace(self, **unsaid)
 
     @property
     def run_name(self) -> str:
@@ -202,6 +210,17 @@ def check_loss(cfg: Config) -> None:
         ):
             if is_set:
                 raise UserError(flag, f"needs rows of exactly one class, which {cfg.task} has not", "leave it out")
+    for flag, value in (("--label-smoothing", cfg.label_smoothing), ("--teacher", cfg.teacher)):
+        if value and TASKS[cfg.task].is_number:
+            raise UserError(flag, "is about classes and labels, and the task is of numbers", "leave it out")
+    for flag, value in (("--offset", cfg.offset), ("--target-transform", cfg.target_transform.removeprefix("none"))):
+        if value and not TASKS[cfg.task].is_number:
+            raise UserError(
+                flag, f"is for numbers, and the task is {cfg.task}", "leave it out, or say --task regression"
+            )
+    if cfg.offset and (cfg.target_transform != "none" or loss.is_bounded):
+        what = "learns a difference, which has neither a logarithm nor bounds"
+        raise UserError("--offset", what, "leave it out, or use --target-transform none and another loss")
     if weights != "" and loss.of_the_batch:
         raise UserError("--loss-args", f"{cfg.loss} has no loss per image to weight", "leave out class_weights")
     if weights == "balanced" and cfg.sampling == "balanced":

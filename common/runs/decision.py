@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from common.base.errors import UserError
 from common.runs.predictions import Predictions
 from common.score.calibration import calibrated_loss, cross_fitted
 from common.score.decisions import DecisionStudy, can_be_learned, study_decisions
@@ -35,3 +36,18 @@ def temperature_of(oofs: Sequence[Predictions]) -> tuple[float, float, float]:
     else:
         after = calibrated_loss(outputs, targets, task)
     return task.calibrate(outputs, targets), before, after
+
+
+def clipped(run: str, test: Predictions, oofs: Sequence[Predictions]) -> Predictions:
+    """The test predictions whose answers stay within the range of the OOF rows' targets.
+
+    Raises:
+        UserError: the answers are no numbers, or there are no OOF predictions.
+    """
+    if not test.task.bounds or not oofs:
+        what = "has no OOF predictions" if test.task.bounds else f"is of the task {test.task.name}"
+        raise UserError("--clip", f"needs the range of the training targets, but {run} {what}", "leave it out")
+    decided = replace(test, decision=test.task.bounds(np.concatenate([each.targets for each in oofs])))
+    outside = (decided.predicted_targets != test.predicted_targets).any(axis=1).sum()
+    print(f"{run}: --clip moves {outside:,} of {len(test.ids):,} answers into the range of the training targets")
+    return decided

@@ -170,10 +170,11 @@ def check_store(store: str, task: Task = MULTICLASS) -> int:
     Raises:
         UserError: it is none of these, or keeps a part of what the task needs as a whole.
     """
-    if store in ("float32", "float16"):
+    if store == "float32" or (store == "float16" and task.half):
         return 0
     if not task.is_shortened:
-        raise UserError("--store", f"{store} does not fit {task.name}", "use float32 or float16")
+        remedy = "use float32 or float16" if task.half else "use float32"
+        raise UserError("--store", f"{store} does not fit {task.name}", remedy)
     if re.fullmatch("top([2-9]|[1-9][0-9]{1,4})", store):
         return int(store.removeprefix("top"))
     raise UserError("--store", f"there is no format {store}", "use float32, float16, or topN such as top64 (N >= 2)")

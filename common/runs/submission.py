@@ -22,6 +22,7 @@ from common.runs.predictions import Predictions, check_predictions, rows_in_orde
 from common.score.label_sets import names_in
 from common.score.logits import Outputs, blocks
 from common.score.metrics import METRICS, check_positive, depth_of
+from common.score.numbers import number_in
 from common.score.task import MULTICLASS, Task
 
 Fault = tuple[int, str, str]  # index of a row, what is wrong with it, what to do
@@ -195,6 +196,34 @@ def label_column_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Seq
     return (["1" if is_chosen else "0" for is_chosen in row] for row in predictions.predicted_targets[:, wanted])
 
 
+# ---- numbers
+
+
+def reads_numbers(asked: Asked, outputs: Sequence[str]) -> int | None:
+    """An id and a column a target: of one target whatever it is called; cells are numbers or empty."""
+    known = set(outputs) & asked.cells.keys()
+    others = [at for at, name in enumerate(asked.cells) if name not in known]
+    if len(asked.cells) != len(outputs) + 1 or (len(others) != 1 and len(outputs) > 1):
+        return None
+    at, names = others[0], list(asked.cells)
+    cells = [cell for name in names if name != names[at] for cell in asked.cells[name] if cell]
+    return at if not any(map(math.isnan, map(number_in, cells))) else None
+
+
+def number_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
+    """The numbers that are predicted, with as many digits as it takes to read back the same."""
+    number = {name: at for at, name in enumerate(predictions.classes)}
+    wanted = [number.get(name, 0) for name in sheet.asked]  # of one target the column may be called otherwise
+    return (list(map(str, row)) for row in predictions.predicted_targets[:, wanted])
+
+
+def check_numbers(rows: Iterable[Sequence[str]], outputs: Sequence[str], separator: str) -> Iterator[Fault]:
+    """Every cell is a finite number."""
+    for index, cells in enumerate(rows):
+        if wrong := [cell for cell in cells if math.isnan(number_in(cell))]:
+            yield index, f"{wrong[0] or 'empty'} is not a number", "predict the test set again"
+
+
 FORMS = {
     "label": Form("id and label", reads_label, label_cells, check_labels),
     "probability": Form("id and a probability", reads_probability, probability_cells, check_probability, True),
@@ -205,6 +234,7 @@ FORMS = {
     "label-probabilities": Form(
         "id and a probability per label", reads_probabilities, probability_cells, check_probability, True
     ),
+    "numbers": Form("id and a number per target column", reads_numbers, number_cells, check_numbers),
 }
 
 
@@ -295,8 +325,8 @@ def read_form(
             sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
             wishes = replace(wishes, separator=asked.separator or wishes.separator)
             return _filled_in(sheet, outputs, wishes, names or (asked.names if len(columns) == 2 else 0))
-    known = f"the classes are {names_in_short(outputs)}"
-    if len(columns) == 2 and not form:
+    known = f"the {task.outputs_are} are {names_in_short(outputs)}"
+    if len(columns) == 2 and not form and not task.is_number:
         _check_ids(sample, asked.cells[columns[0]], ids)
         what = f"has {names_in_short(sorted(asked.answers))} in column {columns[1]}, and none of them is a class"
         remedy = f"{known}; if these are wanted nevertheless, say --submit {task.forms[0]}"

@@ -10,8 +10,11 @@ from common.score.blending import BLENDS, Blend, OofOutputs, usable
 from common.score.bootstrap import interval_of
 from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
-from common.score.metrics import METRICS, in_table, score_of
+from common.score.metrics import METRICS, counted, in_table, score_of
 from common.score.nesting import Choice, Tried, choose_nested, leave_one_out, overlap, try_method
+from common.score.task import MULTICLASS, Task
+
+LEARNED = ("best", "softmax", "convex", "tempered", "greedy", "stack")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
         row = {"name": name, "in_sample": _scored(fitted, fitted / scale, data, is_shown=held_out is None)}
         if held_out is not None:
             row["nested"] = _scored(held_out, tempered, data, is_shown=True)
-            row["optimism"] = row["nested"]["errors"] - row["in_sample"]["errors"]
+            row["optimism"] = row["nested"][data.task.counted] - row["in_sample"][data.task.counted]
             own_losses = data.task.loss(tempered, data.targets)
             against = paired_difference(own_losses, study.tried["mean"].losses)
             row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
@@ -86,38 +89,46 @@ def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs, is_shown: boo
     found = score_of(answers, data.task.metrics, metric)
     if is_shown or METRICS[metric].interval:
         found["interval"] = list(interval_of(metric, answers, data.units if len(data.units) else None))
-    return found | {"nll_calibrated": float(data.task.loss(tempered, data.targets).mean())}
+    return found | {data.task.compared: float(data.task.loss(tempered, data.targets).mean())}
 
 
-def table_text(rows: Sequence[dict[str, Any]], n: int, metric: str = "accuracy") -> str:
+def table_text(rows: Sequence[dict[str, Any]], n: int, metric: str = "", task: Task = MULTICLASS) -> str:
     """The table as aligned text, with ``metric`` in the place of the task's own."""
-    metric = "accuracy" if metric in ("errors", "nll") else metric  # these have columns already
+    count, loss, compared = task.counted, task.loss_metric, task.compared
+    metric = task.metrics[0] if metric in ("", count, loss) else metric  # these have columns already
     width, wide = max(len(row["name"]) for row in rows), max(10, len(metric))
     title = f"{n:,} OOF rows"
+
+    def losses(found: Mapping[str, Any]) -> str:
+        return f"{found[loss]:>9.5f}" + (f" {found[compared]:>10.5f}" if calibrated else "")
+
     width = max(width, len(title))
-    fitted = f"{'errors':>7} {'nll':>9} {'calibrated':>10}"
-    held_out = f"{'errors':>7} {metric:>{wide}} {'95 % interval':>17} {'nll':>9} {'calibrated':>10}"
+    calibrated = "" if compared == loss else f" {'calibrated':>10}"
+    fitted = f"{count:>7} {loss:>9}{calibrated}"
+    held_out = f"{count:>7} {metric:>{wide}} {'95 % interval':>17} {loss:>9}{calibrated}"
     lines = [f"{'':<{width}}  {'in-sample':^{len(fitted)}}", f"{title:<{width}}  {fitted}"]
     if "nested" in rows[0]:
-        lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism      nll_calibrated"
-        lines[1] += f"  {held_out}  {'(errors)':>8}  {'against the mean':>18}"
+        lines[0] += f"  {'nested: each fold by a fit on the others':^{len(held_out)}}  optimism  {compared:>18}"
+        lines[1] += f"  {held_out}  {f'({count})':>8}  {'against the mean':>18}"
     for row in rows:
         found = row["in_sample"]
-        line = f"{row['name']:<{width}}  {found['errors']:>7,} {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
+        line = f"{row['name']:<{width}}  {counted(found[count]):>7} {losses(found)}"
         if "nested" in row:
             found, against = row["nested"], row["against_mean"]
             between = " - ".join(in_table(metric, bound) for bound in found["interval"])
-            line += f"  {found['errors']:>7,} {in_table(metric, found[metric], ' %'):>{wide}} {between:>17}"
-            line += f" {found['nll']:>9.5f} {found['nll_calibrated']:>10.5f}"
-            line += f"  {row['optimism']:>+8,}"
+            line += f"  {counted(found[count]):>7} {in_table(metric, found[metric], ' %'):>{wide}} {between:>17}"
+            line += f" {losses(found)}  {counted(row['optimism'], '+'):>8}"
             if row["name"] != "mean":
                 line += f"  {against['difference']:>+8.5f} +- {against['standard_error']:.5f}"
         lines.append(line.rstrip())
-    lines.append("calibrated (nll_calibrated): after one temperature, fitted after averaging")
+    if calibrated:
+        lines.append("calibrated (nll_calibrated): after one temperature, fitted after averaging")
     lines.append("+- is one standard error, paired by row")
     if "nested" not in rows[0]:
         lines.append("No nested score: the folds file is a holdout, so no other fold is left to fit a blend on.")
-        lines.append("In-sample flatters what is learned (best, softmax, tempered, greedy, stack).")
+        lines.append(
+            f"In-sample flatters what is learned ({', '.join(each for each in LEARNED if each in task.blends)})."
+        )
     return "\n".join(lines)
 
 
@@ -143,33 +154,32 @@ def worth(method: str, runs: Sequence[str], seconds: Sequence[float], data: OofO
         rest = [other for other in range(len(runs)) if other != position]
         nearest = max(rest, key=lambda other: overlaps[position, other])
         rows.append(
-            {"run": run, "errors_alone": costs[position].sum().item(), "without": without}
+            {"run": run, "errors_alone": data.task.count(costs[position]).item(), "without": without}
             | {"nearest": runs[nearest], "overlap": float(overlaps[position, nearest])}
             | {"seconds_per_1000_rows": seconds[position]}
         )
     return rows
 
 
-def worth_text(rows: Sequence[dict[str, Any]], method: str) -> str:
+def worth_text(rows: Sequence[dict[str, Any]], method: str, task: Task = MULTICLASS) -> str:
     """What each run is worth, as aligned text."""
     width = max(len(row["run"]) for row in rows)
     without = f"without it ({method})"
     lines = [
-        f"{'':<{width}}  {'errors':>7}  {without:^30}  {'s / 1,000':>9}  errors it shares with",
-        f"{'run':<{width}}  {'alone':>7}  {'errors':>8} {'nll_calibrated':>21}  {'rows':>9}  the most similar run",
+        f"{'':<{width}}  {task.counted:>7}  {without:^30}  {'s / 1,000':>9}  errors it shares with",
+        f"{'run':<{width}}  {'alone':>7}  {task.counted:>8} {task.compared:>21}  {'rows':>9}  the most similar run",
     ]
     for row in rows:
         cost = row["without"]
         loss = f"{cost['difference']:+.5f} +- {cost['standard_error']:.5f}"
         seconds = f"{row['seconds_per_1000_rows']:.2f}" if row["seconds_per_1000_rows"] else "-"
-        lines.append(
-            f"{row['run']:<{width}}  {row['errors_alone']:>7,}  {cost['errors']:>+8,} {loss:>21}  {seconds:>9}"
-            f"  {row['overlap']:.0%} {row['nearest']}"
-        )
+        alone, without = counted(row["errors_alone"]), counted(cost["errors"], "+")
+        shared = f"{row['overlap']:.0%} {row['nearest']}"
+        lines.append(f"{row['run']:<{width}}  {alone:>7}  {without:>8} {loss:>21}  {seconds:>9}  {shared}")
     idle = [row["run"] for row in rows if row["without"]["difference"] <= row["without"]["standard_error"] + 1e-9]
     if idle:
         which = f"any one of {', '.join(idle)}" if len(idle) > 1 else idle[0]
-        lines.append(f"without {which} the blend's nll_calibrated stays within one standard error")
+        lines.append(f"without {which} the blend's {task.compared} stays within one standard error")
     return "\n".join(lines)
 
 
@@ -194,8 +204,8 @@ def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Out
     difference, standard_error = paired_difference(with_noise, without)
     return {
         "members": len(noise),
-        "errors_without": data.task.cost(reported, data.targets).sum().item(),
-        "errors_with": data.task.cost(found.tempered, data.targets).sum().item(),
+        "errors_without": data.task.count(data.task.cost(reported, data.targets)).item(),
+        "errors_with": data.task.count(data.task.cost(found.tempered, data.targets)).item(),
         "difference": difference,
         "standard_error": standard_error,
         "verdict": noise_verdict(difference, standard_error),
@@ -207,10 +217,10 @@ def noise_verdict(difference: float, standard_error: float) -> str:
     return "NOISE HELPS: do not trust this score" if difference < -2 * standard_error else "noise gains nothing"
 
 
-def noise_text(found: Mapping[str, Any]) -> str:
+def noise_text(found: Mapping[str, Any], task: Task = MULTICLASS) -> str:
     """The control in one line."""
     return (
-        f"Control: with {found['members']} members of noise {found['errors_with']:,} errors instead of "
-        f"{found['errors_without']:,}, nll_calibrated {found['difference']:+.5f} +- {found['standard_error']:.5f}: "
-        f"{found['verdict']}"
+        f"Control: with {found['members']} members of noise {counted(found['errors_with'])} {task.counted} instead of "
+        f"{counted(found['errors_without'])}, {task.compared} {found['difference']:+.5f} +- "
+        f"{found['standard_error']:.5f}: {found['verdict']}"
     )

@@ -179,12 +179,29 @@ def best_weights(outputs: Outputs, targets: np.ndarray, task: Task) -> np.ndarra
     # Brings torch, which is not loaded before inputs are checked.
     from common.score.softmax_ensemble import trained_weights
 
-    return trained_weights(task.likelihoods(outputs, targets))
+    return trained_weights(task.parts(outputs, targets), task.mixture_loss)
 
 
 def softmax_weights(data: OofOutputs) -> WeightedMean:
     """:func:`best_weights` of the runs."""
     return WeightedMean(best_weights(data.outputs, data.targets, data.task), data.task)
+
+
+def convex(data: OofOutputs) -> WeightedMean:
+    """The weights of the lowest squared error, exactly: none below 0, summing to 1.
+
+    With G the mean products of the models' errors it is the smallest w'Gw. Divided by that, w is the nonnegative
+    solution of Gu = 1 with a slack where u is 0 (Karush, Kuhn and Tucker's conditions): nonnegative least squares
+    (Lawson and Hanson 1974). Equal runs get equal weights by a ridge of a millionth.
+    """
+    from scipy.optimize import nnls
+
+    errors = data.task.parts(data.outputs, data.targets)
+    products = errors.T @ errors / len(errors)
+    scale = np.trace(products) / len(products) or 1.0
+    lower = np.linalg.cholesky(products / scale + 1e-6 * np.eye(len(products)))
+    weights = nnls(lower.T, np.linalg.solve(lower, np.ones(len(products))))[0]
+    return WeightedMean(weights / weights.sum(), data.task)
 
 
 @dataclass(frozen=True)
@@ -215,18 +232,18 @@ def tempered(data: OofOutputs) -> TemperedMean:
 
 
 def greedy(data: OofOutputs) -> WeightedMean:
-    """Pick runs one after another, again and again, each time the one that lowers the mean's log loss most.
+    """Pick runs one after another, again and again, each time the one that lowers the mean's loss most.
 
     Ensemble selection with replacement from a sorted start (Caruana 2004, "Ensemble selection from libraries of
-    models"); the picks up to the lowest log loss count.
+    models"); the picks up to the lowest loss count.
     """
-    probabilities = data.task.likelihoods(data.outputs, data.targets)
-    picks, total, lowest = [], np.zeros(len(probabilities)), []
+    parts = data.task.parts(data.outputs, data.targets)
+    picks, total, lowest = [], np.zeros(len(parts)), []
     for picked in range(1, GREEDY_ROUNDS + 1):
-        found = -np.log((total[:, None] + probabilities) / picked).mean(axis=0)
+        found = data.task.mixture_loss((total[:, None] + parts) / picked).mean(axis=0)
         picks.append(int(found.argmin()))
         lowest.append(found.min())
-        total += probabilities[:, picks[-1]]
+        total += parts[:, picks[-1]]
     counts = np.bincount(picks[: int(np.argmin(lowest)) + 1], minlength=len(data.outputs))
     return WeightedMean(counts / counts.sum(), data.task)
 
@@ -270,6 +287,7 @@ BLENDS: dict[str, Method] = {
     "group-vote": group_vote,
     "best": best,
     "softmax": softmax_weights,
+    "convex": convex,
     "tempered": tempered,
     "greedy": greedy,
     "stack": stack,

@@ -24,10 +24,10 @@ class Answers:
     """What the metrics are made of: the answer to each of n rows, and how far off it is."""
 
     predicted: np.ndarray  # what the task decides, in the form of its targets: class number, int64 (n), or labels
-    targets: np.ndarray  # what the label says, the same form; of label sets bool (n, labels)
-    losses: np.ndarray  # the task's loss: negative log likelihood, nats (n)
-    costs: np.ndarray  # the task's cost: whether the answer is wrong, bool (n)
-    ahead: np.ndarray  # how many classes come before the target's, int64 (n); of label sets 0
+    targets: np.ndarray  # what the label says, the same form: of label sets bool (n, labels), of numbers float64 (n, c)
+    losses: np.ndarray  # the task's loss: negative log likelihood, nats, or squared error (n)
+    costs: np.ndarray  # the task's cost: whether the answer is wrong, bool, or how far off it is (n)
+    ahead: np.ndarray  # how many classes come before the target's, int64 (n); of label sets and numbers 0
     names: Sequence[str]  # of the outputs; empty: predicted and targets number the columns of a short form
     outputs: Outputs | None = None  # (n, columns), for metrics of probabilities; None: a short form
     probabilities: Callable[[Outputs], np.ndarray] = Outputs.softmax  # of the outputs, the task's
@@ -224,6 +224,58 @@ def sample_f2(answers: Answers) -> float:
     return float(f_of_rows(answers, 2.0).mean())
 
 
+# ---- numbers, of several columns each the mean over them
+
+
+def mse(answers: Answers) -> float:
+    """Mean squared error, in squared units of the target."""
+    return float(answers.losses.mean())
+
+
+def rmse(answers: Answers) -> float:
+    """Root of the mean squared error, in the target's unit; of several columns the mean of their roots."""
+    return float((((answers.predicted - answers.targets) ** 2).mean(axis=0) ** 0.5).mean())
+
+
+def mae(answers: Answers) -> float:
+    """Mean absolute error, in the target's unit."""
+    return float(answers.costs.mean())
+
+
+def rmsle(answers: Answers) -> float:
+    """:func:`rmse` of log(1 + number), answers below 0 taken as 0; NaN where a target is -1 or less."""
+    if (answers.targets <= -1).any():
+        return math.nan
+    logs = np.log1p(np.maximum(answers.predicted, 0)) - np.log1p(answers.targets)
+    return float(((logs**2).mean(axis=0) ** 0.5).mean())
+
+
+def r2(answers: Answers) -> float:
+    """Share of the variance that is explained, at most 1; of a constant target 0, or 1 where it is met."""
+    left = ((answers.predicted - answers.targets) ** 2).sum(axis=0)
+    whole = ((answers.targets - answers.targets.mean(axis=0)) ** 2).sum(axis=0)
+    constant = np.where(left > 0, 0.0, 1.0)
+    return float(np.where(whole > 0, 1 - left / np.where(whole > 0, whole, 1), constant).mean())
+
+
+def spearman(answers: Answers) -> float:
+    """Correlation of the ranks, -1 to 1, equal numbers sharing their mean rank; NaN where either side is constant."""
+    from scipy.stats import rankdata
+
+    found = []
+    for predicted, target in zip(answers.predicted.T, answers.targets.T, strict=True):
+        ranks = [rankdata(side) - (len(target) + 1) / 2 for side in (predicted, target)]
+        sizes = [float(side @ side) for side in ranks]
+        found.append(float(ranks[0] @ ranks[1]) / (sizes[0] * sizes[1]) ** 0.5 if all(sizes) else math.nan)
+    return _mean(found)
+
+
+def number_words(found: Mapping[str, float]) -> str:
+    """RMSE, MAE and R2, as far as they are known, of n rows."""
+    known = ", ".join(f"{name} {show(name, found[name])}" for name in ("rmse", "mae", "r2") if name in found)
+    return f"{known} of {found['n']:,} rows"
+
+
 def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of the ACCURACY at ``errors`` of ``n`` rows.
 
@@ -338,6 +390,16 @@ METRICS = Metrics(
         "sample_f2": Metric(sample_f2, costs=lambda answers: 1 - f_of_rows(answers, 2.0)),
         "map": Metric(average_precision, looks_at="probabilities"),
         "mean_auc": Metric(auc, shown=".4f", looks_at="probabilities"),
+        "rmse": Metric(rmse, says_nothing_up_to=0, shown=".5g", lower_is_better=True, words=number_words),
+        "mse": Metric(
+            mse, says_nothing_up_to=0, shown=".5g", lower_is_better=True, costs=lambda answers: answers.losses
+        ),
+        "mae": Metric(
+            mae, says_nothing_up_to=0, shown=".5g", lower_is_better=True, costs=lambda answers: answers.costs
+        ),
+        "rmsle": Metric(rmsle, says_nothing_up_to=0, shown=".5g", lower_is_better=True),
+        "r2": Metric(r2, says_nothing_up_to=0, shown=".4f"),
+        "spearman": Metric(spearman, says_nothing_up_to=0, shown=".4f"),
         "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
         "f1": Metric(f1, lacks=two_classes),
         "mcc": Metric(mcc, shown=".4f", lacks=every_class),
@@ -390,6 +452,11 @@ def goodness(name: str, value: float) -> float:
 def show(name: str, value: float) -> str:
     """The value of a metric as a table shows it."""
     return f"{value:{METRICS[name].shown}}"
+
+
+def counted(value: float, sign: str = "") -> str:
+    """A number of errors, or a mean cost, as a table shows it; ``sign`` is Python's."""
+    return f"{value:{sign},}" if isinstance(value, int | np.integer) else f"{value:{sign},.4g}"
 
 
 def in_table(name: str, value: float, unit: str = "") -> str:

@@ -140,7 +140,7 @@ def leave_one_out(method: Method, data: OofOutputs) -> list[dict[str, float]]:
     def scored(runs: list[int]) -> tuple[np.ndarray, float]:
         blended = nested(method, data.only(runs))
         tempered = cross_fitted(blended, data.targets, data.fold, data.task)
-        return data.task.loss(tempered, data.targets), data.task.cost(blended, data.targets).sum().item()
+        return data.task.loss(tempered, data.targets), data.task.count(data.task.cost(blended, data.targets)).item()
 
     everyone = list(range(len(data.outputs)))
     whole, whole_cost = scored(everyone)
@@ -168,7 +168,10 @@ def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
     says (rows, columns), after a temperature. Where the metric is another one than the task's own, it must come
     within one standard error by that as well.
     """
-    blend_losses, judged = data.task.loss(blend, data.targets), data.judged_by not in ("accuracy", "errors", "nll")
+    blend_losses, judged = (
+        data.task.loss(blend, data.targets),
+        data.judged_by not in ("accuracy", "errors", "nll", "mse"),
+    )
     units = data.units if len(data.units) else np.arange(len(data.targets))
     kept: list[int] = []
     while len(kept) < len(data.outputs) - 1:

@@ -37,6 +37,23 @@ from common.score.label_sets import (
 )
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
 from common.score.metrics import Answers
+from common.score.numbers import (
+    absolute_error,
+    as_they_are,
+    column_names,
+    decided_numbers,
+    errors_of_models,
+    flaw_of_numbers,
+    mean_number,
+    named,
+    no_temperature,
+    number_answers,
+    numbers_of,
+    quantile_of,
+    seen_range,
+    squared_error,
+    texts_of,
+)
 from common.score.thresholds import half, one_a_label, one_for_all
 
 Decision = Sequence[float]  # what a decision learned on OOF, such as thresholds; empty: nothing
@@ -47,7 +64,7 @@ class Task:
     """What an answer is, for n rows and c outputs of a net. Tuples name rows of tables; the first is the default.
 
     Targets and outputs are in the labels' own unit: a net that learns numbers has its scale, the training rows' mean
-    and deviation, in its last layer and thereby among its weights.
+    and deviation, among its weights (common/model/units.py).
     """
 
     name: str  # in files and messages; nobody branches on it
@@ -69,10 +86,11 @@ class Task:
     decide: Callable[..., np.ndarray]  # outputs, decision -> what is answered, in the form of the targets
     answers: Callable[..., Answers]  # outputs, targets, names of the outputs, decision -> what the metrics look at
     decisions: Mapping[str, Callable[..., Decision]]  # ways to learn one: outputs, answers, metric -> it
-    # Outputs (m, n, c), targets -> float (k, m): what each model says of what is true. The loss of the models' mean
-    # with weights w is -log(these @ w), but for a constant.
-    likelihoods: Callable[[Outputs, np.ndarray], np.ndarray]
-    half: Callable[[np.ndarray], np.ndarray]  # outputs -> float16 that means the same
+    # Outputs (m, n, c), targets -> float (k, m): what each model says of what is true. The mean loss of the models'
+    # mean with weights w is that of mixture_loss(these @ w), arrays and tensors alike, but for a constant.
+    parts: Callable[[Outputs, np.ndarray], np.ndarray]
+    mixture_loss: Callable[[Any], Any]
+    half: Callable[[np.ndarray], np.ndarray] | None  # outputs -> float16 that means the same; None: there is none
     is_shortened: bool  # whether a file may keep each row's largest outputs alone (--store top64)
     outputs_are: str  # what the net's outputs stand for, in the plural
     is_one_of: bool  # whether a row is of exactly one of the outputs, by which it can be weighted and drawn
@@ -82,6 +100,21 @@ class Task:
     blends: tuple[str, ...]  # common/score/blending.py
     sections: tuple[str, ...]  # of a run's page, common/report
     positive: str = ""  # of two classes the one that is looked for, as a user says; "": the second
+    # Whether outputs are numbers in a unit: learned in deviations from their mean, never smoothed, and not the same
+    # any more where an image is turned or mirrored.
+    is_number: bool = False
+    counted: str = "errors"  # the metric that is the sum, or the mean, of the costs
+    loss_metric: str = "nll"  # the metric that is the mean loss
+    bounds: Callable[[np.ndarray], Decision] | None = None  # targets -> the decision that keeps answers in their range
+
+    @property
+    def compared(self) -> str:
+        """What blends, views and cells are compared by: the loss, after a temperature where the task has one."""
+        return self.loss_metric if self.is_number else f"{self.loss_metric}_calibrated"
+
+    def count(self, costs: np.ndarray) -> Any:
+        """The metric ``counted`` of costs (..., n): their sum where they are errors, else their mean."""
+        return costs.mean(axis=-1) if self.is_number else costs.sum(axis=-1)
 
 
 # ---- one class a row
@@ -157,6 +190,11 @@ def right_class(outputs: Outputs, targets: np.ndarray) -> np.ndarray:
     return np.maximum(np.exp(logs - logs.max(axis=1, keepdims=True)), np.finfo(np.float64).tiny)
 
 
+def minus_log(likelihoods: Any) -> Any:
+    """The loss of likelihoods, an array or a tensor."""
+    return -(np.log(likelihoods) if isinstance(likelihoods, np.ndarray) else likelihoods.log())
+
+
 def half_logits(logits: np.ndarray) -> np.ndarray:
     """Each row moved so that its largest is 0: half precision is finest there, and no probability changes."""
     half = np.empty(logits.shape, dtype=np.float16)
@@ -187,7 +225,8 @@ TASKS: dict[str, Task] = {
             decide=decided_class,
             answers=class_answers,
             decisions={"likeliest": likeliest_class, "threshold": threshold, "cut points": cut_points},
-            likelihoods=right_class,
+            parts=right_class,
+            mixture_loss=minus_log,
             half=half_logits,
             is_shortened=True,
             outputs_are="classes",
@@ -225,7 +264,8 @@ TASKS: dict[str, Task] = {
             decide=chosen_labels,
             answers=set_answers,
             decisions={"1/2": half, "one threshold": one_for_all, "one a label": one_a_label},
-            likelihoods=right_sides,
+            parts=right_sides,
+            mixture_loss=minus_log,
             half=half_odds,
             is_shortened=False,
             outputs_are="labels",
@@ -239,13 +279,47 @@ TASKS: dict[str, Task] = {
             blends=("mean", "hand", "best", "softmax", "greedy"),
             sections=("summary", "folds", "curves", "calibration", "label-table", "mistakes", "labels-of-sets"),
         ),
+        Task(
+            name="regression",
+            outputs=column_names,
+            flaw=flaw_of_numbers,
+            stratum=quantile_of,
+            names_in=lambda label: (),
+            encode=numbers_of,
+            decode=texts_of,
+            soft=as_they_are,
+            probabilities=lambda outputs: outputs.values,
+            confidence=lambda outputs: np.ones(outputs.values.shape[:-1]),
+            average=mean_number,
+            loss=squared_error,
+            cost=absolute_error,
+            calibrate=no_temperature,
+            decide=decided_numbers,
+            answers=number_answers,
+            decisions={},
+            parts=errors_of_models,
+            mixture_loss=lambda errors: errors**2,
+            half=None,
+            is_shortened=False,
+            outputs_are="target columns",
+            is_one_of=False,
+            metrics=("rmse", "mse", "mae", "rmsle", "r2", "spearman"),
+            losses=("mse", "mae", "huber", "bounded-bce"),
+            forms=("numbers",),
+            blends=("mean", "hand", "best", "softmax", "convex", "greedy"),
+            sections=("summary", "folds", "curves", "residuals"),
+            is_number=True,
+            counted="mae",
+            loss_metric="mse",
+            bounds=seen_range,
+        ),
     )
 }
 MULTICLASS = TASKS["multiclass"]
 
 
-def posed(name: str, positive: str = "") -> Task:
-    """A row of TASKS, with the class that is looked for where a user says it.
+def posed(name: str, positive: str = "", columns: Sequence[str] = ()) -> Task:
+    """A row of TASKS, with the class that is looked for and the names of the target columns where a user says them.
 
     Raises:
         UserError: the task looks for none.
@@ -253,4 +327,6 @@ def posed(name: str, positive: str = "") -> Task:
     task = TASKS[name]
     if positive and not task.is_one_of:
         raise UserError("--positive", f"has no meaning for the task {name}", "leave it out")
+    if task.is_number and any(columns):
+        return replace(task, outputs=named(columns))
     return replace(task, answers=partial(task.answers, positive=positive), positive=positive) if positive else task

@@ -8,6 +8,7 @@ import numpy as np
 from common.score.blending import best_weights
 from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
+from common.score.metrics import counted
 from common.score.task import Task
 
 NOTHING = 1e-6  # a softmax never reaches 0: a share below this is none, and its forward pass is saved
@@ -17,9 +18,9 @@ NOTHING = 1e-6  # a softmax never reaches 0: a share below this is none, and its
 class ViewScore:
     """What a view does out of fold: alone, and averaged half and half with the image itself."""
 
-    errors_alone: int
-    errors_half: int
-    difference: float  # log loss of the half and half minus that of the image itself, each after a temperature
+    errors_alone: float
+    errors_half: float
+    difference: float  # loss of the half and half minus that of the image itself, each after a temperature
     standard_error: float  # of the difference, paired by row
 
     @property
@@ -41,13 +42,13 @@ def score_views(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: T
     def losses(of: Outputs) -> np.ndarray:
         return task.loss(cross_fitted(of, targets, part, task), targets)
 
-    of_each = task.cost(outputs, targets).sum(axis=1)
+    of_each = task.count(task.cost(outputs, targets))
     own_losses = losses(outputs[0])
     scores = [ViewScore(of_each[0].item(), of_each[0].item(), 0.0, 0.0)]
     for number in range(1, len(outputs)):
         half = task.average(outputs[[0, number]])
         found = paired_difference(losses(half), own_losses)
-        scores.append(ViewScore(of_each[number].item(), task.cost(half, targets).sum().item(), *found))
+        scores.append(ViewScore(of_each[number].item(), task.count(task.cost(half, targets)).item(), *found))
     return scores
 
 
@@ -99,22 +100,20 @@ def choose_views(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: 
     return choose_weights(outputs, targets, part, task), averaged
 
 
-def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray) -> str:
+def view_table(names: Sequence[str], scores: Sequence[ViewScore], weights: np.ndarray, task: Task) -> str:
     """What each view does alone and with the identity, as aligned text."""
     width = max(map(len, names))
     lines = [
-        f"{'':<{width}}  {'errors':>8}  {'errors':>8}  {'nll_calibrated against identity':>32}",
+        f"{'':<{width}}  {task.counted:>8}  {task.counted:>8}  {f'{task.compared} against identity':>32}",
         f"{'view':<{width}}  {'alone':>8}  {'half':>8}  {'half, with its 95 % interval':>32}  {'weight':>8}",
     ]
     for name, found, weight in zip(names, scores, weights, strict=True):
         middle, around = found.difference, 1.96 * found.standard_error
         between = f"{middle:+.5f} ({middle - around:+.5f} to {middle + around:+.5f})" if found is not scores[0] else ""
-        lines.append(
-            f"{name:<{width}}  {found.errors_alone:>8,}  {found.errors_half:>8,}  {between:>32}  {weight:>8.4f}"
-        )
-    lines.append(
-        "half: averaged with the identity; nll_calibrated: after a temperature fitted on the other folds' rows"
-    )
+        alone, half = counted(found.errors_alone), counted(found.errors_half)
+        lines.append(f"{name:<{width}}  {alone:>8}  {half:>8}  {between:>32}  {weight:>8.4f}")
+    said = "" if task.is_number else "; nll_calibrated: after a temperature fitted on the other folds' rows"
+    lines.append(f"half: averaged with the identity{said}")
     return "\n".join(lines)
 
 
@@ -122,9 +121,9 @@ def gain_text(identity: Outputs, averaged: Outputs, targets: np.ndarray, part: n
     """What the weighted views do to the OOF score, in one line."""
     pair = (identity, averaged)
     before, after = (task.loss(cross_fitted(each, targets, part, task), targets) for each in pair)
-    costs_before, costs_after = (task.cost(each, targets).sum() for each in pair)
+    costs_before, costs_after = (task.count(task.cost(each, targets)).item() for each in pair)
     difference, standard_error = paired_difference(after, before)
     return (
-        f"all views, {how}: errors {costs_before:,} -> {costs_after:,}, nll_calibrated "
+        f"all views, {how}: {task.counted} {counted(costs_before)} -> {counted(costs_after)}, {task.compared} "
         f"{before.mean():.5f} -> {after.mean():.5f} ({difference:+.5f} +- {1.96 * standard_error:.5f})"
     )

@@ -38,7 +38,6 @@ from common.runs.config import Config, differences, saved_config, training_setti
 from common.runs.layout import CONFIG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
 from common.score.calibration import calibrated_loss
-from common.score.task import TASKS
 from common.sweep.grid import Cell, Grid, missing
 from common.sweep.law import MIN_STEPS
 
@@ -119,7 +118,7 @@ class Sweep:
     def training_rows(self) -> int:
         """About how many images an epoch has."""
         held_out = int(self.config.fold)
-        folds = read_folds(Path(self.config.folds), TASKS[self.config.task])
+        folds = read_folds(Path(self.config.folds), self.config.task, self.config.positive)
         if held_out >= folds.count:
             raise UserError("--fold", f"there is no fold {held_out}", f"use 0 to {folds.count - 1}")
         rows = round(self.config.train_fraction * int((folds.fold != held_out).sum()))
@@ -335,7 +334,7 @@ def out_of_fold(fold_path: Path) -> dict[str, Any]:
     oof = read_predictions(fold_path / OOF_FILE)
     outputs, targets = oof.outputs, oof.places
     loss, costs = calibrated_loss(outputs, targets, oof.task), oof.task.cost(outputs, targets)
-    return {"nll_calibrated": loss, "errors": costs.sum().item(), "n": len(oof.ids)}
+    return {"nll_calibrated": loss, "errors": oof.task.count(costs).item(), "n": len(oof.ids)}
 
 
 def flags(cfg: Config) -> list[str]:

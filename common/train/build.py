@@ -16,7 +16,8 @@ from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
 from common.data.batches import Examples, TrainBatches
 from common.data.decoding import Preparation
-from common.data.kinds import PHOTOS
+from common.data.features import width, without
+from common.data.kinds import FEATURES, PHOTOS
 from common.data.scales import Scale
 from common.data.tables import Table
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
@@ -35,7 +36,9 @@ from common.model.objectives import create_objective
 from common.model.optim import create_optimiser, try_a_step
 from common.model.schedules import Length, create_schedule
 from common.model.selection import Selection, create_selection
+from common.model.units import TargetScale, Units, in_units
 from common.model.weights import Loaded, hub_file, load_weights
+from common.runs.choices import LOSSES
 from common.runs.config import Config, check_signatures
 from common.score.metrics import check_metric, check_positive
 from common.score.task import TASKS
@@ -67,6 +70,8 @@ def with_images_of(cfg: Config, table: Table) -> Config:
         size = photo_size(cfg.model) or size
     own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size * (2 * cfg.window + 1)}
     own["augment"] = table.kind.preset(cfg.augment, own["channels"])
+    if table.kind is FEATURES:
+        own["img_size"] = width(without(table.plan, cfg.drop))
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
 
@@ -81,13 +86,18 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     for argument in CROPS.keys() & model_args.keys():
         raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
-    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=table.plan, window=cfg.window)
+    plan = without(table.plan, cfg.drop) if table.kind is FEATURES else table.plan
+    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=plan, window=cfg.window)
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
-    """The model without its weights, with the last layer that its loss trains."""
+    """The model without its weights, with the last layer that its loss trains, in the unit of its targets."""
     model = create_model(cfg.model, cfg.args("model"), num_classes, cfg.channels, cfg.img_size)
-    return with_head_for(model, cfg.loss, **cfg.args("loss"))
+    model = with_head_for(model, cfg.loss, **cfg.args("loss"))
+    if not TASKS[cfg.task].is_number:
+        return model
+    is_bounded, has_offset = LOSSES[cfg.loss].is_bounded, bool(cfg.offset)
+    return in_units(model, Units(num_classes, cfg.img_size, cfg.target_transform, is_bounded, has_offset))
 
 
 def create_model_and_optimiser(
@@ -196,14 +206,18 @@ def prepare_training(
     selection: Selection,
     layout: str = "contiguous_format",
     net: int = 0,
+    scale: TargetScale | None = None,
 ) -> Training:
     """Build model, optimiser, average and batches of the fold's training number ``net``, of ``selection.nets``.
 
-    The initial weights follow torch's random seed. ``layout`` is torch's name of the memory format.
+    The initial weights follow torch's random seed. ``layout`` is torch's name of the memory format, ``scale`` that of
+    targets that are numbers.
     """
     model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, examples.classes, accelerator.device)
     batches = create_batches(cfg, accelerator.state, examples, loaded.normalise or examples.normalise)
     batches = replace(batches, epochs=selection.epochs, first_epoch=net * selection.epochs)
+    if scale is not None:
+        model.units.set(scale, batches.normalise)
     model = model.to(memory_format=getattr(torch, layout))
     if cfg.args("model").get(SYNC_BN):
         model = convert_sync_batchnorm(model)

@@ -115,7 +115,7 @@ def scores_of(
         return {}
     task = folds.task
     halves = {f"{half}_{metric}": first for first, half in enumerate(("even", "odd")) if len(rows) > 1}
-    row = dict.fromkeys(["nll", task.metrics[0], metric, *halves], math.nan)
+    row = dict.fromkeys([task.loss_metric, task.metrics[0], metric, *halves], math.nan)
     if accelerator.is_main_process:
         outputs, targets = Outputs(logits), folds.targets[rows]
         row |= {

@@ -18,13 +18,16 @@ from common.base.system import cpu_count, is_job, keep_freed_memory, local_proce
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
+from common.data.features import column_at, numbers_in
 from common.data.folds import Folds, split_rows
 from common.data.inputs import Inputs, Reading, open_inputs
 from common.data.lessons import Lessons
 from common.data.tables import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
+from common.model.units import scale_of
 from common.model.weights import check_unseen
+from common.runs.choices import LOSSES
 from common.runs.config import Config, of_fold, training_settings
 from common.runs.folder import check_shared, start_or_go_on, start_over
 from common.runs.layout import CHECKPOINT_FILE, fold_folder
@@ -244,7 +247,15 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     cfg, folds, folder = of_fold(session.cfg, fold), session.folds, session.folder_of(fold)
     path, device = folder / CHECKPOINT_FILE, accelerator.device
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
-    targets = torch.from_numpy(folds.targets).to(device)
+    scale, targets = None, folds.targets
+    if folds.task.is_number:
+        learned, place = targets, -1
+        if cfg.offset:
+            table, place = session.table, column_at(session.saved.preparation.features, cfg.offset)
+            learned = targets - numbers_in(table.source, table.feature_names, table.images, cfg.offset)[:, None]
+        scale = scale_of(learned[rows], cfg.target_transform, LOSSES[cfg.loss].is_bounded, place)
+        targets = scale.learned(learned)
+    targets = torch.from_numpy(targets).to(device)
     lessons = Lessons(taught(cfg, folds, folder, session.table, rows, session.cache, accelerator))
     examples = Examples(session.inputs, targets, torch.from_numpy(rows), folds.classes, lessons)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
@@ -257,7 +268,7 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     for net in range(first, selection.nets):
         torch.manual_seed(seed_of("member", seed, net) if net else seed)
         accelerator.free_memory()  # of the net before
-        training = prepare_training(cfg, accelerator, examples, selection, session.saved.memory_format, net)
+        training = prepare_training(cfg, accelerator, examples, selection, session.saved.memory_format, net, scale)
         training.log = log
         if checkpoint and net == first:
             training.restore(checkpoint)
