@@ -31,10 +31,11 @@ from common.data.competition import (
     write_competition,
 )
 from common.data.dealing import Split, make_folds
-from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, write_folds
+from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, split_rows, write_folds
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
+from common.data.quotes import quoted_targets
 from common.data.spelling import look_alikes
 from common.data.stacks import CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
@@ -75,6 +76,8 @@ class Options:
     group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others
+    time_column: str = ""  # column of numbers or dates: with --split time the folds are blocks in its order
+    gap: float = 0.0  # of time, in its unit or in days: rows as near to a block train no model that it validates
     seed: int = 0  # for the shuffle before rows are dealt
     rare: Literal["error", "train"] = "error"  # classes with fewer than k images: refuse, or only train on them
     as_written: bool = False  # go on where labels or groups differ only in spaces, or 16-bit photos use few values
@@ -125,7 +128,9 @@ def run(options: Options) -> Result:
             refuse_numbers(table.source, table.labels, options.k)
         table, group = joined_groups(table, options.group, pairs)
         split = "stratified-group" if group and options.split == "stratified" else options.split
-        folds = make_folds(table, options.k, split, group, options.fold_column, options.seed, options.rare, task)
+        column = options.time_column or options.fold_column
+        folds = make_folds(table, options.k, split, group, column, options.seed, options.rare, task)
+        folds = replace(folds, gap=options.gap)
         if competition.metric:
             check_metric(competition.metric, folds.classes, folds.task.metrics)
         check_positive(competition.positive, folds.classes)
@@ -133,7 +138,7 @@ def run(options: Options) -> Result:
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
         print(summary(table, folds, replace(options, split=split), competition, test))
-        found = leaks(by_pixels(folds, table), test)
+        found = leaks(by_pixels(folds, table), test) + quoted_targets(folds, table)
         for finding in found:
             warn(finding)
     verdict = judge(table, test, folds, pairs, is_late=not is_wanted(options, table, test))
@@ -192,6 +197,8 @@ def check_options(options: Options) -> None:
         used = ["data", "test", "work", "folds", "split", "fold_column", "group", "group_table", "force", *SAID]
     elif options.split == "folders":
         path, used = "--split folders", ["data", "test", "work", "folds", "split", "force", *SAID]
+    elif options.split == "time":
+        path, used = "--split time", ["data", "test", "work", "folds", "split", "k", "force", *SAID]
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")
@@ -210,6 +217,10 @@ def check_options(options: Options) -> None:
         raise UserError("--image-suffixes", what, "name three, such as _red _green _blue")
     if options.group_table and not options.group:
         raise UserError("--group-table", "has no effect without --group", "name its column with the groups")
+    if (options.split == "time") != bool(options.time_column) and not options.check:
+        raise UserError("--time-column", "goes with --split time", "give both or neither")
+    if options.gap < 0 or (options.gap and options.split != "time" and not options.check):
+        raise UserError("--gap", "is a time from 0, between the blocks of --split time", "correct it or leave it out")
     if (options.split == "column") != bool(options.fold_column):
         raise UserError("--fold-column", "goes with --split column", "give both or neither")
 
@@ -219,7 +230,8 @@ def write_once(path: Path, folds: Folds, force: bool) -> None:
     if path.is_dir():
         raise UserError("--folds", f"{path} is a folder", "name a file, such as folds.csv")
     if path.is_file() and not force:
-        if path.read_text(encoding="utf-8", errors="replace") != folds_text(folds):
+        is_other = path.read_text(encoding="utf-8", errors="replace") != folds_text(folds)
+        if is_other or (folds.times.size and read_competition(beside(str(path))).gap != folds.gap):
             what = "holds different folds, and scores on different folds files cannot be compared"
             remedy = "use it as it is, give another competition its own folder with --work, or replace it with --force"
             raise UserError(str(path), what, remedy)
@@ -246,12 +258,23 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
             if options.group
             else []
         ),
+        *([f"time         {time_line(folds, competition)}"] if folds.times.size else []),
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
         f"fingerprint  {folds.fingerprint[:16]}",
     ]
     if always := int(np.sum(folds.fold < 0)):
         lines.insert(-1, f"no fold      {always:,} rows that are only trained on")
     return "\n".join(lines)
+
+
+def time_line(folds: Folds, competition: Competition) -> str:
+    """The blocks of time, and what their gap costs."""
+    ends = [folds.times[np.argsort(folds.moments, kind="stable")[rows]] for rows in (0, -1)]
+    left_out = [len(folds.ids) - sum(map(len, split_rows(folds, str(k), 1.0, 0))) for k in range(folds.count)]
+    return (
+        f"column {competition.time_column} (--time-column), blocks from {ends[0]} to {ends[1]}; "
+        f"a gap of {folds.gap:g} (--gap) keeps {min(left_out):,} to {max(left_out):,} rows out of a fold's training"
+    )
 
 
 def asked_for(folds: Folds, competition: Competition, test: Table) -> str:

@@ -51,6 +51,8 @@ class Competition:
     task: str = ""  # what an answer is, of TASKS (common/score/task.py); empty: multiclass
     separator: str = ""  # between the names of a label set
     metric: str = ""  # what the competition scores by
+    time_column: str = ""  # the column by whose order the folds are blocks
+    gap: float = 0.0  # in that column's unit, days for dates: rows as near to a block train no model that it validates
 
     @property
     def target_columns(self) -> tuple[str, ...]:
@@ -169,7 +171,7 @@ def read_competition(path: Path) -> Competition:
 def _competition_of(path: Path, said: Mapping[str, Any]) -> Competition:
     kinds = {field.name: type(field.default) for field in fields(Competition)}
     for name, value in said.items():
-        kind = list if kinds.get(name) is tuple else kinds.get(name)
+        kind = {tuple: list, float: (int, float)}.get(kinds.get(name), kinds.get(name))
         if kind is None or not isinstance(value, kind):
             raise UserError(str(path), f"has no valid {name}", "make it again with folds.py")
     if said.get("task", "") not in ("", *TASKS):

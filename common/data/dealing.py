@@ -9,11 +9,11 @@ import numpy as np
 from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
 from common.base.words import names_in_short
-from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, refuse_holes
+from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, moments_of, refuse_holes
 from common.data.tables import PART, Table
 from common.score.task import MULTICLASS, Task
 
-Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout", "folders"]
+Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout", "folders", "time"]
 
 
 WIDE = 10_000_000  # groups x classes above which scikit-learn's stratified groups take too much memory (80 MB)
@@ -34,7 +34,8 @@ def make_folds(
     What must stay together is dealt as one unit: exact copies of an image and, in a group split, every row that
     is linked to another by a shared group or a shared image. ``holdout`` takes the first of ``k`` parts as the only
     validation part. ``rare`` = ``train`` puts units with a class too small for ``k`` folds, or with all rows of a class
-    in one fold, into no fold.
+    in one fold, into no fold. ``fold_column`` holds the folds of the split column, and of the split time the times: its
+    blocks follow one another, and equal times are in one.
 
     Raises:
         UserError: a class with fewer than ``k`` distinct images, too few groups, or an unusable column.
@@ -50,6 +51,11 @@ def make_folds(
     if split == "folders":
         fold = np.where(_column(table, PART, "--split folders") == "valid", 0, ALWAYS_TRAINING)
         return Folds(table.ids, labels, fold, row_shas, groups, task)
+    if split == "time":
+        times = _column(table, fold_column, "--time-column")
+        fold = _blocks(moments_of(times, f"{table.source}, column {fold_column}"), k)
+        refuse_holes(fold, table.source, "lower --k: a block needs a time of its own")
+        return Folds(table.ids, labels, fold, row_shas, groups, task, times)
     images = _numbered(_one_name(row_shas, table.pixel_shas) if table.pixel_shas.size else row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images
     fold = np.full(len(labels), ALWAYS_TRAINING)
@@ -92,6 +98,13 @@ def make_folds(
     if "group" in split:
         _warn_of_a_giant(table.source, groups[dealt], units[dealt], fold[dealt])
     return Folds(table.ids, labels, fold, row_shas, groups, task)
+
+
+def _blocks(moments: np.ndarray, k: int) -> np.ndarray:
+    """The number of the block that each moment (n) falls into, of ``k`` with about as many rows each."""
+    _, numbers, rows = np.unique(moments, return_inverse=True, return_counts=True)
+    middle = rows.cumsum() - rows / 2
+    return (middle * k / len(moments)).astype(np.int64)[numbers]
 
 
 def _one_name(row_shas: np.ndarray, pixel_shas: np.ndarray) -> np.ndarray:

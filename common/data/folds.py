@@ -1,12 +1,15 @@
 """The folds file: which row validates which model, decided once and joined by id ever after."""
 
+import contextlib
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.competition import beside, read_competition
 from common.data.tables import Table
+from common.score.numbers import number_in
 from common.score.task import MULTICLASS, Task, posed
 
 ALWAYS_TRAINING = -1
@@ -33,6 +37,8 @@ class Folds:
     row_shas: np.ndarray  # text, n
     groups: np.ndarray  # text, n; empty where the split knows no groups
     task: Task = MULTICLASS
+    times: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n; empty where the split knows no time
+    gap: float = 0.0  # of time, between a block of held-out rows and those that its model trains on
 
     @property
     def count(self) -> int:
@@ -53,11 +59,17 @@ class Folds:
         """What every part of the rows should have its share of, such as each class: equal keys, (n)."""
         return self.task.stratum(self.labels)
 
+    @cached_property
+    def moments(self) -> np.ndarray:
+        """The times as numbers, float64 (n)."""
+        return moments_of(self.times, "folds file, column time")
+
     @property
     def fingerprint(self) -> str:
-        """Sha256 of every id, label and fold; the order of the rows does not matter."""
-        rows = sorted(zip(self.ids, self.labels, self.fold.tolist(), strict=True))
-        return sha256(json.dumps(rows).encode())
+        """Sha256 of every id, label, fold and time, and of the gap; the order of the rows does not matter."""
+        times = [self.times] if self.times.size else []
+        rows = sorted(zip(self.ids, self.labels, self.fold.tolist(), *times, strict=True))
+        return sha256(json.dumps([rows, self.gap] if times else rows).encode())
 
 
 def missing_classes(folds: Folds) -> list[tuple[str, int]]:
@@ -73,10 +85,12 @@ def missing_classes(folds: Folds) -> list[tuple[str, int]]:
 
 
 def folds_text(folds: Folds) -> str:
-    """The folds file's content: id,label,fold,row_sha and, if there are groups, group."""
+    """The folds file's content: id,label,fold,row_sha and, if there are any, group and time."""
     columns = {"id": folds.ids, "label": folds.labels, "fold": folds.fold.tolist(), "row_sha": folds.row_shas}
     if folds.groups.size:
         columns["group"] = folds.groups
+    if folds.times.size:
+        columns["time"] = folds.times
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
@@ -117,7 +131,30 @@ def read_folds(path: Path, task: str = "", positive: str = "") -> Folds:
         if (earlier := first_row.setdefault(name, index)) != index:
             raise UserError(row_of(path, index), f"id {name} is also in row {earlier + 1}", "restore the file")
     fold = fold_numbers(cells["fold"], str(path))
-    return Folds(ids, labels, fold, row_shas, cells.get("group", text_array([])), task)
+    groups, times = (cells.get(name, text_array([])) for name in ("group", "time"))
+    moments_of(times, str(path))
+    return Folds(ids, labels, fold, row_shas, groups, task, times, said.gap)
+
+
+def moments_of(cells: Sequence[str], where: str) -> np.ndarray:
+    """Times as numbers, float64 (n): numbers as they are, dates as days since 1970.
+
+    Raises:
+        UserError: a cell that is neither, or one of the other kind than the first.
+    """
+    found, kinds = np.empty(len(cells)), set()
+    for index, cell in enumerate(cells):
+        found[index] = number = number_in(cell)
+        kinds.add(math.isnan(number))
+        if math.isnan(number):
+            with contextlib.suppress(ValueError):
+                moment = datetime.fromisoformat(cell)
+                found[index] = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / 86400
+        if math.isnan(found[index]) or len(kinds) > 1:
+            what = f"{cell!r} is no time: neither a number nor a date such as 2024-02-29"
+            what = f"{cell!r} is of another kind than the times above it" if len(kinds) > 1 else what
+            raise UserError(row_of(where, index), what, "correct it")
+    return found
 
 
 def fold_numbers(cells: Sequence[str], where: str) -> np.ndarray:
@@ -145,11 +182,16 @@ def refuse_holes(fold: np.ndarray, where: str, remedy: str) -> None:
 def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (int64) to train on and to validate on when ``fold`` ("full": none) is held out.
 
+    Of folds that are blocks of time, rows within the gap of the held-out block are in neither part.
     ``train_fraction`` of each class is trained on, and ``limit`` rows (0: all) of either part are kept, drawn at random
     but the same for every seed.
     """
     held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
-    train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    near = np.zeros_like(held_out)
+    if folds.times.size and held_out.any():
+        block = folds.moments[held_out]
+        near = (folds.moments >= block.min() - folds.gap) & (folds.moments <= block.max() + folds.gap)
+    train, valid = np.flatnonzero(~held_out & ~near), np.flatnonzero(held_out)
     random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
     if train_fraction < 1:
         numbers = np.unique(folds.strata.astype(str), return_inverse=True)[1][train]
@@ -172,8 +214,9 @@ def match_folds(folds: Folds, table: Table) -> Folds:
         raise UserError(table.source, f"differs from the folds file: {findings[0]}", remedy)
     position = {name: at for at, name in enumerate(folds.ids)}
     order = np.array([position[name] for name in table.ids])
-    groups = folds.groups[order] if folds.groups.size else folds.groups
-    return Folds(table.ids, folds.labels[order], folds.fold[order], folds.row_shas[order], groups, folds.task)
+    of_each = ("labels", "fold", "row_shas", "groups", "times")
+    parts = {name: getattr(folds, name) for name in of_each}
+    return replace(folds, ids=table.ids, **{name: part[order] if part.size else part for name, part in parts.items()})
 
 
 def changed_rows(folds: Folds, table: Table, hash_images: bool = True) -> list[str]:

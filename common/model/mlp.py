@@ -12,8 +12,9 @@ from common.base.errors import UserError
 class MLP(nn.Module):
     """Fully connected layers with ReLU, one for each entry of ``widths``; without any it is linear.
 
-    ``batch_norm`` stands before each ReLU, ``drop_rate`` behind it; ``skip`` adds a linear map of the inputs to the
-    outputs. Input is (n, img_size) where ``in_chans`` is 0, else images, whose pixels are laid in a row.
+    ``batch_norm`` stands before each ReLU (each of several processes then has its own, so that their number changes the
+    result), ``drop_rate`` behind it; ``skip`` adds a linear map of the inputs to the outputs. Input is (n, img_size)
+    where ``in_chans`` is 0, else images, whose pixels are laid in a row.
     """
 
     def __init__(
@@ -23,7 +24,7 @@ class MLP(nn.Module):
         img_size: int = 28,
         widths: Sequence[int] = (64,),
         drop_rate: float = 0.0,
-        batch_norm: bool = True,
+        batch_norm: bool = False,
         skip: bool = False,
     ):
         super().__init__()
