@@ -17,6 +17,7 @@ import numpy as np
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.result import Result
+from common.base.strict_csv import names_in_header
 from common.base.system import cpu_count
 from common.data.competition import (
     NOTHING_SAID,
@@ -119,6 +120,8 @@ def run(options: Options) -> Result:
         if task_of(competition).is_number and not competition.target_columns:
             competition = replace(competition, label_column=table.label_name)
         task = posed(competition.task or MULTICLASS.name, columns=competition.target_columns)
+        if table.feature_names and table.id_name in names_in_header(Path(options.data)):
+            competition = replace(competition, inputs="features", image_column=table.id_name)
         names = {name for label in table.labels for name in task.names_in(label)}
         groups = [cell for name in options.group for cell in table.columns.get(name, ())]
         for finding in [] if options.as_written else spellings(names, groups):
@@ -176,7 +179,10 @@ def read_tables(options: Options, competition: Competition) -> tuple[Table, Tabl
             table = table if inside else with_groups(table, Path(options.group_table), name)
     if options.test or options.data == EMBEDDED:
         test = read_test_table(options.test, options.data, options.sample, competition)
-    table, test = (each and each.kind.checked(each, cpu_count(), options.as_written) for each in (table, test))
+    if test and test.inputs == table.inputs:
+        table, test = table.kind.checked([table, test], cpu_count(), options.as_written)
+    else:
+        [table] = table.kind.checked([table], cpu_count(), options.as_written)
     return table, test
 
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 def checked(table: Table) -> Table:
     """The table with its photos' facts."""
-    return table.kind.checked(table, 1, as_written=False)
+    return table.kind.checked([table], 1, as_written=False)[0]
 
 
 def print_recall(table: Table, test: Table | None, planted: list[dict[str, str]]) -> None:

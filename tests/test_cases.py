@@ -80,6 +80,41 @@ def test_rows_are_numbered_where_no_column_can_name_them(tmp_path):
     assert read_test_table(path, "").ids.tolist() == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("name", ["PassengerId", "guid", "case", "rowKey"])
+@pytest.mark.parametrize("names", ["pixel0,pixel1,pixel2,pixel3", "width,height,depth,mass"])
+def test_a_train_table_keeps_its_own_ids(tmp_path, name, names):
+    """Of pixels and of features: a column that names rows is no feature, whatever it is called."""
+    cells = ["e1-x,1,2,1,1,a", "c2-y,1,2,2,0,b", "d3-z,2,1,1,0,a", "a4-w,2,1,2,1,b"]
+    path = write(tmp_path / "train.csv", f"{name},{names},label\n" + "".join(f"{cell}\n" for cell in cells))
+    table = read_train_table(path)
+    assert (table.ids.tolist(), table.id_name) == (["e1-x", "c2-y", "d3-z", "a4-w"], name)
+    assert name not in table.feature_names
+
+
+def test_numbers_counted_up_are_ids_and_measured_ones_are_features(tmp_path):
+    """The sample submission's first column is the ids' whatever its numbers are."""
+    rows = [f"{100 + row},{row % 3},{row % 2},{row * row},{'ab'[row % 2]}\n" for row in range(6)]
+    path = write(tmp_path / "train.csv", "case,one,two,area,label\n" + "".join(rows))
+    assert read_train_table(path).id_name == "case"
+    assert read_train_table(path).feature_names == ("one", "two", "area")
+    sample = write(tmp_path / "sample.csv", "area,label\n1,a\n")
+    assert read_train_table(path, Competition(sample=sample, drop=("case",))).id_name == "area"
+
+
+@pytest.mark.parametrize("name", ["x{}", "f{}", "feature_{}", "V{}"])
+def test_columns_that_may_be_pixels_or_features_are_asked_for(tmp_path, name):
+    """A square number of columns with a common name, all of them integers up to 255; one fraction, and they are not."""
+    names = [name.format(number) for number in range(16)]
+    rows = [",".join([*(str((row * number) % 256) for number in range(16)), "ab"[row % 2]]) for row in (0, 2, 3, 2)]
+    path = write(tmp_path / "t.csv", "\n".join([",".join([*names, "label"]), *rows]) + "\n")
+    with pytest.raises(UserError, match="say which with --inputs images or --inputs features"):
+        read_train_table(path)
+    assert read_train_table(path, Competition(inputs="images")).images.shape == (4, 4, 4)
+    assert read_train_table(path, Competition(inputs="features")).feature_names == tuple(names)
+    path = write(tmp_path / "t.csv", "\n".join([",".join([*names, "label"]), *rows]).replace(",30,", ",0.5,") + "\n")
+    assert read_train_table(path).feature_names
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -273,6 +308,14 @@ def test_an_expression_that_finds_no_label_is_refused(tmp_path, expression, mess
         (["3", "3.0"], "how a number is written"),
         (["7", "007"], "how a number is written"),
         (["-1", "-1.00"], "how a number is written"),
+        (["-0", "0"], "how a number is written"),
+        (["1e0", "1"], "how a number is written"),
+        (["3,0", "3.0"], "how a number is written"),
+        (["1_000", "1000"], "how a number is written"),
+        (["1,000.5", "1000.5"], "how a number is written"),
+        (["a", "\u0430"], "'a' and '\\u0430' differ only in characters that look the same"),
+        (["\u0663", "3"], "characters that look the same"),
+        (["t-shirt", "t\u2013shirt"], "characters that look the same"),
         (["cat", " dog"], "' dog' begins or ends with a space"),
     ],
 )
@@ -286,6 +329,7 @@ def test_texts_that_mean_the_same(texts, difference):
 def test_texts_that_do_not_mean_the_same():
     """Hashes with an e, letters in two cases, lists of numbers."""
     assert not look_alikes(["0e12", "0e34", "a", "A", "1 2", "12", "nan", "NaN", "1_0", "10"], "label")
+    assert not look_alikes(["12345678901234567890", "12345678901234567891"], "group")
     assert look_alikes(["a", "A"], "group", any_case=True) == ["the groups 'A' and 'a' differ only in case"]
 
 
@@ -356,6 +400,11 @@ def test_a_column_whose_name_has_a_space_is_mentioned(tmp_path, capsys):
         ["seg_train/cat", "seg_test/cat"],
         ["train-all/cat", "test-a/cat"],
         ["train", "unseen"],
+        ["query", "gallery"],
+        ["train", "unlabeled"],
+        ["fold_0", "fold_1"],
+        ["images_001", "images_002"],
+        ["images", "masks"],
         ["2019/cat", "2019/dog", "2020/cat", "2020/dog"],
         ["archive/cat", "archive/dog"],
     ],
@@ -367,6 +416,13 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, names):
         read_train_table(str(tmp_path))
     labelled = read_train_table(str(tmp_path), Competition(label_from_name="^([^/]+)/"))
     assert set(labelled.labels) == {name.partition("/")[0] for name in names}
+
+
+@pytest.mark.parametrize("names", [["c0", "c1"], ["photo", "sketch"], ["s1", "s2"], ["with_mask", "without_mask"]])
+def test_classes_with_numbers_and_of_images_are_classes(tmp_path, names):
+    """Drivers' states, ways to draw, persons."""
+    photos(tmp_path, [f"{name}/{number}.jpg" for name in names for number in range(2)])
+    assert set(read_train_table(str(tmp_path)).labels) == set(names)
 
 
 def test_folders_within_classes_are_fine(tmp_path):

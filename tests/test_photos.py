@@ -210,7 +210,7 @@ def test_a_broken_photo_is_found_before_any_training(album, tmp_path):
     for number, content in ((3, b""), (4, b"<html></html>"), (7, (folder / "images" / "7.jpg").read_bytes()[:400])):
         (folder / "images" / f"{number}.jpg").write_bytes(content)
     with pytest.raises(UserError, match=r"train.csv, row 4: .*3.jpg is empty; 3 images .*row 5 \(4.jpg\), row 8 \(7"):
-        check_photos(table_of(folder), workers=2)
+        check_photos([table_of(folder)], workers=2)
     with pytest.raises(UserError, match="3 images are broken"):
         open_inputs(table_of(folder), WHOLE, CPU, Reading(Cache(1)))
     done = run_script("folds.py", "--data", folder / "train.csv", "--folds", tmp_path / "new.csv")
@@ -236,7 +236,7 @@ def test_an_animation_is_mentioned(tmp_path, capsys):
         (tmp_path / name).mkdir()
         frames[0].save(tmp_path / name / "1.gif", save_all=True, append_images=frames[1:])
     table = read_train_table(str(tmp_path))
-    check_photos(table, workers=1)
+    check_photos([table], workers=1)
     assert "2 images are animations" in capsys.readouterr().err
     assert open_inputs(table, WHOLE, CPU, Reading(Cache(1))).values.min() == 255
 

@@ -52,7 +52,7 @@ def photo_table(folder, images, labels, prefix="p", tails=()) -> Table:
     for at, (file, image) in enumerate(zip(files, images, strict=True)):
         file.write_bytes(encoded(image) + b"x" * (tails[at] if len(tails) else 0))
     ids = text_array(file.name for file in files)
-    return check_photos(Table("train.csv", ids, text_array(labels), files, "image", "label", {}, "photos"), 1)
+    return check_photos([Table("train.csv", ids, text_array(labels), files, "image", "label", {}, "photos")], 1)[0]
 
 
 def test_every_edit_is_found_and_no_stranger():

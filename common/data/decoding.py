@@ -17,9 +17,10 @@ import contextlib
 import io
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,12 @@ class Photo:
     animated: bool
     peak: int  # the largest value of a 16-bit file; -1: it has fewer bits, or floats
     jpeg_table: int = 0  # sum of the first quantisation table: the larger, the lower the quality; 0: no JPEG
+    size: tuple[int, int] = (0, 0)  # px, upright and as the file has it, however small it was decoded
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the image is smaller than in the file."""
+        return self.size != self.image.size
 
 
 def read_photo(content: bytes, at_least: int = 0) -> Image.Image:
@@ -184,11 +191,13 @@ def _stacked(channels: Sequence[Photo]) -> Photo:
     if len({photo.image.size for photo in channels}) > 1:
         raise ValueError("and the files of the other channels have different sizes")
     image = Image.merge("RGB", [photo.image.convert("L") for photo in channels])
-    return Photo(image, any(photo.animated for photo in channels), max(photo.peak for photo in channels))
+    moves, peak = any(photo.animated for photo in channels), max(photo.peak for photo in channels)
+    return Photo(image, moves, peak, size=image.size)
 
 
 def _decode(content: bytes, at_least: int) -> Photo:
     with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+        size = photo.size
         if at_least and (reduced := min(8, min(photo.size) // (2 * at_least))) > 1:
             photo.draft(None, (photo.width // reduced, photo.height // reduced))
         animated = photo.format != "MPO" and getattr(photo, "is_animated", False)  # MPO: a JPEG with a preview
@@ -199,7 +208,9 @@ def _decode(content: bytes, at_least: int) -> Photo:
             peak = int(np.asarray(photo).max())
         elif deep_colour:
             peak = 257 * int(np.asarray(photo.convert("RGB")).max())
-        return Photo(_eight_bits(_upright(photo)), animated, peak, sum(tables.get(0, ())))
+        image = _eight_bits(_upright(photo))
+        size = size if image.size == photo.size else size[::-1]
+        return Photo(image, animated, peak, sum(tables.get(0, ())), size)
 
 
 def _upright(photo: Image.Image) -> Image.Image:
@@ -296,31 +307,88 @@ class Decoder:
             pool.shutdown(cancel_futures=True)
 
 
-def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
-    """Decode every photo of a table and keep little of it: the table with each photo's facts and its pixels' hash.
+@dataclass(frozen=True)
+class Look:
+    """What is kept of a photo that was decoded once."""
 
-    Warns of animations.
+    flaw: str = ""  # why it could not be
+    animated: bool = False
+    peak: int = -1
+    is_reduced: bool = False
+    pixel_sha: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.facts["width"], self.facts["height"]
+
+
+def check_photos(tables: Sequence[Table], workers: int, as_written: bool = False) -> list[Table]:
+    """Decode every photo of some tables and keep little of it: with each photo's facts and its pixels' hash.
+
+    A large JPEG is decoded at a reduced size, and whole only where another photo may show the same pixels. Warns of
+    animations.
 
     Raises:
         OwnError: how many cannot be decoded, and the first of them with their rows; 16-bit files that use few of
             their values, unless they are taken ``as_written``.
     """
-
-    def look(path: Path | Stack) -> tuple[str, bool, int, str, dict[str, Any]]:
-        content = content_of(path, error_of=OwnError)
-        try:
-            photo = decode(content)
-        except ValueError as error:
-            return str(error), False, -1, "", {}
-        pixels = photo.image.convert("RGB")  # grey written as colour looks the same
-        pixel_sha = sha256(str(pixels.size).encode() + pixels.tobytes())[:16]
-        return "", photo.animated, photo.peak, pixel_sha, photo_facts(pixels, content, photo.jpeg_table)
-
-    found, shown = [], is_watched()
     with ThreadPoolExecutor(workers) as pool:
-        for first in tqdm(range(0, len(table.images), AT_ONCE), "checking", leave=False, disable=not shown):
-            found += pool.map(look, table.images[first : first + AT_ONCE])
-    broken = [(row, what) for row, (what, *_) in enumerate(found) if what]
+        looks = [_in_turn(pool, _look, table.images) for table in tables]
+        for table, of_table in zip(tables, looks, strict=True):
+            _judge(table, of_table, as_written)
+        every = [look for of_table in looks for look in of_table]
+        whole_sizes = {look.size for look in every if not look.is_reduced}
+        of_hash = Counter(look.pixel_sha for look in every)
+        for table, of_table in zip(tables, looks, strict=True):
+            doubtful = [
+                row
+                for row, look in enumerate(of_table)
+                if look.is_reduced and (look.size in whole_sizes or of_hash[look.pixel_sha] > 1)
+            ]
+            shas = _in_turn(pool, _whole_sha, [table.images[row] for row in doubtful])
+            for row, pixel_sha in zip(doubtful, shas, strict=True):
+                of_table[row] = replace(of_table[row], pixel_sha=pixel_sha)
+    return [
+        replace(
+            table,
+            pixel_shas=text_array(look.pixel_sha for look in of_table),
+            facts={name: np.array([look.facts[name] for look in of_table]) for name in of_table[0].facts},
+        )
+        for table, of_table in zip(tables, looks, strict=True)
+    ]
+
+
+def _in_turn(pool: ThreadPoolExecutor, function: Callable[..., Any], images: Sequence[Path | Stack]) -> list[Any]:
+    found = []
+    for first in tqdm(range(0, len(images), AT_ONCE), "checking", leave=False, disable=not is_watched()):
+        found += pool.map(function, images[first : first + AT_ONCE])
+    return found
+
+
+def _look(image: Path | Stack) -> Look:
+    content = content_of(image, error_of=OwnError)
+    try:
+        photo = decode(content, at_least=SMALL // 2)
+    except ValueError as error:
+        return Look(str(error))
+    pixels = photo.image.convert("RGB")  # grey written as colour looks the same
+    facts = photo_facts(photo, pixels, content)
+    return Look("", photo.animated, photo.peak, photo.is_reduced, _pixel_sha(photo.size, pixels), facts)
+
+
+def _whole_sha(image: Path | Stack) -> str:
+    photo = decode(content_of(image, error_of=OwnError))
+    return _pixel_sha(photo.size, photo.image.convert("RGB"))
+
+
+def _pixel_sha(size: tuple[int, int], pixels: Image.Image) -> str:
+    return sha256(str(size).encode() + pixels.tobytes())[:16]
+
+
+def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:
+    """Raise OwnError where photos of a table are broken, or use few of their values; warn of animations."""
+    broken = [(row, look.flaw) for row, look in enumerate(looks) if look.flaw]
     if broken:
         first, what = broken[0]
         named = f"{table.images[first]} {what}"
@@ -328,26 +396,23 @@ def check_photos(table: Table, workers: int, as_written: bool = False) -> Table:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
             named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
         raise OwnError(row_of(table.source, first), named, "restore them or remove their rows")
-    _, animated, peaks, shas, facts = zip(*found, strict=True)
-    if moving := [row for row, moves in enumerate(animated) if moves]:
+    if moving := [row for row, look in enumerate(looks) if look.animated]:
         file = table.images[moving[0]].name
         warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
-    if 0 <= (peak := max(peaks)) < DEEPEST // 4 and not as_written:
-        what = f"{sum(each >= 0 for each in peaks)} images have 16 bits but no value above {peak:,} of {DEEPEST:,}"
+    if 0 <= (peak := max(look.peak for look in looks)) < DEEPEST // 4 and not as_written:
+        what = f"{sum(look.peak >= 0 for look in looks)} images have 16 bits but no value above {peak:,} of {DEEPEST:,}"
         what += f", so that the model would see at most {round(peak * 255 / DEEPEST) + 1} grey levels"
         raise UserError(table.source, what, "scale them to 8 bits, or take them so with --as-written")
-    facts = {name: np.array([each[name] for each in facts]) for name in facts[0]}
-    return replace(table, pixel_shas=text_array(shas), facts=facts)
 
 
-def photo_facts(pixels: Image.Image, content: bytes, jpeg_table: int) -> dict[str, Any]:
+def photo_facts(photo: Photo, pixels: Image.Image, content: bytes) -> dict[str, Any]:
     """What common/data/probes.py asks of a photo and its file, and ``small``, which near_duplicates.py compares.
 
     ``small`` is all of the picture, grey, uint8 (64, 64); brightness and colour are taken from few pixels as well.
     """
     small = np.asarray(pixels.convert("L").resize((SMALL, SMALL), Image.Resampling.BILINEAR))
     colours = np.asarray(pixels.resize((16, 16), Image.Resampling.BOX), dtype=float)
-    width, height = pixels.size
+    width, height = photo.size
     ends = [content.rfind(mark) + after for begin, mark, after in ENDS if content.startswith(begin) and mark in content]
     return {
         "small": small,
@@ -357,7 +422,7 @@ def photo_facts(pixels: Image.Image, content: bytes, jpeg_table: int) -> dict[st
         "bytes": len(content),
         "bytes_per_pixel": len(content) / (width * height),
         "after_the_end": len(content) - ends[0] if ends else 0,
-        "jpeg_table": jpeg_table,
+        "jpeg_table": photo.jpeg_table,
         "mean": float(small.mean()),
         "spread": float(small.std()),
         "colour": float(np.ptp(colours, axis=2).mean()),

@@ -129,6 +129,14 @@ def encoded(source: Path | str, plan: str, names: Sequence[str], cells: np.ndarr
     return np.stack(found, axis=1).astype(np.float32)
 
 
+def is_number(cell: str) -> bool:
+    """Whether a cell is a finite number."""
+    try:
+        return "_" not in cell and math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
 def _numbers(source: Path | str, name: str, column: np.ndarray, must: bool = False) -> np.ndarray | None:
     """A column's numbers, float64 (n), NaN where one is missing; None where it holds texts.
 
@@ -139,11 +147,9 @@ def _numbers(source: Path | str, name: str, column: np.ndarray, must: bool = Fal
     for index, cell in enumerate(column):
         if cell.strip() in MISSING:
             continue
-        try:
-            values[index] = float(cell) if "_" not in cell else math.nan
-        except ValueError:
-            values[index] = math.nan
-        if not math.isfinite(values[index]):
+        if is_number(cell):
+            values[index] = float(cell)
+        else:
             wrong.append(index)
     known = len(column) - sum(cell.strip() in MISSING for cell in column)
     if wrong and (must or known - len(wrong) > MOSTLY * known):

@@ -26,6 +26,11 @@ _PARTS = {
     "test": ("test", "testing", "tst", "unseen"),
     "valid": ("valid", "val", "validation", "dev", "eval", "holdout"),
 }
+# What else folders are called that hold the rows of a task, pieces of all rows, or the images' masks: no classes.
+_ROLES = ("query", "queries", "gallery", "probe", "support", "labeled", "labelled", "unlabeled", "unlabelled")
+_ROLES += ("public", "private")
+_PIECES = ("fold", "split", "part", "batch", "chunk", "shard", "subset", "partition", *IMAGE_WORDS)
+_MASKS = ("mask", "masks", "segmentation", "segmentations", "annotation", "annotations", "groundtruth", "gt", "labels")
 _SHORT_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}  # of one format, written longer
 PART_OF = {word: part for part, words in _PARTS.items() for word in words}
 
@@ -212,6 +217,8 @@ def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
     named = {name: words_of(name) & set(_PARTS) for name in folders}
     if all(len(of_one) == 1 for of_one in named.values()) and len(set(named.values())) > 1:
         parts = folders  # seg_train and seg_test: each is called after a part, and not all after the same
+    if wanted == "train" and len(parts) < 2:
+        parts = _no_classes(folders)
     if len(parts) > 1:
         proposed = next((name for name in parts if wanted in words_of(name)), parts[0])
         what = f"its folders {', '.join(parts)} are parts of a data set, not classes"
@@ -220,6 +227,16 @@ def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
         if wanted == "train" and any("valid" in words_of(name) for name in parts):
             remedy += ", or validate on the rows of one of them with --split folders"
         raise UserError(str(root), what, remedy)
+
+
+def _no_classes(folders: Sequence[str]) -> list[str]:
+    """The folders that are called after something else than a class: query and gallery, fold_0 and fold_1, or masks."""
+    names = [name.lower() for name in folders]
+    pieces = [re.fullmatch("([a-z]+?)s?[ _.-]*[0-9]+", name) for name in names]
+    is_cut = all(match and match[1] in _PIECES for match in pieces)
+    if is_cut or (any(name in _MASKS for name in names) and any(name in IMAGE_WORDS for name in names)):
+        return list(folders)
+    return [name for name in folders if len(words := words_of(name)) == 1 and words <= {*PART_OF.values(), *_ROLES}]
 
 
 def _refuse_an_outer_level(root: Path, images: Mapping[str, Path]) -> None:

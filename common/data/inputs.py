@@ -150,7 +150,7 @@ def open_photos(table: Table, prepare: Preparation, device: torch.device, readin
     try:
         kept = keep(decoder, reading.cache, reading.say)
     except UserError:
-        check_photos(table, reading.workers, as_written=True)  # one broken file seldom comes alone
+        check_photos([table], reading.workers, as_written=True)  # one broken file seldom comes alone
         raise
     if kept is None:
         return Photos(decoder)

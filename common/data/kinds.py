@@ -57,9 +57,9 @@ class Kind:
         """What is done to them before a model sees them, a line each."""
         return resolve_name(self.describe)(table, prepare) if self.describe else []
 
-    def checked(self, table: "Table", workers: int, as_written: bool) -> "Table":
-        """The table, every row's file having been read once; raises UserError where one is broken."""
-        return resolve_name(self.check)(table, workers, as_written) if self.check else table
+    def checked(self, tables: "list[Table]", workers: int, as_written: bool) -> "list[Table]":
+        """The tables, every row's file having been read once; raises UserError where one is broken."""
+        return resolve_name(self.check)(tables, workers, as_written) if self.check else tables
 
     def scale_of(self, said: dict[str, Any]) -> Any:
         """What a weights file says of its inputs' scale."""

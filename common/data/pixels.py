@@ -8,6 +8,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -31,6 +32,8 @@ _CALLED = (
     (re.compile(r"([0-9]+)[x_-]([0-9]+)", re.IGNORECASE), 16),  # row and column
 )
 PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
+_ANY_NAME = re.compile(r"(.*?)[ _.-]?([0-9]+)")  # x0, f0, v_1: as often features, so that a user says which
+_LEAST = 16  # of those
 _COMMA, _NEWLINE, _ZERO = b",\n0"
 _BLOCK = 512  # rows parsed at once: few enough to stay in the processor's cache
 _LARGE = 10e6  # bytes of a table that is worth keeping
@@ -38,9 +41,9 @@ _KEPT = 1e9  # bytes of all that is kept; what was not used for longest goes
 _PARSER = 1  # to be raised when this file reads the same table to other values
 
 
-def is_pixel_header(header: list[str]) -> bool:
-    """Whether a table with these columns holds its images' pixels."""
-    return bool(_numbered_columns(header))
+def is_pixel_header(header: list[str], any_name: bool = False) -> bool:
+    """Whether a table with these columns holds its images' pixels, which may have ``any_name`` with a number."""
+    return bool(_numbered_columns(header, any_name))
 
 
 def lines_on_pixels(table: "Table", prepare: "Preparation") -> list[str]:
@@ -55,16 +58,33 @@ def lines_on_pixels(table: "Table", prepare: "Preparation") -> list[str]:
     return [", ".join(said)] if said else []
 
 
-def _numbered_columns(header: list[str]) -> dict[tuple[int, ...], list[str]]:
+def look_like_pixels(columns: Mapping[str, np.ndarray]) -> list[str]:
+    """The columns that may be pixels or features: a square number of one name, in all cells integers from 0 to 255."""
+    names = [name for same in _numbered_columns(list(columns), any_name=True).values() for name in same]
+    shades = set(map(str, range(256)))
+    return names if all(shades.issuperset(columns[name]) for name in names) else []
+
+
+def _numbered_columns(header: list[str], any_name: bool = False) -> dict[tuple[int, ...], list[str]]:
     """The pixel columns' names by their numbers: of the pixel, or of its row and column."""
     for pattern, least in _CALLED:
-        found = {}
-        for name in header:
-            if match := pattern.fullmatch(name):
-                found.setdefault(tuple(map(int, match.groups())), []).append(name)
+        found = _by_number(header, pattern)
         if len(found) >= least and (least == 1 or math.isqrt(len(found)) ** 2 == len(found)):
             return found
+    prefixes = {match[1] for match in map(_ANY_NAME.fullmatch, header) if match} if any_name else ()
+    for prefix in sorted(prefixes):
+        found = _by_number(header, re.compile(re.escape(prefix) + "[ _.-]?([0-9]+)"))
+        if len(found) >= _LEAST and math.isqrt(len(found)) ** 2 == len(found):
+            return found
     return {}
+
+
+def _by_number(header: list[str], pattern: re.Pattern) -> dict[tuple[int, ...], list[str]]:
+    found = {}
+    for name in header:
+        if match := pattern.fullmatch(name):
+            found.setdefault(tuple(map(int, match.groups())), []).append(name)
+    return found
 
 
 def read_pixels(path: Path, header: list[str], content: bytes) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -101,7 +121,7 @@ def _keep(kept: Path, pixels: np.ndarray, columns: dict[str, np.ndarray]) -> Non
 
 def _pixel_columns(path: Path, header: list[str]) -> list[int]:
     """Where the pixels stand in the header, in the order of their numbers, which begin with 0 or 1."""
-    names = _numbered_columns(header)
+    names = _numbered_columns(header, any_name=True)
     count, first = len(names), min(1, *min(names))
     if doubled := next((of_one for of_one in names.values() if len(of_one) > 1), None):
         raise UserError(str(path), f"has columns {' and '.join(doubled)} for one pixel", "remove one of them")
@@ -110,6 +130,9 @@ def _pixel_columns(path: Path, header: list[str]) -> list[int]:
     if gap := next((number for number in expected if number not in names), None):
         called = "x".join(map(str, gap)) if len(gap) > 1 else f"pixel{gap[0]}"
         raise UserError(str(path), f"has {count} pixel columns but no {called}", "download it again")
+    if count % 3 == 0 and math.isqrt(count // 3) ** 2 == count // 3:
+        what = f"has {count} pixel columns, three for each of {count // 3} pixels, and a table's images are grey here"
+        raise UserError(str(path), what, "write the images to files and name them in a table")
     if math.isqrt(count) ** 2 != count:
         raise UserError(str(path), f"has {count} pixel columns, which is not a square number", "download it again")
     return [header.index(names[number][0]) for number in expected]
@@ -153,7 +176,8 @@ def _parse_pixels(
             at = pixel_columns[number]
             cell = block[starts[row, at] : ends[row, at]].tobytes().decode()
             where = f"{row_of(path, first + row)}, column {header[at]}"
-            raise UserError(where, f"{cell[:40]!r} is not an integer from 0 to 255", "correct the value")
+            remedy = "correct the value, or say --inputs features where the columns are no pixels"
+            raise UserError(where, f"{cell[:40]!r} is not an integer from 0 to 255", remedy)
         pixels[first : first + len(lines)] = values
     return pixels, {name: text_array(cells) for name, (_, cells) in texts.items()}
 

@@ -15,15 +15,23 @@ import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import sha256
-from common.base.strict_csv import columns_of, csv_bytes, header_of, read_columns, row_of, text_array
+from common.base.strict_csv import (
+    columns_of,
+    csv_bytes,
+    header_of,
+    names_in_header,
+    read_columns,
+    row_of,
+    text_array,
+)
 from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition, task_of
-from common.data.features import is_feature_table, plan_of
+from common.data.features import is_feature_table, is_number, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES, Kind
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
-from common.data.pixels import is_pixel_header, read_pixels
+from common.data.pixels import is_pixel_header, look_like_pixels, read_pixels
 from common.data.sequences import LENGTH_COLUMNS, SUFFIX, SequenceFiles, read_sequences, sequence_column
 from common.data.stacks import Stack
 from common.data.utterances import UTTERANCE, FrameRows, Utterances, read_test_frames, read_train_frames
@@ -33,7 +41,7 @@ PART = "part of the data set"  # column of a folder table: train or valid, by th
 # The first one present names the photo, or a pixel table's rows; in any case, with or without _.
 IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")
 ID_COLUMNS = ("id", "image_id", "ImageId")
-ID_LIKE = ("id", "ids", "imageid", "imgid", "sampleid", "rowid", "index", "idx", "key", "uid", "uuid")
+ID_WORDS = ("id", "ids", "index", "idx", "key", "uid", "uuid", "guid")  # the last word of such a column's name
 
 
 @dataclass(frozen=True)
@@ -138,11 +146,14 @@ def _csv_table(path: Path, competition: Competition, images: Sequence[str], test
     header = header_of(path, content.partition(b"\n")[0].decode())
     if spaced := [name for name in header if name != name.strip()]:
         warn(f"{path}: the name of its column {spaced[0]!r} begins or ends with a space")
-    if is_pixel_header(header) and competition.inputs != "features":
+    if competition.inputs != "features" and is_pixel_header(header, any_name=competition.inputs == "images"):
         return _pixel_table(path, header, content, competition, test, sample)
     columns = columns_of(path, content.decode())
     if competition.inputs == SEQUENCES.name or (not competition.inputs and sequence_column(columns)):
         return _sequence_table(path, columns, competition, test, sample)
+    if not competition.inputs and (pixels := look_like_pixels(columns)):
+        what = f"its {len(pixels)} columns {pixels[0]} ... {pixels[-1]} may be the pixels of an image, or features"
+        raise UserError(str(path), what, "say which with --inputs images or --inputs features")
     if competition.inputs == "features" or (not competition.inputs and _shows_features(path, columns, competition)):
         return _feature_table(path, columns, competition, test, sample)
     return _photo_table(path, columns, competition, images, test)
@@ -219,7 +230,7 @@ def _feature_table(
 ) -> Table:
     """Ids are those of an id column, or else row numbers from 1; every column that is neither id nor label is one."""
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample)
+    id_name = _id_column(path, columns, competition, test, sample, of_features=True)
     rows = len(next(iter(columns.values()), ()))
     ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, rows + 1))
     _refuse_doubles(path, ids, id_name)
@@ -254,8 +265,8 @@ def _pixel_table(
     """Ids are those of an id column, or else row numbers from 1."""
     images, columns = read_pixels(path, header, content)
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample)
-    ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, len(images) + 1))
+    id_name = _id_column(path, columns, competition, test, sample, of_features=False)
+    ids = columns[id_name] if id_name else text_array(str(number) for number in range(1, len(images) + 1))
     _refuse_doubles(path, ids, id_name)
     called = f"column {id_name}" if id_name else "the rows' numbers from 1"
     taken = (f"ids          {called} (--image-column)", *labels.taken)
@@ -274,25 +285,55 @@ def _pixel_table(
     )
 
 
-def _id_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str) -> str:
-    """The column of a pixel table that names its rows; empty where they are numbered.
+def _id_column(
+    path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str, of_features: bool
+) -> str:
+    """The column that names the rows of a table of pixels or features; empty where they are numbered.
 
-    Of a test table each column that may name the rows counts: numbers in its place would put answers on other rows.
+    It is told by what was said, by the sample submission, by its name, and by its cells: numbers in its place would
+    put answers on other rows, and a model would learn from it as from a feature.
+
+    Raises:
+        UserError: there is no column of the name that was said; several columns may name the rows.
     """
     if competition.image_column in columns:
         return competition.image_column
-    if sample and (first := next(iter(read_columns(Path(sample))))) in columns:
-        return first
+    if competition.image_column and not test:
+        raise UserError(
+            str(path), f"has no column {competition.image_column!r}", f"its columns: {names_in_short([*columns])}"
+        )
     unique = [name for name, cells in columns.items() if len(set(cells)) == len(cells)]
+    sample = sample or competition.sample
+    asked = next(iter(names_in_header(Path(sample))), "") if sample else ""
+    if asked in columns and (test or asked in unique):
+        return asked
     known = [name for name in ID_COLUMNS if name in columns]
-    known += [name for name in columns if _plain(name) in ID_LIKE and (test or name in unique)]
-    if known or not test or not unique:
-        return next(iter(known), "")
-    if len(unique) > 1:
-        what = f"has several columns that may be the ids: {', '.join(unique)}"
+    known += [name for name in columns if _is_called_id(name) and (test or name in unique)]
+    if known:
+        return known[0]
+    likely = unique
+    if of_features:  # few rows of a test table may differ in any column: what the train table has for ids is said there
+        likely = [] if test else [name for name in unique if _names_rows(columns[name])]
+    if len(likely) > 1:
+        what = f"has several columns that may be the ids: {', '.join(likely)}"
         raise UserError(str(path), what, "name the right one with --image-column")
-    warn(f"{path}: its ids are taken from the column {unique[0]}, where all cells differ")
-    return unique[0]
+    if likely:
+        warn(f"{path}: its ids are taken from the column {likely[0]}, where all cells differ")
+    return next(iter(likely), "")
+
+
+def _is_called_id(name: str) -> bool:
+    """Whether the last word of a column's name says id: PassengerId, row_id, imageid, guid."""
+    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
+    return bool(words) and (words[-1].lower() in ID_WORDS or _plain(name) in ("imageid", "imgid", "sampleid", "rowid"))
+
+
+def _names_rows(cells: np.ndarray) -> bool:
+    """Whether cells that all differ are names, or whole numbers counted up, rather than a measured quantity."""
+    if not all(re.fullmatch("[0-9]{1,15}", cell) for cell in cells):
+        return not any(map(is_number, cells))
+    numbers = sorted(map(int, cells))
+    return len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1
 
 
 def _plain(name: str) -> str:
