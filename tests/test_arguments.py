@@ -14,11 +14,16 @@ WRONG = {
         *("num_classes=3", "in_chans=x", "pretrained_cfg=x", "device=foo", "dtype=foo", "features=3"),
         *("pad_type=foo", "pad_type=3", "output_stride=7", "output_stride=-8", "output_stride=0", "fix_stem=7"),
         *("channel_multiplier=-1", "channel_multiplier=0", "depth_multiplier=-1"),
+        *("bn_momentum=7", "bn_eps=-1", "drop_rate=True"),
     ],
     "test_vit": [
         *("patch_size=0", "patch_size=-4", "patch_size=x", "embed_dim=-1", "embed_dim=65", "depth=x", "depth=2.5"),
         *("num_heads=0", "num_heads=7", "mlp_ratio=x", "qkv_bias=[3]", "class_token=maybe", "weight_init=foo"),
         *("pos_drop_rate=9", "attn_drop_rate=-3", "block_fn=foo", "pos_embed=foo"),
+    ],
+    "test_resnet": [
+        *("stem_type=foo", "stem_width=-1", "stem_width=2.5", "bn_momentum=7", "drop_rate=True", "drop_path_rate=-1"),
+        *("aa_layer=foo", "cardinality=-2", "zero_init_last=7", "replace_stem_pool=x"),
     ],
     "digit_cnn": [
         *("widths=(-4,8,8)", "widths=5", "widths=(1.5,2,3)", "widths=(99999999,99999999,9)", "depths=(0,0,0)"),
@@ -36,6 +41,8 @@ OPTIMISERS = [
     *[("muon", argument) for argument in ("ns_steps=x", "ns_steps=-1", "ns_steps=2.5", "nesterov=7")],
     *[("adamw", "amsgrad=x"), ("lamb", "always_adapt=x"), ("lion", "caution=7"), ("lookahead_adan", "no_prox=7")],
     *[("lamb", "max_grad_norm=x"), ("lion", "betas=(2,3)"), ("adafactor", "decay_rate=x"), ("lookahead_adamw", "k=0")],
+    *[("sgd", "momentum=7"), ("adamw", "fused=x"), ("adamw", "foreach=7"), ("rmsprop", "alpha=7")],
+    *[("adamw", "betas=(0.9,7)"), ("sgd", "dampening=-1"), ("rmsproptf", "momentum=x"), ("lion", "maximize=3")],
     *[("adahessian", ""), ("lookahead_adahessian", ""), ("lbfgs", ""), ("lookahead_foo", "")],
 ]
 
@@ -65,8 +72,25 @@ def test_a_wrong_argument_of_an_optimiser_is_one_line(optimiser, argument):
 
 
 @pytest.mark.parametrize(
-    "argument", ["backbone=x", "stages=x", "batchnorm=maybe", "stages=1.5", "backbone=-1", "layers=2"]
+    "argument", ["backbone=x", "stages=x", "batchnorm=maybe", "stages=1.5", "backbone=-1", "layers=2", "head=True"]
 )
 def test_a_wrong_argument_of_freeze_is_one_line(argument):
     """Words and fractions where a number is asked, a word where it is yes or no, an unknown name."""
-    assert refused(freeze=(argument,)).startswith("--freeze: ")
+    line = refused(freeze=(argument,))
+    assert line.startswith("--freeze: ") and "_freeze" not in line
+
+
+@pytest.mark.parametrize(
+    ("model", "argument"),
+    [
+        *[("test_resnet", each) for each in ("stem_type=''", "stem_type='deep'", "stem_width=8", "act_layer=relu")],
+        *[("test_resnet", each) for each in ("drop_rate=0.0", "drop_path_rate=0.1", "norm_layer=batchnorm2d")],
+        *[("test_efficientnet", each) for each in ("bn_momentum=0.05", "bn_eps=1e-3", "pad_type=same")],
+        *[("test_vit", each) for each in ("patch_size=8", "qkv_bias=True", "class_token=True", "depth=6")],
+        ("digit_cnn", "drop_rate=0.4"),
+    ],
+)
+def test_a_right_argument_is_taken_also_where_it_says_the_default(model, argument):
+    """Texts, shares, switches and counts."""
+    cfg = Config(img_size=32, channels=1, epochs=2, augment="none", model=model, model_args=(argument,))
+    check_choices(cfg, ["a", "b", "c"], micro_batch=8, grey=True)

@@ -51,11 +51,12 @@ def frozen_parts(cfg: Config, model: nn.Module) -> Frozen:
     """
     if not cfg.freeze:
         return Frozen()
-    check_arguments("freeze", cfg.args("freeze"), _freeze)
-    return _freeze(cfg, model, **cfg.args("freeze"))
+    check_arguments("freeze", cfg.args("freeze"), freeze)
+    return freeze(cfg, model, **cfg.args("freeze"))
 
 
-def _freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, batchnorm: bool = False) -> Frozen:
+def freeze(cfg: Config, model: nn.Module, backbone: int = 0, stages: int = 0, batchnorm: bool = False) -> Frozen:
+    """The parts that keep still; of ``backbone`` epochs, of so many ``stages`` from the input on."""
     head = head_names(model)
     backbone_names = frozenset(name for name, _ in model.named_parameters() if name not in head)
     layers = layers_of(model, cfg.model, coarse=True) if stages else {}

@@ -1,7 +1,6 @@
 """Models by name: everything timm has, and digit_cnn."""
 
 import difflib
-import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from timm.data import resolve_data_config
 from timm.models import get_deprecated_models
 from torch import nn
 
-from common.base.cli import Range, check_value
 from common.base.errors import UserError
 from common.base.words import in_a_line
 from common.data.decoding import CROP_MODES, Preparation
@@ -35,9 +33,6 @@ DECIDED_ELSEWHERE |= {"pretrained_cfg_overlay", "checkpoint_path", "cache_dir", 
 # Among a model's arguments, but no constructor's: training converts the finished model, and photos are prepared so.
 SYNC_BN = "sync_bn"
 RECOMPUTE = "grad_checkpointing"  # activations again in the backward pass, instead of keeping them
-# What timm takes for something else, or for nothing, without a word where it is another value.
-ALLOWED = {"pad_type": ("same", "valid", "symmetric"), "output_stride": (2, 4, 8, 16, 32)}
-ALLOWED |= dict.fromkeys(("channel_multiplier", "depth_multiplier"), Range(0, above=True))
 CROPS = {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
 
 
@@ -55,17 +50,9 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
     """
     for argument in DECIDED_ELSEWHERE & model_args.keys():
         raise UserError("--model-args", f"{argument} is set by the data and other flags", "leave it out")
-    for argument, value in model_args.items():
-        if re.search("drop.*_rate$", argument) and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise UserError("--model-args", f"{argument}={value} is not a valid share", "use 0 to 1")
-        if argument in ALLOWED:
-            check_value("model-args", argument, value, None, ALLOWED[argument])
     name, failure = current_name(name), None
     try:
         model = build(name, model_args, num_classes, channels, img_size)
-        for argument, parameter in inspect.signature(type(model).__init__).parameters.items():
-            if argument in model_args and isinstance(parameter.default, bool):
-                check_value("model-args", argument, model_args[argument], parameter.default)
         if sees_whole(model, num_classes, channels, img_size):
             start_at_zero(model)
             return model

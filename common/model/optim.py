@@ -1,6 +1,5 @@
 """Optimisers by name: timm's, and those of the field that it lacks."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,9 @@ from timm.optim import (
 from torch import nn
 from torch.optim import Optimizer
 
-from common.base.cli import Range, check_value
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.words import in_a_line
+from common.model.arguments import check_by_signature
 from common.runs.choices import OPTIMISERS, no_optimiser
 
 # Torch's own, which on a GPU do a step in few kernels and look for a scaled loss's infinities without waiting for it
@@ -46,7 +45,7 @@ def create_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float
         _check_timms(name, inner, opt_args)
     try:
         if inner != "ralamb":
-            _check_values(inner, opt_args)
+            check_by_signature("opt-args", opt_args, get_optimizer_class(inner, bind_defaults=False))
             return create_optimizer_v2(model, opt=made_of, lr=lr, weight_decay=weight_decay, **own_args | opt_args)
         optimiser = ralamb(model, lr, weight_decay, **opt_args)
         return optimiser if made_of == inner else Lookahead(optimiser)
@@ -92,16 +91,6 @@ def _check_timms(name: str, inner: str, opt_args: Mapping[str, Any]) -> None:
     for argument, used in (("eps", info.has_eps), ("betas", info.has_betas)):
         if argument in opt_args and not used:  # timm would drop it without a word
             raise UserError("--opt-args", f"{name} has no {argument}", "leave it out")
-
-
-def _check_values(inner: str, opt_args: Mapping[str, Any]) -> None:
-    """Any text is true to an optimiser that asks for yes or no, and a wrong count of its steps may do nothing."""
-    parameters = inspect.signature(get_optimizer_class(inner, bind_defaults=False)).parameters
-    for argument in opt_args.keys() & parameters.keys():
-        kind, default = parameters[argument].annotation, parameters[argument].default
-        if kind in (bool, int):
-            whole = Range(0, whole=True) if default >= 0 else Range(whole=True)
-            check_value("opt-args", argument, opt_args[argument], default, whole if kind is int else None)
 
 
 def ralamb(model: nn.Module, lr: float, weight_decay: float, /, **opt_args: Any) -> Optimizer:

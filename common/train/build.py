@@ -20,6 +20,7 @@ from common.data.features import width, without
 from common.data.kinds import FEATURES, PHOTOS
 from common.data.scales import Scale
 from common.data.tables import Table
+from common.model.arguments import check_model_args
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for
 from common.model.networks import (
@@ -138,6 +139,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     check_signatures(cfg)
     if without := [argument for argument, value in cfg.args("model").items() if value is None]:
         raise UserError("--model-args", f"{without[0]}=None has no effect in timm", "give a value or leave it out")
+    check_model_args(cfg.model, cfg.args("model"), len(classes), cfg.channels, cfg.img_size)
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, steps=100))
     if cfg.warmup_epochs > selection.epochs:
