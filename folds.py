@@ -120,7 +120,7 @@ def run(options: Options) -> Result:
         if task_of(competition).is_number and not competition.target_columns:
             competition = replace(competition, label_column=table.label_name)
         task = posed(competition.task or MULTICLASS.name, columns=competition.target_columns)
-        if table.feature_names and table.id_name in names_in_header(Path(options.data)):
+        if table.inputs == "features" and table.id_name in names_in_header(Path(options.data)):
             competition = replace(competition, inputs="features", image_column=table.id_name)
         names = {name for label in table.labels for name in task.names_in(label)}
         groups = [cell for name in options.group for cell in table.columns.get(name, ())]

@@ -176,7 +176,7 @@ def _sequence_table(
         raise UserError(str(path), what, f"its columns: {', '.join(columns)}")
     names = columns.pop(column)
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample)
+    id_name = _id_column(path, columns, competition, test, sample, of_features=True)
     ids = columns.pop(id_name) if id_name else text_array(Path(name).stem for name in names)
     _refuse_doubles(path, ids, id_name or column)
     length = next((name for name in columns if name.lower() in LENGTH_COLUMNS and name not in competition.drop), "")
