@@ -9,7 +9,7 @@ import pytest
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
-from common.data.dealing import make_folds
+from common.data.dealing import make_folds, stratified
 from common.data.folds import Folds, leaks, match_folds, read_folds, write_folds
 from common.data.tables import Table, read_train_table
 
@@ -37,6 +37,22 @@ def folds_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 # ---- dealing
+
+
+def test_stratified_folds_are_those_of_scikit_learn():
+    """Row by row, for few and many classes, even and rare ones, in any order."""
+    from sklearn.model_selection import StratifiedKFold
+
+    random = np.random.default_rng(0)
+    for case in range(100):
+        k, classes = random.integers(2, 8), random.integers(2, 30)
+        counts = random.integers(k, 40, classes)
+        strata = text_array(random.permutation(np.repeat(random.permutation(1000)[:classes], counts)).astype(str))
+        parts = StratifiedKFold(k, shuffle=True, random_state=case).split(strata, strata)
+        expected = np.empty(len(strata), dtype=int)
+        for number, (_, part) in enumerate(parts):
+            expected[part] = number
+        assert (stratified(strata, k, case) == expected).all()
 
 
 def test_stratified_folds_hold_each_class_evenly():

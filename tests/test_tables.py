@@ -179,6 +179,23 @@ def test_embedded_digits():
     assert not set(train.row_shas()) & set(test.row_shas())
 
 
+def test_embedded_digits_are_those_of_scikit_learn():
+    """The file in the repository holds its digits, in its order, dealt by its train_test_split."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    held_out = train_test_split(np.arange(1797), test_size=360, stratify=digits.target, random_state=0)[1]
+    rows = np.sort(held_out)
+    test = read_test_table("", "digits")
+    assert np.array_equal(test.images, np.rint(digits.images[rows] * (255 / 16)))
+    assert test.labels.tolist() == digits.target[rows].astype(str).tolist()
+    train = read_train_table("digits")
+    others = np.setdiff1d(np.arange(1797), rows)
+    assert np.array_equal(train.images, np.rint(digits.images[others] * (255 / 16)))
+    assert train.labels.tolist() == digits.target[others].astype(str).tolist()
+
+
 @pytest.mark.skipif(not (DATA / "digits").exists(), reason="needs shared/data/digits, the Kaggle tables")
 def test_real_digits_are_read():
     """42,000 rows of 784 pixels, with the competition's class counts."""

@@ -11,7 +11,7 @@ from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
 from common.data.decoding import check_photos
 from common.data.near_duplicates import aligned_pairs, same_drawings
-from common.data.probes import probes_of, shifts, told_by
+from common.data.probes import kolmogorov_smirnov, probes_of, shifts, told_by
 from common.data.tables import Table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings
 
@@ -136,3 +136,15 @@ def test_another_camera_is_named_and_a_random_split_is_not():
     assert [shift.probe for shift in shifts(train, test)] == ["jpeg_table", "width"]
     halves = [{"width": train["width"][at::2]} for at in (0, 1)]
     assert not shifts(*halves)
+
+
+def test_the_distance_of_two_samples_is_scipys():
+    """With ties and of unequal sizes; p is near that of the exact distribution."""
+    from scipy.stats import ks_2samp
+
+    random = np.random.default_rng(0)
+    for shift in (0.0, 0.3, 1.0):
+        one, two = random.normal(size=300).round(1), random.normal(shift, size=120).round(1)
+        distance, p = kolmogorov_smirnov(one, two)
+        expected = ks_2samp(one, two, method="asymp")
+        assert distance == pytest.approx(expected.statistic) and p == pytest.approx(expected.pvalue, rel=0.5)

@@ -29,7 +29,7 @@ def make_folds(
     rare: Literal["error", "train"] = "error",
     task: Task = MULTICLASS,
 ) -> Folds:
-    """Deal the table's rows to folds with scikit-learn's splitters.
+    """Deal the table's rows to folds as scikit-learn's splitters do.
 
     What must stay together is dealt as one unit: exact copies of an image and, in a group split, every row that
     is linked to another by a shared group or a shared image. ``holdout`` takes the first of ``k`` parts as the only
@@ -76,10 +76,8 @@ def make_folds(
     elif split == "stratified-group" and (units.max() + 1) * len(set(strata)) > WIDE:
         fold_of_unit[units[rows]] = _stratified_groups(_numbered(strata[rows]), units[rows], k, seed)
     else:
-        parts = _splitter(split, k, seed).split(rows, strata[rows], units[rows] if "group" in split else None)
-        for number, (_, part) in enumerate(parts):
-            if split != "holdout" or number == 0:
-                fold_of_unit[units[rows[part]]] = number
+        number = _dealt(split, strata[rows], units[rows], k, seed)
+        fold_of_unit[units[rows]] = np.where((split == "holdout") & (number > 0), ALWAYS_TRAINING, number)
     fold[dealt] = fold_of_unit[units[dealt]]
     if (
         (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task)))
@@ -128,17 +126,38 @@ def _warn_of_a_giant(source: str, names: np.ndarray, units: np.ndarray, fold: np
         )
 
 
-def _splitter(split: Split, k: int, seed: int):
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+def _dealt(split: Split, strata: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, int (n), by scikit-learn's splitter of that kind."""
+    if split in ("stratified", "holdout"):
+        return stratified(strata, k, seed)
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold
 
-    splitter = {
-        "stratified": StratifiedKFold,
-        "holdout": StratifiedKFold,
-        "kfold": KFold,
-        "group": GroupKFold,
-        "stratified-group": StratifiedGroupKFold,
-    }[split]
-    return splitter(n_splits=k, shuffle=True, random_state=seed)
+    splitter = {"kfold": KFold, "group": GroupKFold, "stratified-group": StratifiedGroupKFold}[split]
+    parts = splitter(n_splits=k, shuffle=True, random_state=seed).split(
+        strata, strata, units if "group" in split else None
+    )
+    fold = np.empty(len(strata), dtype=np.int64)
+    for number, (_, part) in enumerate(parts):
+        fold[part] = number
+    return fold
+
+
+def stratified(strata: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, int (n), as scikit-learn's shuffled StratifiedKFold deals them, without its import.
+
+    Of the rows sorted by class every k-th goes to the same fold, which says how many of each class a fold gets; which
+    ones is drawn, class by class in the order in which they first come.
+    """
+    _, first, numbers = np.unique(strata.astype(str), return_index=True, return_inverse=True)
+    numbers = first.argsort().argsort()[numbers]
+    order, random = np.sort(numbers), np.random.RandomState(seed)
+    counts = np.stack([np.bincount(order[start::k], minlength=len(first)) for start in range(k)], axis=1)
+    fold = np.empty(len(strata), dtype=np.int64)
+    for number, of_each_fold in enumerate(counts):
+        dealt = np.arange(k).repeat(of_each_fold)
+        random.shuffle(dealt)
+        fold[numbers == number] = dealt
+    return fold
 
 
 def _stratified_groups(targets: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
