@@ -49,7 +49,7 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
-from common.runs.teachers import check_teachers
+from common.runs.teachers import check_teachers, read_unlabelled, with_unlabelled
 from common.score.metrics import show
 from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
@@ -95,15 +95,17 @@ def run(cfg: Train) -> Result:
     cfg = told(cfg).of_task
     check_config(cfg, processes())
     check_store(cfg.store, TASKS[cfg.task])
-    table = read_train_table(cfg.data, read_competition(beside(cfg.folds)))
+    competition = read_competition(beside(cfg.folds))
+    table = read_train_table(cfg.data, competition)
     folds = match_folds(read_folds(Path(cfg.folds), cfg.task, cfg.positive), table)
-    cfg = fitting(cfg, table)
+    cfg = with_unlabelled(fitting(cfg, table), competition)
+    unlabelled = read_unlabelled(cfg, table, competition) if cfg.unlabelled else None
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
         if table.kind is PHOTOS and cfg.model == Config.model:
             what = "is a small net for digits, and these are photos"
             warn(f"{cfg.model} {what}: try a model of timm, such as --model resnet18 --pretrained --lr 1e-3")
-        for finding in leaks(folds):
+        for finding in leaks(folds, unlabelled):
             warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:
         from common.train.preview import draw_batch
@@ -128,7 +130,7 @@ def run(cfg: Train) -> Result:
     elif todo and (len(slots) > 1 or slots[0].elsewhere):
         train_in_jobs(cfg, table, folds, todo, slots, threads, deadline)
     else:
-        train_in_turn(cfg, table, folds, wanted, todo or wanted[:1], deadline)
+        train_in_turn(cfg, table, unlabelled, folds, wanted, todo or wanted[:1], deadline)
     return result_of(cfg, folds, wanted)
 
 
@@ -253,7 +255,13 @@ def train_in_jobs(
 
 
 def train_in_turn(
-    cfg: Train, table: Table, folds: Folds, wanted: list[str], todo: list[str], deadline: Deadline
+    cfg: Train,
+    table: Table,
+    unlabelled: Table | None,
+    folds: Folds,
+    wanted: list[str],
+    todo: list[str],
+    deadline: Deadline,
 ) -> None:
     """Train the folds one after another in this process (and in those the launcher put beside it).
 
@@ -266,7 +274,7 @@ def train_in_turn(
     from common.train.session import open_session
 
     set_up_device(cfg.tf32, cfg.deterministic, one_size="sizes" not in cfg.args("augment"))
-    session = open_session(cfg, table, folds, todo, photo_cache(cfg.cache_gb, cfg.cache_dir), cfg.log_with)
+    session = open_session(cfg, table, unlabelled, folds, todo, photo_cache(cfg.cache_gb, cfg.cache_dir), cfg.log_with)
     for position, fold in enumerate(wanted):
         if deadline.is_set and agreed(session.accelerator, late(deadline, session.run_folder, fold, cfg.epochs)):
             continue

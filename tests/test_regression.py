@@ -207,6 +207,19 @@ def test_numbers_go_through_the_whole_chain(prices):
         assert all(np.float32(cell) == decided[row_id] for row_id, cell in rows)
 
 
+@pytest.mark.parametrize("more", [[], ["--offset=before"], ["--loss=bounded-bce"]])
+def test_a_student_learns_a_teachers_numbers(prices, more):
+    """From them alone, of rows with labels and without, in the unit of the target."""
+    run = f"taught{''.join(more)}"
+    flags = ["--teacher=plain", "--teacher-weight=1", f"--unlabelled={prices / 'test.csv'}", "--fold=0", *more]
+    train_fold.main([*flags_of(prices, run), *flags])
+    ours, theirs = (read_predictions(prices / "runs" / each / "fold0" / "oof.npz").logits for each in (run, "plain"))
+    assert ((ours - theirs) ** 2).mean() ** 0.5 < 1500
+    for refused in (["--pseudo=plain"], ["--consistency=1", "--ema-decay=0.9"], ["--teacher-temperature=3"]):
+        with pytest.raises(UserError, match="looks at probabilities, which regression has not"):
+            train_fold.main([*flags_of(prices, "refused"), *flags[:3], *refused])
+
+
 def test_every_row_is_predicted_out_of_fold_once_in_its_unit(prices):
     """The folds are even by quantiles, and the OOF numbers are prices, not deviations."""
     dealt = read_folds(prices / "folds.csv")

@@ -41,8 +41,13 @@ class Examples:
 
     @cached_property
     def normalise(self) -> Scale:
-        """What brings the inputs of the rows to zero mean and unit deviation."""
-        return self.inputs.scale_of(self.rows, self.targets.device)
+        """What brings the inputs of the rows to zero mean and unit deviation; rows that joined have no part in it."""
+        return self.inputs.scale_of(self.lessons.own(self.rows), self.targets.device)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """The targets of the rows whose labels are known."""
+        return self.targets[self.lessons.own(self.rows)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class Batch:
     inputs: Tensor  # what the model is given, float (m, channels, side, side), or (m, width) of features
     targets: Tensor  # soft, float (m, classes)
     rows: Tensor  # their numbers in the table, int64 (m); a mixed image goes by its own
+    weights: Tensor | None = None  # what their targets count for, float (m); None: 1 each
     taught: Tensor | None = None  # what teachers say of them, probabilities, float (m, classes)
+    again: Tensor | None = None  # the inputs in another augmentation, where an objective compares two
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class TrainBatches:
     side: int = 0  # of the model's input, where the images are larger (0: the images' own)
     task: Task = MULTICLASS
     lessons: Lessons = Lessons()
+    twice: bool = False  # whether each batch comes in two augmentations
 
     @property
     def device(self) -> torch.device:
@@ -180,28 +188,34 @@ class TrainBatches:
                 shares.append(Share(step, place, batch[place], partners, mixture))
         return shares
 
-    def _augmented(self, pixels: Tensor, share: Share, epoch: int, device: torch.device) -> list[Tensor]:
+    def _augmented(self, pixels: Tensor, share: Share, epoch: int, device: torch.device) -> list[list[Tensor]]:
         """A share's images, augmented on ``device``, where their pixels are, and then on the training device.
 
-        They are those of its rows and, with mixing, those of its partners, each augmented as it is in its own place.
+        They are those of its rows and, with mixing, those of its partners, each augmented as it is in its own place; in
+        one augmentation or two.
         """
-        seed, count = seed_of("augmentation", self.seed, epoch, share.step), len(share.rows)
-        images = [self.augmented(pixels[:count], self._uniform(seed, share.place, device))]
-        if share.mixture is not None:
-            uniform = self._uniform(seed, share.place, device, from_end=True)
-            images.append(self.augmented(pixels[count:], uniform))
-        return images if device == self.device else [to_device(some, self.device) for some in images]
+        count, found = len(share.rows), []
+        for purpose in ("augmentation", "second augmentation")[: 1 + self.twice]:
+            seed = seed_of(purpose, self.seed, epoch, share.step)
+            images = [self.augmented(pixels[:count], self._uniform(seed, share.place, device))]
+            if share.mixture is not None:
+                uniform = self._uniform(seed, share.place, device, from_end=True)
+                images.append(self.augmented(pixels[count:], uniform))
+            found.append(images if device == self.device else [to_device(some, self.device) for some in images])
+        return found
 
-    def _batch(self, images: list[Tensor], share: Share, epoch: int) -> Batch:
+    def _batch(self, augmented: list[list[Tensor]], share: Share, epoch: int) -> Batch:
         """A share as the model is given it: mixed and brought to the batch's size where asked for."""
-        columns, mixed = self._columns(share.rows), images[0]
+        columns, inputs = self._columns(share.rows), [images[0] for images in augmented]
         if share.mixture is not None:
-            mixed, columns = share.mixture(mixed, columns, images[1], self._columns(share.partners))
+            partners = self._columns(share.partners)
+            mixed = [share.mixture(images[0], columns, images[1], partners) for images in augmented]
+            inputs, columns = [images for images, _ in mixed], mixed[0][1]
         if self.augment.sizes:
             side = size_of_batch(seed_of("size", self.seed, epoch, share.step), self.augment.sizes)
-            mixed = F.interpolate(mixed, (side, side), mode="bilinear", antialias=True)
-        targets, taught = self.lessons.parts(columns, self.num_classes)
-        return Batch(mixed, targets, share.rows, taught)
+            inputs = [F.interpolate(images, (side, side), mode="bilinear", antialias=True) for images in inputs]
+        targets, weights, taught = self.lessons.parts(columns, self.num_classes)
+        return Batch(inputs[0], targets, share.rows, weights, taught, inputs[1] if self.twice else None)
 
     def _columns(self, rows: Tensor) -> Tensor:
         """All that the loss compares of rows, side by side so that it is mixed alike."""
@@ -212,21 +226,31 @@ class TrainBatches:
 
         Each comes once, or with "balanced" sampling each class equally often. A class's rows are then dealt out like
         cards, all of them before one comes again: of a common class some wait for another epoch, of a rare one none is
-        drawn more than one time more often than another.
+        drawn more than one time more often than another. Where so many rows without labels joined that batches would
+        have too few others, both kinds are dealt out so, and each batch has the same number of either.
         """
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
 
         def shuffled(rows: Tensor) -> Tensor:
             return rows[torch.randperm(len(rows), generator=generator)]
 
+        def dealt(rows: Tensor, count: int) -> Tensor:
+            return torch.cat([shuffled(rows) for _ in range(-(-count // len(rows)))])[:count]
+
+        if known := self.lessons.in_each_batch:
+            steps, is_own = self.steps_of_a_pass, self.rows < self.lessons.first_joined
+            own = dealt(self.rows[is_own], steps * known).view(steps, known)
+            others = dealt(self.rows[~is_own], steps * (self.batch_size - known)).view(steps, -1)
+            places = torch.rand(steps, self.batch_size, generator=generator).argsort(dim=1, stable=True)
+            return torch.cat([own, others], dim=1).gather(1, places).flatten()
         if self.sampling == "uniform":
             return self._by_length(shuffled(self.rows), generator)
         targets = self.targets.cpu()[self.rows]
         by_class = self.rows[targets.argsort(stable=True)]
         classes = by_class.split(targets.unique(return_counts=True)[1].tolist())
         share = -(-len(self.rows) // len(classes))
-        deals = [torch.cat([shuffled(rows) for _ in range(-(-share // len(rows)))])[:share] for rows in classes]
-        return self._by_length(shuffled(torch.cat(deals))[: len(self.rows)], generator)
+        order = shuffled(torch.cat([dealt(rows, share) for rows in classes]))[: len(self.rows)]
+        return self._by_length(order, generator)
 
     def _by_length(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """An epoch's rows so that those of a batch are about as long as each other, where their lengths differ.
@@ -251,7 +275,10 @@ class TrainBatches:
     def targets_of(self, rows: Tensor) -> Tensor:
         """What the loss compares, smoothed: the task's soft targets, float (m, outputs)."""
         numbers = torch.arange(self.num_classes, device=self.targets.device)
-        return self.task.soft(self.targets[rows], numbers, self.label_smoothing)
+        if not self.lessons.joined:
+            return self.task.soft(self.targets[rows], numbers, self.label_smoothing)
+        own = rows.clamp_max(self.lessons.first_joined - 1)
+        return self.lessons.with_joined(rows, self.task.soft(self.targets[own], numbers, self.label_smoothing))
 
     def _uniform(self, seed: int, share: slice, device: torch.device, from_end: bool = False) -> Uniform:
         """Random numbers on ``device`` for the images in a share of the global batch, counted from either end.

@@ -201,6 +201,57 @@ def open_features(table: Table, prepare: Preparation, device: torch.device, read
     return Features(torch.from_numpy(found).to(device))
 
 
+# ---- of two tables
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The inputs of two tables of one kind, prepared alike: rows from ``count`` on are the second's."""
+
+    first: Inputs
+    count: int
+    second: Inputs
+
+    @property
+    def lengths(self) -> Tensor | None:
+        own = [self.first.lengths, self.second.lengths]
+        return None if own[0] is None else torch.cat(own)
+
+    def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        row_batches = list(row_batches)
+        of_each = [rows < self.count for rows in row_batches]
+        wanted = (
+            [rows[own] for rows, own in zip(row_batches, of_each, strict=True) if own.any()],
+            [rows[~own] - self.count for rows, own in zip(row_batches, of_each, strict=True) if not own.all()],
+        )
+        first, second = (
+            part.batches(some, device) for part, some in zip((self.first, self.second), wanted, strict=True)
+        )
+        for own in of_each:
+            if own.all() or not own.any():
+                yield next(first if own.all() else second)
+                continue
+            places = to_device(torch.cat([own.nonzero(), (~own).nonzero()])[:, 0].argsort(), device)
+            yield torch.cat(self._of_one_length(next(first), next(second)))[places]
+
+    def _of_one_length(self, *parts: Tensor) -> Sequence[Tensor]:
+        """Batches whose rows differ in length, each padded to its own longest, padded to the longest of all."""
+        if self.lengths is None:
+            return parts
+        longest = max(part.shape[1] for part in parts)
+        return [F.pad(part, (0, 0, 0, longest - part.shape[1]), value=torch.nan) for part in parts]
+
+    def scale_of(self, rows: Tensor, device: torch.device) -> Scale:
+        """Of rows of the first table alone."""
+        return self.first.scale_of(rows, device)
+
+    def augmented(self, raw: Tensor, augment: Augmentation, uniform: Uniform, side: int) -> Tensor:
+        return self.first.augmented(raw, augment, uniform, side)
+
+    def seen(self, raw: Tensor, side: int, place: tuple[float, float] = MIDDLE) -> Tensor:
+        return self.first.seen(raw, side, place)
+
+
 # ---- from memory
 
 

@@ -23,7 +23,7 @@ from common.base.cli import Range
 from common.base.errors import UserError
 from common.runs.choices import LOSSES
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]  # logits, targets and, where rows do not count alike, a weight each
 
 SCALE = 16.0  # of a margin loss's cosines; its head has the same
 
@@ -187,7 +187,8 @@ def class_weights_of(asked: Any, targets: Tensor, num_classes: int) -> Tensor:
 
 
 def create_loss(name: str, targets: Tensor, num_classes: int, /, class_weights: Any = "", **loss_args: Any) -> Loss:
-    """The mean loss of a batch, (logits, soft targets) -> one number, for a training on rows of classes ``targets``.
+    """The mean loss of a batch, (logits, soft targets, weights) -> one number, for a training on rows of classes
+    ``targets``; the weights, one a row, may be left out.
 
     Any loss per image takes ``class_weights``: an image counts as much as its (soft) class. With one-hot targets and
     cross-entropy that is torch's ``weight``, divided by the mean weight of all training rows instead of the batch's.
@@ -196,10 +197,27 @@ def create_loss(name: str, targets: Tensor, num_classes: int, /, class_weights: 
         UserError: the class weights are not one for each class.
     """
     loss = partial(resolve_name(LOSSES[name].function), **loss_args)
-    if class_weights == "":
-        return lambda logits, soft: loss(logits, soft).mean()
-    weights = class_weights_of(class_weights, targets, num_classes)
-    return lambda logits, soft: (loss(logits, soft) * (soft @ weights)).mean()
+    of_class = None if class_weights == "" else class_weights_of(class_weights, targets, num_classes)
+
+    def mean(logits: Tensor, soft: Tensor, weights: Tensor | None = None) -> Tensor:
+        losses = loss(logits, soft)
+        if of_class is not None:
+            losses = losses * (soft @ of_class)
+        return (losses if weights is None else losses * weights).mean()
+
+    return mean
+
+
+def of_known_labels(loss: Loss) -> Loss:
+    """A loss of label sets to which labels that are not known, NaN in the targets, say nothing.
+
+    Each takes the net's own probability for its target, where the slope of binary cross-entropy is 0.
+    """
+
+    def mean(logits: Tensor, soft: Tensor, weights: Tensor | None = None) -> Tensor:
+        return loss(logits, torch.where(soft.isnan(), torch.sigmoid(logits.detach()), soft), weights)
+
+    return mean
 
 
 class CosineHead(nn.Module):

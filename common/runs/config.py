@@ -84,6 +84,14 @@ class Config:
     teacher: tuple[str, ...] = ()  # distillation: runs whose models of the same fold say what they see in each row
     teacher_weight: Share = 0.5  # of what the teachers say in the loss; the labels have the rest
     teacher_temperature: Positive = 2.0  # softens what teachers and student say before they are compared
+    pseudo: tuple[str, ...] = ()  # pseudo-labels: runs whose models of the same fold label rows that have no label
+    pseudo_threshold: Share = 0.9  # least probability of a label, calibrated by the teachers' out-of-fold predictions
+    pseudo_weight: Share = 1.0  # of a pseudo-label in the loss; a label has 1
+    pseudo_labels: Literal["hard", "soft"] = "hard"  # the likeliest answer, or the calibrated probabilities
+    consistency: Number = 0.0  # mean teacher: weight of agreeing with the average of the net, of --ema-decay (0: off)
+    consistency_ramp: Number = 1.0  # epochs over which this weight rises
+    unlabelled: str = ""  # rows without labels that join the training: table or folder (default: the test table)
+    labelled_share: Share = 0.25  # of each batch, at least, where unlabelled rows are many (0: as many as come)
     seed: Whole = 0  # for weights, order and augmentation
     train_fraction: Share = 1.0  # share of the training rows used, per class
     limit: Whole = 0  # rows used of each part, for a smoke run (0: all)
@@ -105,14 +113,25 @@ class Config:
         """The run's folder below ``runs_dir``."""
         return self.run or self.model
 
+    @property
+    def joins_rows(self) -> bool:
+        """Whether rows without labels join the training."""
+        return bool(self.unlabelled or self.pseudo or self.consistency)
+
     def args(self, of: str) -> Mapping[str, Any]:
         """The pairs of ``--<of>-args``, or of ``--freeze``, as keyword arguments; a text is read once."""
         flag = of if of == "freeze" else f"{of}-args"
         return keyword_arguments(flag, getattr(self, flag.replace("-", "_")))
 
 
-# Ways to learn from more than labels, with what is said of each.
-LESSONS = {"teacher": ("teacher_weight", "teacher_temperature")}
+# Settings that have no effect unless one of these is given.
+NEEDED_BY = {
+    ("teacher_weight", "teacher_temperature"): ("teacher",),
+    ("pseudo_threshold", "pseudo_weight", "pseudo_labels"): ("pseudo",),
+    ("consistency_ramp",): ("consistency",),
+    ("unlabelled",): ("teacher", "pseudo", "consistency"),
+    ("labelled_share",): ("unlabelled", "pseudo", "consistency"),
+}
 
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
@@ -210,9 +229,8 @@ def check_loss(cfg: Config) -> None:
         ):
             if is_set:
                 raise UserError(flag, f"needs rows of exactly one class, which {cfg.task} has not", "leave it out")
-    for flag, value in (("--label-smoothing", cfg.label_smoothing), ("--teacher", cfg.teacher)):
-        if value and TASKS[cfg.task].is_number:
-            raise UserError(flag, "is about classes and labels, and the task is of numbers", "leave it out")
+    if cfg.label_smoothing and TASKS[cfg.task].is_number:
+        raise UserError("--label-smoothing", "is about classes and labels, and the task is of numbers", "leave it out")
     for flag, value in (("--offset", cfg.offset), ("--target-transform", cfg.target_transform.removeprefix("none"))):
         if value and not TASKS[cfg.task].is_number:
             raise UserError(
@@ -228,16 +246,50 @@ def check_loss(cfg: Config) -> None:
 
 
 def check_lessons(cfg: Config) -> None:
-    """Refuse settings of a way to learn without labels that is not asked for.
+    """Refuse what does not go with teachers, or with rows that have no label, or has no effect without them.
 
     Raises:
-        UserError: such a setting, with the flag that it needs.
+        UserError: such a setting.
     """
-    for way, parts in LESSONS.items():
+    for parts, ways in NEEDED_BY.items():
         changed = [part for part in parts if getattr(cfg, part) != getattr(Config, part)]
-        if changed and not getattr(cfg, way):
+        if changed and not any(getattr(cfg, way) for way in ways):
+            needed = " or ".join(f"--{way}" for way in ways)
             flag = f"--{changed[0].replace('_', '-')}"
-            raise UserError(flag, f"has no effect without --{way}", f"leave it out, or add --{way}")
+            raise UserError(flag, f"has no effect without {needed}", f"leave it out, or add {needed}")
+    if TASKS[cfg.task].is_number:
+        for flag, is_set in (
+            ("--pseudo", cfg.pseudo),
+            ("--consistency", cfg.consistency),
+            ("--teacher-temperature", cfg.teacher_temperature != Config.teacher_temperature),
+        ):
+            if is_set:
+                remedy = "leave it out; --teacher with --unlabelled learns from rows without labels"
+                raise UserError(flag, f"looks at probabilities, which {cfg.task} has not", remedy)
+    if cfg.consistency and cfg.teacher:
+        raise UserError("--consistency", "cannot be combined with --teacher", "use one of them")
+    if cfg.consistency and not cfg.ema_decay:
+        raise UserError("--consistency", "needs the average of the net as its teacher", "add --ema-decay 0.99")
+    if cfg.consistency_ramp > cfg.epochs:
+        raise UserError("--consistency-ramp", f"{cfg.consistency_ramp:g} is out of range", f"use 0 to {cfg.epochs}")
+    if not cfg.joins_rows:
+        return
+    loss, task = LOSSES[cfg.loss], TASKS[cfg.task]
+    if loss.of_the_batch:
+        raise UserError("--loss", f"{cfg.loss} cannot tell rows without labels from others", "choose another loss")
+    if cfg.sampling == "balanced":
+        what = "balanced draws rows by their labels, and the rows that join have none of their own"
+        raise UserError("--sampling", what, "use uniform, or --loss-args class_weights=balanced")
+    if not cfg.pseudo:
+        return
+    if cfg.pseudo_labels == "soft" and loss.hard_labels:
+        raise UserError("--pseudo-labels", f"soft ones do not go with --loss {cfg.loss}", "use hard ones")
+    if not task.is_one_of:
+        if cfg.loss != "bce":
+            raise UserError("--loss", f"{cfg.loss} cannot leave out labels that no teacher is sure of", "use bce")
+        if "mix" in options_of(cfg.augment, cfg.args("augment"), grey=False):
+            what = "mixes labels that no teacher is sure of into others"
+            raise UserError("--augment-args", what, "leave out mixup and cutmix")
 
 
 def check_signatures(cfg: Config) -> None:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.base.errors import UserError, warn
@@ -33,7 +33,7 @@ from common.model.networks import (
     photo_size,
     works_at,
 )
-from common.model.objectives import create_objective
+from common.model.objectives import Forward, create_objective
 from common.model.optim import create_optimiser, try_a_step
 from common.model.schedules import Length, create_schedule
 from common.model.selection import Selection, create_selection
@@ -43,7 +43,7 @@ from common.runs.choices import LOSSES
 from common.runs.config import Config, check_signatures
 from common.score.metrics import check_metric, check_positive
 from common.score.task import TASKS
-from common.train.hardware import check_compile
+from common.train.hardware import autocast, check_compile
 from common.train.training import Training
 
 
@@ -198,7 +198,21 @@ def create_batches(cfg: Config, state: PartialState, examples: Examples, normali
         side=cfg.img_size,
         task=TASKS[cfg.task],
         lessons=examples.lessons,
+        twice=cfg.consistency > 0,
     )
+
+
+def said_by(ema: ModelEmaV3 | None, accelerator: Accelerator) -> Forward | None:
+    """What the moving average of a net says of inputs, as its predictions are made: no dropout, no gradients."""
+    if ema is None:
+        return None
+
+    @torch.no_grad()
+    def forward(inputs: Tensor) -> Tensor:
+        with autocast(accelerator.device, accelerator.mixed_precision):
+            return ema.module(inputs).float()
+
+    return forward
 
 
 def prepare_training(
@@ -240,7 +254,9 @@ def prepare_training(
         ema=ema,
         frozen=frozen,
         batches=batches,
-        objective=create_objective(cfg, examples.targets[examples.rows], len(examples.classes)),
+        objective=create_objective(
+            cfg, examples.known, len(examples.classes), said_by(ema, accelerator), batches.steps * cfg.accumulate
+        ),
         schedule=create_schedule(cfg.schedule, length, **cfg.args("schedule")),
         selection=selection,
         metric=cfg.metric,

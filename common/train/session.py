@@ -18,10 +18,9 @@ from common.base.system import cpu_count, is_job, keep_freed_memory, local_proce
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.features import column_at, numbers_in
+from common.data.features import column_at
 from common.data.folds import Folds, split_rows
-from common.data.inputs import Inputs, Reading, open_inputs
-from common.data.lessons import Lessons
+from common.data.inputs import Inputs, Joined, Reading, open_inputs
 from common.data.tables import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
@@ -57,7 +56,7 @@ from common.train.hardware import (
 )
 from common.train.loop import agreed
 from common.train.memory import out_of_memory_in_training, out_of_memory_said
-from common.train.teachers import taught
+from common.train.teachers import Teaching, offsets_in
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
 
@@ -68,8 +67,7 @@ class Session:
 
     cfg: Config  # with what the machine and the images decide: precision, threads, channels, size
     folds: Folds
-    table: Table
-    cache: Cache  # of decoded photos
+    teaching: Teaching
     inputs: Inputs  # of every row
     saved: SavedModel  # what each fold's weights file will say of the run
     accelerator: Accelerator  # for what the processes agree on between two folds
@@ -94,7 +92,13 @@ class Session:
 
 
 def open_session(
-    cfg: Config, table: Table, folds: Folds, todo: list[str], cache: Cache, log_with: tuple[str, ...]
+    cfg: Config,
+    table: Table,
+    unlabelled: Table | None,
+    folds: Folds,
+    todo: list[str],
+    cache: Cache,
+    log_with: tuple[str, ...],
 ) -> Session:
     """Get ready to train the folds ``todo`` in this process and in those that the launcher put beside it.
 
@@ -129,7 +133,8 @@ def open_session(
     if cache.gb != DEFAULT_GB and not table.kind.in_files:
         warn("--cache-gb has no effect: the images are not photos")
     cache = Cache(0 if cfg.limit else cache.gb, cache.folder)
-    inputs = inputs_of(cfg, table, folds, cache, accelerator)
+    teaching = Teaching(cfg, folds, table, unlabelled, cache)
+    inputs = inputs_of(cfg, table, unlabelled, folds, cache, accelerator)
     saved = SavedModel(
         settings=training_settings(cfg),
         fold="",
@@ -150,7 +155,7 @@ def open_session(
         id_name=table.id_name,
         label_name=table.label_name,
     )
-    return Session(cfg, folds, table, cache, inputs, saved, accelerator, log_with)
+    return Session(cfg, folds, teaching, inputs, saved, accelerator, log_with)
 
 
 def set_up_machine(cfg: Config, table: Table) -> Config:
@@ -198,7 +203,9 @@ def check_all_choices(
     return list(filter(None, loaded))
 
 
-def inputs_of(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator: Accelerator) -> Inputs:
+def inputs_of(
+    cfg: Config, table: Table, unlabelled: Table | None, folds: Folds, cache: Cache, accelerator: Accelerator
+) -> Inputs:
     """The inputs of every row, as the model is given them; says what is done to them and where they are kept."""
     prepare = preparation_of(cfg, table)
     for line in table.kind.described(table, prepare):
@@ -206,7 +213,11 @@ def inputs_of(cfg: Config, table: Table, folds: Folds, cache: Cache, accelerator
     device = HOST if augmentation_of(cfg).on_host else accelerator.device
     reading = Reading(cache, folds.row_shas, cfg.threads, accelerator.print)
     with out_of_memory_said("images", "do not fit into memory", "free memory, or lower --cache-gb or --img-size"):
-        return open_inputs(table, prepare, device, reading)
+        inputs = open_inputs(table, prepare, device, reading)
+        if unlabelled is None:
+            return inputs
+        second = open_inputs(unlabelled, prepare, device, dataclasses.replace(reading, row_shas=()))
+        return Joined(inputs, len(table.ids), second)
 
 
 def measured_format(cfg: Config, accelerator: Accelerator, num_classes: int) -> str:
@@ -249,15 +260,12 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     scale, targets = None, folds.targets
     if folds.task.is_number:
-        learned, place = targets, -1
-        if cfg.offset:
-            table, place = session.table, column_at(session.saved.preparation.features, cfg.offset)
-            learned = targets - numbers_in(table.source, table.feature_names, table.images, cfg.offset)[:, None]
+        place = column_at(session.saved.preparation.features, cfg.offset) if cfg.offset else -1
+        learned = targets - offsets_in(session.teaching.table, cfg.offset)
         scale = scale_of(learned[rows], cfg.target_transform, LOSSES[cfg.loss].is_bounded, place)
         targets = scale.learned(learned)
-    targets = torch.from_numpy(targets).to(device)
-    lessons = Lessons(taught(cfg, folds, folder, session.table, rows, session.cache, accelerator))
-    examples = Examples(session.inputs, targets, torch.from_numpy(rows), folds.classes, lessons)
+    lessons, rows = session.teaching.lessons(folder, rows, accelerator, scale)
+    examples = Examples(session.inputs, torch.from_numpy(targets).to(device), rows, folds.classes, lessons)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     checkpoint = None
     if agreed(accelerator, path.exists()):
