@@ -1,9 +1,12 @@
 """Decisions between classes: learned for a metric for which the likeliest class is not the best answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from common.report.evaluation import Evaluation
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.score.decisions import study_decisions
 from common.score.logits import Outputs
@@ -60,6 +63,19 @@ def test_nothing_is_learned_where_it_cannot_help(metric):
     logits, targets = rare_class()
     found = study_decisions(MULTICLASS, Outputs(logits), targets, FOLD, ["no", "yes"], metric)
     assert found.decision == () and found.text == ""
+
+
+def test_runs_and_blends_are_reported_by_the_same_decision():
+    """A blend that keeps a threshold of its own is scored as a run that has none: each fold by what the others say."""
+    logits, targets = rare_class()
+    labels = np.array(["no", "yes"], dtype=object)[targets]
+    fold = np.arange(len(targets)) % 5
+    ids = np.array([str(row) for row in range(len(targets))], dtype=object)
+    run = Predictions(ids, logits.astype(np.float32), ["no", "yes"], labels, fold, task=posed("multiclass", "yes"))
+    blend = replace(run, decision=(0.9,))
+    found = [Evaluation("x", each, judged_by="f1").answers.predicted for each in (run, blend)]
+    assert (found[0] == found[1]).all()
+    assert (found[0] != Evaluation("x", run).answers.predicted).any(), "thresholds are learned for f1"
 
 
 def test_a_decision_travels_with_the_predictions(tmp_path):

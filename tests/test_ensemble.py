@@ -31,7 +31,7 @@ from common.runs.predictions import Predictions, read_predictions, rows_in_order
 from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.calibration import temperature
-from common.score.logits import Outputs
+from common.score.logits import Outputs, paired_difference
 from common.score.metrics import METRICS
 from common.score.nesting import (
     choose,
@@ -319,6 +319,22 @@ def test_the_mean_wins_unless_it_is_beaten():
     assert choose({name: rivals[name] for name in ("mean", "slightly")}, wrong) == "mean"
     assert choose(rivals, wrong) == "clearly"
     assert choose(rivals, wrong | {"clearly": 11}) == "mean"
+    rivals["also"] = mean_loss + luck - 0.06
+    assert choose(rivals, wrong | {"also": 10}) == "also"
+    assert choose(rivals, wrong | {"also": 10, "clearly": 9}) == "clearly", "the metric ranks those that beat the mean"
+    patients = np.repeat(np.arange(500), 2)
+    in_pairs = {"mean": mean_loss, "clearly": mean_loss + np.repeat(luck[:500] - luck[:500].mean(), 2) - 0.035}
+    assert choose(in_pairs, wrong) == "clearly"
+    assert choose(in_pairs, wrong, patients) == "mean", "two rows of one patient are no two witnesses"
+
+
+def test_rows_of_one_group_count_once_in_a_standard_error():
+    """Each row three times over tells no more than once, and groups of one row are rows."""
+    first, second = np.random.default_rng(0).normal(size=(2, 200))
+    _, once = paired_difference(first, second)
+    _, thrice = paired_difference(np.repeat(first, 3), np.repeat(second, 3), np.repeat(np.arange(200), 3))
+    assert thrice == pytest.approx(once)
+    assert paired_difference(first, second, np.arange(200)[::-1]) == paired_difference(first, second)
 
 
 def test_a_lead_that_few_folds_see_is_not_written(monkeypatch):
@@ -332,7 +348,7 @@ def test_a_lead_that_few_folds_see_is_not_written(monkeypatch):
         (["softmax", "softmax", "softmax", "mean", "mean", "mean"], "mean", "; on all rows mean is not beaten"),
     ):
         order = iter(picks)
-        monkeypatch.setattr("common.score.nesting.choose", lambda losses, costs, order=order: next(order))
+        monkeypatch.setattr("common.score.nesting.choose", lambda losses, costs, units, order=order: next(order))
         found = choose_nested(tried, data)
         assert found.name == name and why in found.summary and (why != "") == (";" in found.summary)
 

@@ -1,6 +1,7 @@
 """The chapters of the page in their order, and the reading of all that it speaks of."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.base.errors import UserError, warn
@@ -47,9 +48,9 @@ def gather(runs_dir: Path, runs: Sequence[str], folds_file: Path, data: str, met
             if (folder / SWEEP_FILE).is_file():
                 found.sweeps.append(folder)
             elif (folder / WEIGHTS_FILE).is_file():
-                found.blends.append(read_blend(folder, folds))
+                found.blends.append(replace(read_blend(folder, folds), judged_by=metric))
             else:
-                found.runs.append(read_run(folder, folds))
+                found.runs.append(replace(read_run(folder, folds), judged_by=metric))
         except UserError as error:
             if named:
                 raise

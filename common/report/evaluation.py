@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -16,11 +16,13 @@ from common.base.files import read_json
 from common.base.strict_csv import read_records
 from common.data.folds import Folds
 from common.data.tables import Table
+from common.runs.decision import learned_decision
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.runs.oof import join_oof, units_of
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
 from common.score.bootstrap import compare_by, interval_of
 from common.score.calibration import PARTS, cross_fitted
+from common.score.decisions import with_predicted
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, accuracy, errors, goodness, what_lacks
 from common.score.significance import Comparison, holm, noise_floor
@@ -37,11 +39,21 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)  # a blend has none, and neither metrics nor logs
     metrics: list[dict[str, Any]] = field(default_factory=list)  # of each fold
     logs: list[pd.DataFrame] = field(default_factory=list)  # of each fold, a row per epoch
+    judged_by: str = ""  # the metric of the page; empty: the task's own
 
     @cached_property
     def answers(self) -> Answers:
-        """The answer to each row, what it costs, and how far off it is."""
-        return self.oof.answers()
+        """The answer to each row, what it costs, and how far off it is.
+
+        Where a decision such as thresholds can be learned for the metric, each fold's rows are decided by what the
+        others say, of runs and blends alike: a decision that a blend keeps was learned on these very rows.
+        """
+        undecided = replace(self.oof, decision=())
+        if not self.judged_by:
+            return undecided.answers()
+        found = learned_decision([undecided], self.judged_by)
+        answers = undecided.answers()
+        return answers if found.predicted is None else with_predicted(answers, found.predicted)
 
     @property
     def metric(self) -> str:

@@ -77,7 +77,7 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
             row["nested"] = _scored(held_out, tempered, data, is_shown=True)
             row["optimism"] = row["nested"][data.task.counted] - row["in_sample"][data.task.counted]
             own_losses = data.task.loss(tempered, data.targets)
-            against = paired_difference(own_losses, study.tried["mean"].losses)
+            against = paired_difference(own_losses, study.tried["mean"].losses, data.units)
             row["against_mean"] = dict(zip(("difference", "standard_error"), against, strict=True))
         rows.append(row)
     return rows
@@ -201,7 +201,7 @@ def noise_control(asked: str, data: OofOutputs, noise: np.ndarray, reported: Out
     else:
         found = try_method(BLENDS[asked], noisy)
     with_noise, without = (data.task.loss(each, data.targets) for each in (found.tempered, reported))
-    difference, standard_error = paired_difference(with_noise, without)
+    difference, standard_error = paired_difference(with_noise, without, data.units)
     return {
         "members": len(noise),
         "errors_without": data.task.count(data.task.cost(reported, data.targets)).item(),

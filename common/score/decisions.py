@@ -29,6 +29,7 @@ class DecisionStudy:
     decision: "Decision"  # learned on all rows
     in_sample: Mapping[str, float]  # by way: the metric of the rows that it was learned on
     nested: Mapping[str, float]  # by way: the metric of all rows, each decided by what the other folds say
+    predicted: np.ndarray | None = None  # (n, ...): the answers of the way taken, each decided by the other folds
 
     @property
     def text(self) -> str:
@@ -75,16 +76,16 @@ def study_decisions(
     }
     if np.ptp(list(in_sample.values())) == 0:
         return nothing
-    nested = {}
+    nested, decided = {}, {}
     for way in learned:
         predicted = np.empty_like(answers.predicted)
         for number in np.unique(part):
             own, others = part == number, part != number
             found = task.decisions[way](outputs[others], answers.rows(np.flatnonzero(others)), metric)
             predicted[own] = task.decide(outputs[own], found)
-        nested[way] = METRICS[metric].of(with_predicted(answers, predicted))
+        nested[way], decided[way] = METRICS[metric].of(with_predicted(answers, predicted)), predicted
     way = max(nested, key=lambda name: goodness(metric, nested[name]))
-    return DecisionStudy(metric, names, way, learned[way], in_sample, nested)
+    return DecisionStudy(metric, names, way, learned[way], in_sample, nested, decided[way])
 
 
 def with_predicted(answers: Answers, predicted: np.ndarray) -> Answers:

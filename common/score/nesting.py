@@ -6,7 +6,7 @@ predictions that neither row k nor the predicted row's own fold took part in.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,21 +69,27 @@ def try_method(method: Method, data: OofOutputs) -> Tried:
     return Tried(kept, tempered, scale, losses_without, costs_without, task.loss(tempered, targets))
 
 
-def choose(row_losses: Mapping[str, np.ndarray], costs: Mapping[str, float]) -> str:
+def choose(
+    row_losses: Mapping[str, np.ndarray], costs: Mapping[str, float], units: np.ndarray | Sequence[int] = ()
+) -> str:
     """The mean, unless another method beats it.
 
-    Among the methods that cost no more than the mean (by the metric) the one with the lowest loss wins, if it is
-    lower than the mean's by more than one standard error of the paired difference. Learned weights differ from equal
-    ones by a few images of thousands; whoever takes the best of all methods each time takes the luckiest.
+    A method beats the mean that costs no more (by the metric) and whose loss is lower by more than one standard error
+    of the paired difference. Of several, the metric says which is the best, and at a tie the loss. Learned weights
+    differ from equal ones by a few images of thousands; whoever takes the best of all methods each time takes the
+    luckiest.
 
     Args:
         row_losses: loss of each row (rows), after a temperature, by name of the method.
         costs: what these rows cost by the metric, by name of the method.
+        units: equal for rows that are not independent, (rows); empty: all are.
     """
-    able = [name for name in row_losses if costs[name] <= costs["mean"]]
-    leader = min(able, key=lambda name: row_losses[name].mean())
-    lower, standard_error = paired_difference(row_losses["mean"], row_losses[leader])
-    return leader if lower > standard_error else "mean"
+    beating = ["mean"]
+    for name, losses in row_losses.items():
+        lower, standard_error = paired_difference(row_losses["mean"], losses, units)
+        if costs[name] <= costs["mean"] and lower > standard_error:
+            beating.append(name)
+    return min(beating, key=lambda name: (costs[name], row_losses[name].mean()))
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ def choose_nested(tried: Mapping[str, Tried], data: OofOutputs) -> Choice:
         name = choose(
             {name: found.losses_without[position] for name, found in tried.items()},
             {name: found.costs_without[position] for name, found in tried.items()},
+            data.units[data.fold != k] if len(data.units) else data.units,
         )
         held_out = data.fold == k
         outputs.values[held_out] = tried[name].outputs.values[held_out]
@@ -125,6 +132,7 @@ def choose_nested(tried: Mapping[str, Tried], data: OofOutputs) -> Choice:
     final = choose(
         {name: found.losses for name, found in tried.items()},
         {name: data.cost(found.outputs, data.targets) for name, found in tried.items()},
+        data.units,
     )
     # Chosen by few of the folds, it leads by luck: what was scored is, in most folds, something else.
     name = final if 2 * in_fold.count(final) >= len(in_fold) else "mean"
@@ -147,7 +155,7 @@ def leave_one_out(method: Method, data: OofOutputs) -> list[dict[str, float]]:
     found = []
     for run in everyone:
         without, without_cost = scored([other for other in everyone if other != run])
-        difference, standard_error = paired_difference(without, whole)
+        difference, standard_error = paired_difference(without, whole, data.units)
         found.append({"difference": difference, "standard_error": standard_error, "errors": without_cost - whole_cost})
     return found
 
@@ -181,7 +189,7 @@ def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
             tempered = cross_fitted(blended, data.targets, data.fold, data.task)
             candidates[run], means[run] = data.task.loss(tempered, data.targets), tempered
         kept.append(min(candidates, key=lambda run: candidates[run].mean()))
-        higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses)
+        higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses, data.units)
         if higher > standard_error + 1e-9:  # the blend may be this very run
             continue
         if judged:
