@@ -68,15 +68,30 @@ from common.score.task import posed
 class Options:
     """Blend runs by what their OOF predictions say: python ensemble.py --runs A B"""
 
+    COMMON: ClassVar = (
+        "runs",
+        "work",
+        "method",
+        "shares",
+        "sample",
+        "metric",
+        "submit",
+        "submission",
+        "out_dir",
+        "add",
+    )
+    # runs and places
     OLD_FLAGS: ClassVar = {"--weights": "--shares"}
     runs: tuple[str, ...] = ()  # names of the runs to blend (default: all that have finished every fold)
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     folds: str = "folds.csv"  # the folds file they were trained with
     runs_dir: str = "runs"  # folder that holds every run
     run: str = "ensemble"  # name of the blend: its folder below runs_dir
+    # the blend
     method: str = "auto"  # which blend to write (auto: the mean, unless another beats it in the nested comparison)
     shares: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
     noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
+    # the submission
     sample: str = ""  # the competition's sample submission (csv)
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
     positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)

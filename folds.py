@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -53,12 +53,16 @@ Inputs = Literal["", "images", "features", "sequences"]
 class Options:
     """Write folds.csv (id,label,fold,row_sha[,group]), or audit it: python folds.py [--check]"""
 
+    COMMON: ClassVar = ("data", "images", "label_column", "test", "sample", "metric", "task", "group", "work", "check")
+    # where it lies
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
     test: str = ""  # test table or folder of images whose rows must not be among the training rows
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv; later scripts take it too
     folds: str = "folds.csv"  # the file to write or to check
+    # the folds
     k: int = 5  # number of folds
     split: Split = "stratified"  # column: folds made by others; folders: valid/ validates; holdout: one of k parts does
+    # what the files hold
     images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
     image_suffixes: tuple[str, ...] = ()  # three files are one image: _red _green _blue, each a grey one
     image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
@@ -74,6 +78,7 @@ class Options:
     task: Literal["", "multiclass", "multilabel", "regression"] = ""  # an answer: a class (default), a set, numbers
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
     metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...
+    # which rows stay together, and what to do in doubt
     group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -64,6 +64,8 @@ LARGEST = 500_000_000  # logits of all views of the OOF rows that are held at a 
 class Options:
     """Predict the test rows with the fold models of a run: python infer.py --test test.csv.gz"""
 
+    COMMON: ClassVar = ("test", "sample", "work", "runs", "tta", "submit", "calibrate", "submission", "out_dir", "fold")
+    # the submission
     test: str = ""  # test table, or a folder of images (default: the embedded digits' held-out part)
     sample: str = ""  # sample submission whose columns, ids and order the submission takes
     submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
@@ -73,14 +75,17 @@ class Options:
     clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
     calibrate: bool = False  # submit probabilities after one temperature, fitted on the run's OOF predictions
     submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
+    # runs and places
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
     runs: tuple[str, ...] = ()  # names of the runs (default: every finished one that was trained with the folds file)
     out_dir: str = ""  # folder for each run's output (default: runs_dir; set it where that is read-only)
     fold: Literal["all", "full"] = "all"  # all: the mean of the fold models; full: the model trained on every row
+    # test-time augmentation
     tta: str = "none"  # test-time augmentation: none, auto (the views that help on OOF), or a preset's fixed weights
     views: tuple[str, ...] = ()  # presets whose views --tta auto and --score-tta try (default: digits; photos: hflip)
     score_tta: bool = False  # print what each of --views would have done on OOF, and write nothing
+    # files and speed
     store: str = "float32"  # format of test.npz: float32, float16 (half as large), top64 (64 likeliest classes per row)
     data: str = "digits"  # train table, for --tta and --score-tta
     folds: str = "folds.csv"  # folds file: tells which runs belong together; --tta and --score-tta need it

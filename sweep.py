@@ -62,6 +62,8 @@ TRAIN_SCRIPT = Path(__file__).with_name("train_fold.py")
 class Run(SideBySide, Config):
     """Train a grid of learning rates and batch sizes, everything else fixed: python sweep.py run"""
 
+    # the grid
+    COMMON: ClassVar = ("data", "work", "run", "config", "model", "epochs", "batch_sizes", "lrs", "repeats", "fold")
     batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)  # images per optimiser step
     lrs: tuple[str, ...] = ("auto",)  # peak learning rates (auto: chosen around lr * sqrt(size / batch_size))
     repeats: int = 1  # runs of every cell, each with its own seed

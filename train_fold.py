@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -62,8 +62,11 @@ if TYPE_CHECKING:
 class Train(SideBySide, Config):
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
+    COMMON: ClassVar = ("data", "work", "fold", "run", "config", "model", "pretrained", "epochs", "batch_size", "lr")
+    # looking on
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that log the epochs: tensorboard, wandb, mlflow ...
+    # photos' cache, speed, files
     cache_gb: float = DEFAULT_GB  # GB of decoded photos that are kept in files (0, or too many: decoded every epoch)
     cache_dir: str = ""  # folder for these files (default: the user's cache folder)
     profile: bool = False  # print the time of each part of a fold; on a GPU, waiting for each part slows them all

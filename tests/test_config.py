@@ -13,6 +13,7 @@ from conftest import ROOT, run_script
 
 from common.base.cli import Range, check_arguments, flag_of, parse, recipe_flags
 from common.base.errors import UserError
+from common.base.help import help_of
 from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, TIMM, TIMMS_OPTIMISERS, check_optimiser
 from common.runs.config import Config, check_config, differences, saved_config, training_settings
 from common.score.task import TASKS
@@ -30,6 +31,25 @@ def test_every_setting_has_a_help_line_and_is_used():
         use = rf"\bcfg\.{field.name}\b|\"--{field.name}\"|\.args\(\"{field.name.removesuffix('_args')}\"\)"
         assert re.search(use, code), f"{field.name} is never read"
     assert len(dataclasses.fields(Config)) < 70
+
+
+@pytest.mark.parametrize("script", ["folds", "train_fold", "infer", "ensemble", "average", "report", "sweep"])
+def test_help_is_in_groups_with_each_flag_once(script):
+    """The common flags first, a default said once, no sentence that begins with or."""
+    options = {"train_fold": "Train", "sweep": "Run"}.get(script, "Options")
+    options = resolve_name(f"{script}:{options}")
+    text = help_of(options)
+    for field in dataclasses.fields(options):
+        flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
+        [line] = re.findall(rf"^  {flag}(?= |$).*(?:\n {{4,}}.*)*", text, re.MULTILINE)
+        said = " ".join(line.split())
+        assert said.count("default:") <= 1 and "(default: )" not in said, said
+        assert not re.match(r"--\S+ \S+( \.\.\.)? or ", said), said
+    headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    if common := getattr(options, "COMMON", ()):
+        flags = re.findall("^  --(?:no-)?([\\w-]+)", text, re.MULTILINE)
+        assert flags[: len(common)] == [name.replace("_", "-") for name in common] and len(common) == 10
+        assert headings[0] == "the common ones" and len(headings) > 3
 
 
 def test_a_recipe_is_flags_before_the_command_lines_own(tmp_path):

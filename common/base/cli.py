@@ -1,7 +1,8 @@
 """Command lines from dataclasses: one definition gives the flag, its type, its default and its --help.
 
-A field's trailing comment is its help. Parsing is tyro's, which ``run(options)`` in a notebook does not need; the
-entries of a recipe become flags in front of the command line's own, so both are checked alike and the last word wins.
+Parsing is tyro's, which ``run(options)`` in a notebook does not need; what --help prints is common/base/help.py's.
+The entries of a recipe become flags in front of the command line's own, so both are checked alike and the last word
+wins.
 """
 
 import ast
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import yaml
 
 from common.base.errors import ENVIRONMENT, UserError
+from common.base.help import help_of
 
 Options = TypeVar("Options")
 
@@ -58,6 +60,9 @@ def parse(
     Raises:
         UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad recipe, no tyro.
     """
+    if {"-h", "--help"} & {*(sys.argv[1:] if argv is None else argv)}:
+        print(help_of(options), end="")
+        sys.exit(0)
     try:
         import tyro
     except ModuleNotFoundError as error:  # the one package that Kaggle's image lacks
@@ -75,9 +80,7 @@ def parse(
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(options, args=arguments)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
+    except SystemExit:
         what, remedy = _one_line(complaint.getvalue())
         meant = CALLED_ELSEWHERE.get(next(iter(re.findall(r"--([\w-]+)", what)), ""), "")
         if meant.replace("-", "_") in {field.name for field in dataclasses.fields(options)}:

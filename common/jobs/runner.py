@@ -23,6 +23,7 @@ INTERRUPTED = {130: 130, -signal.SIGINT: 130, TERMINATED: TERMINATED, -signal.SI
 class SideBySide:
     """How jobs (folds of a run, cells of a sweep) are spread over what is there."""
 
+    # trainings side by side
     jobs: int = 0  # trainings side by side on CPUs (0: one per core, short ones in turn); on a cluster the limit
     jobs_per_gpu: int = 1  # trainings side by side on each GPU
     hours: float = 0.0  # start nothing that would not finish within this time (0: no limit)

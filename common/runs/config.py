@@ -31,6 +31,7 @@ LONGEST_NAME = 200  # bytes of a run's name: most file systems take 255, and a s
 class Config:
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
+    # data and places
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     folds: str = "folds.csv"  # folds file, written once by folds.py
@@ -43,6 +44,7 @@ class Config:
     drop: tuple[str, ...] = ()  # columns of features that this run leaves out
     offset: str = ""  # column of features: the run learns the target less that column, and adds it again
     target_transform: Literal["none", "log1p"] = "none"  # log1p: learns log(1 + target), for long tails
+    # model
     model: str = "digit_cnn"  # any timm model, or digit_cnn
     model_args: tuple[str, ...] = ()  # for the model: drop_rate=0.2; also sync_bn, grad_checkpointing, photos' crop_pct
     pretrained: bool = False  # start from timm's weights for this model, from the Hugging Face hub
@@ -50,6 +52,7 @@ class Config:
     freeze: tuple[str, ...] = ()  # backbone=N (of N --epochs: last layer only), stages=N (and stem), batchnorm=True
     img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
     channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
+    # optimisation
     epochs: Count = 10  # passes over the training folds
     steps: Whole = 0  # optimiser steps of the whole training instead of passes, in --epochs equal parts (0: passes)
     batch_size: Count = 64  # images per optimiser step, over all processes and accumulation steps
@@ -57,30 +60,35 @@ class Config:
     opt: str = "adamw"  # timm's name or lookahead_NAME; ralamb, ranger (lookahead_radam), over9000 (lookahead_ralamb)
     opt_args: tuple[str, ...] = ()  # name=value pairs for the optimiser
     lr: Number = 3e-3  # peak learning rate, used as given
-    schedule: str = "warmup-cosine"  # or cosine, restarts, step, multistep, onecycle, wsd, constant, plateau
+    schedule: str = "warmup-cosine"  # warmup-cosine, cosine, restarts, step, multistep, onecycle, wsd, plateau ...
     schedule_args: tuple[str, ...] = ()  # name=value pairs for the schedule, such as min_lr_ratio=0.01
     warmup_epochs: Number = 1.0  # epochs of linear warm-up, fractions allowed
-    weight_decay: Number = 0.05  # decoupled if the optimiser does so; not applied to biases and norms
+    weight_decay: Number = 0.05  # decoupled where the optimiser does so; biases and norms have none
     layer_decay: PositiveShare = 1.0  # learning rate of each layer as a share of the next one's
     backbone_lr_scale: PositiveShare = 1.0  # learning rate of all but the last layer as a share of lr
-    loss: str = "cross-entropy"  # or focal, ohem, bce, generalised-cross-entropy, arcface, cosface, lovasz-softmax
+    # loss and regularisation
+    loss: str = "cross-entropy"  # cross-entropy, focal, ohem, bce, arcface, cosface, lovasz-softmax ...
     loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; per-image losses take class_weights=balanced
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
-    label_smoothing: Share = 0.1  # in training only
+    label_smoothing: Share = 0.1  # share of each label spread over all classes, in training only
     clip_grad: Number = 0.0  # largest gradient norm (0: no clipping)
-    ema_decay: Share = 0.0  # of a moving average of the weights, scored and saved instead of them (0: off)
+    ema_decay: Share = 0.0  # decay of an average of the weights, scored and saved instead of them (0: off)
+    # speed
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # auto: the launcher's
     channels_last: Literal["auto", "yes", "no"] = "auto"  # memory format (auto: the faster one, measured once per run)
     compile: bool = False  # torch.compile: minutes of startup, then faster steps
     threads: Whole = 0  # CPU threads per process (0: cores / processes on this machine)
     crop_frames: Whole = 0  # longest part of a sequence that training sees, drawn anew each time (0: all of it)
     window: Whole = 0  # frames on either side that a model of single frames sees
+    # augmentation
     augment: str = "auto"  # preset: none, digits, photos_light, photos, leaves_course (auto: photos or digits)
     augment_args: tuple[str, ...] = ()  # changes to the preset: rotation=10 elastic=0.02 mixup=0.2 sizes=(24,28,32)
+    # what is kept, and by which metric
     metric: str = "accuracy"  # the competition's, which --select best and plateau watch: nll, auc, f1, map@5 ...
     positive: str = ""  # class that f1 and average_precision look for (default: the second of two)
     select: str = "last"  # weights kept: last or best epoch, swa (mean of the last), snapshots (of restarts), members
     select_args: tuple[str, ...] = ()  # name=value: patience=5 (best: early stop), last=5 (swa, snapshots), count=3
+    # teachers and unlabelled rows
     teacher: tuple[str, ...] = ()  # distillation: runs whose models of the same fold say what they see in each row
     teacher_weight: Share = 0.5  # of what the teachers say in the loss; the labels have the rest
     teacher_temperature: Positive = 2.0  # softens what teachers and student say before they are compared
@@ -92,7 +100,8 @@ class Config:
     consistency_ramp: Number = 1.0  # epochs over which this weight rises
     unlabelled: str = ""  # rows without labels that join the training: table or folder (default: the test table)
     labelled_share: Share = 0.25  # of each batch, at least, where unlabelled rows are many (0: as many as come)
-    seed: Whole = 0  # for weights, order and augmentation
+    # rows and seed
+    seed: Whole = 0  # of weights, order and augmentation
     train_fraction: Share = 1.0  # share of the training rows used, per class
     limit: Whole = 0  # rows used of each part, for a smoke run (0: all)
 
