@@ -9,6 +9,8 @@ that the fold held out are predicted, so the OOF score says which it is. infer.p
 like any other. Source: Wortsman et al., arXiv 2203.05482.
 """
 
+import common  # noqa: F401  # isort: skip
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

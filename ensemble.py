@@ -6,6 +6,8 @@
 Writes runs/ensemble/: weights.json, oof.npz and, where every run has its test.npz, test.npz and submission.csv.
 """
 
+import common  # noqa: F401  # isort: skip
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,6 +5,8 @@ go into one fold. `python folds.py --check --data train.csv.gz --test test.csv.g
 data and ends with exit code 1 where it finds something.
 """
 
+import common  # noqa: F401  # isort: skip
+
 import os
 import sys
 from collections.abc import Iterable, Sequence

@@ -9,6 +9,8 @@ submission.csv and inference.json. Test-time augmentation (--tta) also predicts 
 same views, oof_tta.npz, so that a blend learns from what it will be applied to.
 """
 
+import common  # noqa: F401  # isort: skip
+
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -7,6 +7,8 @@ Writes report.html, a single file that needs no network, and beside it report_la
 deserve a second look; with --csv also every other table of the page, into report_tables/.
 """
 
+import common  # noqa: F401  # isort: skip
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -13,6 +13,8 @@
 A sweep lies in runs/<run>_sweep/; its cells are ordinary runs of train_fold.py. The same command again goes on.
 """
 
+import common  # noqa: F401  # isort: skip
+
 import dataclasses
 import math
 import sys

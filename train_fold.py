@@ -8,6 +8,8 @@ The same command again goes on where it was stopped. A fold's folder, runs/<run>
 config.json, log.csv, model.safetensors, oof.npz and, last, metrics.json.
 """
 
+import common  # noqa: F401  # isort: skip
+
 import dataclasses
 import time
 from collections.abc import Sequence

@@ -124,3 +124,13 @@ def test_a_name_that_is_no_text(undisturbed, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
     assert not (tmp_path / "new.csv").exists()
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_a_python_without_the_packages_gets_one_line(script):
+    """Outside of the environment, which is how a newcomer starts; each script says what to install."""
+    bare = [sys.executable, "-S", "-I", "-c", f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r})"]
+    bare[-1] += f"; sys.argv = [{script!r}]; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    answer = subprocess.run(bare, capture_output=True, text=True)
+    [line] = answer.stderr.splitlines()
+    assert answer.returncode == 3 and "lacks numpy, pandas" in line and "pip install numpy pandas" in line

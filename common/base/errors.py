@@ -72,6 +72,12 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         _say(f"error: {error}", own=isinstance(error, OwnError))
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "common"):
+            raise
+        _say(f"error: package {package}: is missing; pip install it, or activate the environment that has it")
+        sys.exit(ENVIRONMENT)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback
