@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import SHARED, run_script, train
 from safetensors.torch import load_file, save_file
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from common.base.errors import UserError
 from common.data.decoding import Preparation
 from common.data.folds import read_folds
-from common.model.networks import create_model
+from common.model.networks import build, create_model
 from common.model.weights import check_unseen, hub_file, load_weights
 from common.runs.predictions import read_predictions
 from common.runs.saved_model import SavedModel
@@ -175,6 +176,29 @@ def test_weights_of_several_heads_keep_all_but_the_last_layers(tmp_path):
     assert "new last layer head.weight, head.bias, head_dist.weight, head_dist.bias (5 classes in the file" in report
     kept = [each for each in source.state_dict() if not each.startswith("head")]
     assert all(torch.equal(model.state_dict()[each], source.state_dict()[each]) for each in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("naflexvit_base_patch16_gap", {}), ("gemma4_vit_167m", {"num_kv_heads": 3})]
+)
+def test_a_linear_stem_becomes_grey_and_colour_again(tmp_path, name, heads):
+    """Patches that lie flat, with the colours of a pixel side by side or plane after plane: nothing seen changes."""
+    if not timm.is_model(name):
+        pytest.skip("this timm has no such model")
+    args = {"embed_dim": 24, "depth": 1, "num_heads": 3, **heads}
+    colour, grey, again = (build(name, args, 3, channels, 96).eval() for channels in (3, 1, 3))
+    torch.nn.init.normal_(colour.get_classifier().weight)
+    images = torch.rand(2, 1, 96, 96)
+    for model, source, channels in ((grey, colour, 1), (again, grey, 3)):
+        tensors = {each: tensor.nan_to_num().contiguous() for each, tensor in source.state_dict().items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        report = load_weights(model, name, tmp_path / "w.safetensors", ["a", "b", "c"], channels, args).report
+        assert "3 colour channels" in report
+    with torch.no_grad():
+        seen = [model(images.expand(-1, channels, -1, -1)) for model, channels in ((colour, 3), (grey, 1), (again, 3))]
+    assert seen[0].abs().max() > 0.1
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen[2], seen[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_stem_of_pixels_side_by_side_becomes_grey(tmp_path):

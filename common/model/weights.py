@@ -31,6 +31,7 @@ COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it, and only a
 REMEDY = "name a .safetensors file; convert others with safetensors.torch.save_file"
 # What torch.compile, FSDP and activation checkpointing put anywhere into a name.
 INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+COLOURS_INSIDE = ("embeds.proj.weight",)  # of NaFlexViT: a patch is its pixels, each of three colours
 MOST_NEW = 0.2  # share of a model's tensors that may be missing in a file that is still said to fit
 
 
@@ -213,6 +214,8 @@ def _adapt_channels(name: str, tensors: dict[str, Tensor], own: Mapping[str, Ten
     channels of a pixel lie together.
     """
     weight, (ours, theirs) = tensors[name], (own[name].shape, tensors[name].shape)
+    if len(ours) == len(theirs) == 2 and ours[0] == theirs[0] and name.removesuffix(".weight") in stems:
+        return _adapt_patches(name, tensors, ours[1], theirs[1])
     if len(ours) != 4 or len(theirs) != 4 or ours[0] != theirs[0] or ours[2:] != theirs[2:]:
         return ""
     if ours[1] != 1 and theirs[1] != 1 and name.removesuffix(".weight") not in stems:
@@ -222,6 +225,18 @@ def _adapt_channels(name: str, tensors: dict[str, Tensor], own: Mapping[str, Ten
         return f"{name} summed over its 3 colour channels"
     if ours[1] == 3 * theirs[1]:
         tensors[name] = weight.float().repeat_interleave(3, dim=1) / 3
+        return f"{name} spread over 3 colour channels"
+    return ""
+
+
+def _adapt_patches(name: str, tensors: dict[str, Tensor], ours: int, theirs: int) -> str:
+    """As :func:`_adapt_channels` for a linear layer on patches that lie flat: colours inside of a pixel, or outside."""
+    weight, pixels, colours = tensors[name].float(), min(ours, theirs), -1 if name in COLOURS_INSIDE else 1
+    if theirs == 3 * ours:
+        tensors[name] = weight.unflatten(1, (pixels, 3) if colours == -1 else (3, pixels)).sum(dim=colours)
+        return f"{name} summed over its 3 colour channels"
+    if ours == 3 * theirs:
+        tensors[name] = torch.stack([weight / 3] * 3, dim=2 if colours == -1 else 1).flatten(1)
         return f"{name} spread over 3 colour channels"
     return ""
 
