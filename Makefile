@@ -1,3 +1,4 @@
+# make install                                    .venv with all that is needed; then `source .venv/bin/activate`
 # make run                                        the whole chain on the embedded digits
 # make run DATA=train.csv.gz TEST=test.csv.gz     the same on a Kaggle download (SAMPLE=sample_submission.csv if you like)
 # make digits DATA=train.csv.gz TEST=test.csv.gz  the long recipes of docs/digits.md, 300 core minutes or more;
@@ -29,7 +30,9 @@ FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills stor
 
 MAKER ?= ../shared/competitions/make.py
 
-.PHONY: run digits test faults competitions kaggle bounds image gpu
+.PHONY: install run digits test faults competitions kaggle bounds image gpu
+
+install: .venv/installed
 
 run: .venv/installed
 	$(if $(DATA),$(if $(TEST),,$(error DATA without TEST: add TEST=path of the test table)),$(WITHOUT_DATA))

@@ -165,6 +165,10 @@ def page(rows: Sequence[Sequence[str]], minutes: float) -> str:
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Competitions in miniature
 
+- **What to type**: the flags of your competition's row, behind `python folds.py --work DIR` and its files' names.
+- **What to expect**: a submission in the competition's own form.
+- **When not to**: for a score; these are toys of 80 to 400 images.
+
 Real competitions with their exact file layouts, columns, ids, samples and metrics, and toy sizes: 80 to 400 small
 images. Each is described once to `folds.py`, by its files and at most three flags; `train_fold.py`, `infer.py`,
 `ensemble.py` and `report.py` are then told nothing but `--work`. The answers' scores are computed by the competition's
