@@ -65,7 +65,7 @@ def worth_in_words(right: np.ndarray, n_test: int, models: int, gain: float) -> 
     error, deviation = with_gain(1.0 - float(right.mean()), gain)
     found = expected(1.0 - error, deviation, len(right), n_test)
     return (
-        f"expected on the test set {found.score:.2%} accuracy, 95 % interval {found.low:.2%} - {found.high:.2%}: "
+        f"expected on the test set {found.score:.2%} accuracy, 95 % interval {max(found.low, 0):.2%} - {min(found.high, 1):.2%}: "
         f"{right.mean():.2%} out of fold, and {gain:+.2%} by averaging {models} models"
     )
 
