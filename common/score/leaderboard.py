@@ -64,8 +64,9 @@ def worth_in_words(right: np.ndarray, n_test: int, models: int, gain: float) -> 
     """What the mean of K models will score on ``n_test`` rows, by what is right (n, 0 or 1) out of fold, in a line."""
     error, deviation = with_gain(1.0 - float(right.mean()), gain)
     found = expected(1.0 - error, deviation, len(right), n_test)
+    low, high = max(found.low, 0.0), min(found.high, 1.0)
     return (
-        f"expected on the test set {found.score:.2%} accuracy, 95 % interval {max(found.low, 0):.2%} - {min(found.high, 1):.2%}: "
+        f"expected on the test set {found.score:.2%} accuracy, 95 % interval {low:.2%} - {high:.2%}: "
         f"{right.mean():.2%} out of fold, and {gain:+.2%} by averaging {models} models"
     )
 
