@@ -16,17 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from common.base.cli import parse
-from common.base.errors import UserError, run_script
+from common.base.errors import UserError, refuse_several_processes, run_script
 from common.base.files import check_folder, write_json
 from common.base.locks import locked
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
 from common.data.cache import photo_cache
 from common.data.competition import beside, competition_flags, read_competition, told
-from common.data.folds import Folds, match_folds, read_folds
+from common.data.folds import Folds, match_folds, read_folds, split_rows
 from common.data.tables import read_train_table
 from common.data.views import TTA
 from common.runs.folder import save_fold
@@ -66,6 +64,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    refuse_several_processes("average.py")
     options = parse(Options, argv, competition_flags)
     result = run(options)
     print(f"local CV of {options.run}: {describe(result.score)}")
@@ -146,18 +145,19 @@ def save_average(folder: Path, models: "FoldModels", k: int, folds: Folds, store
 
     from common.model.averages import measure_batchnorm
     from common.model.finetune import frozen_parts
+    from common.train.fold_models import logits_of
     from common.train.loop import check_logits
 
     network, predict = models.ready(k)
     saved = models.models[k].saved
-    held_out = folds.fold == int(saved.fold)
+    train_rows, rows = split_rows(folds, saved.fold, saved.cfg.train_fraction, limit=0)
     frozen = frozen_parts(saved.cfg, network)
     frozen.apply(network, saved.cfg.epochs - 1)  # what was held still to the end keeps its statistics
     if not frozen.batchnorm:
-        train_rows = torch.from_numpy(np.flatnonzero(~held_out)).to(predict.accelerator.device)
-        measure_batchnorm(network, predict.inputs, train_rows, predict.normalise, saved.micro_batch, predict.side)
-    rows = np.flatnonzero(held_out)
-    [logits] = predict(network, rows)
+        measure_batchnorm(
+            network, predict.inputs, torch.from_numpy(train_rows), predict.normalise, saved.micro_batch, predict.side
+        )
+    [logits] = logits_of(predict, network, rows, models.views)
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")
     described = saved.settings | {"folds_fingerprint": folds.fingerprint, "averaged": saved.averaged}
     write_json(folder / CONFIG_FILE, described)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from common.base.cli import parse
-from common.base.errors import UserError, run_script, warn
+from common.base.errors import UserError, refuse_several_processes, run_script, warn
 from common.base.files import check_folder, write_json
 from common.base.result import Result
 from common.base.system import cpu_count, keep_freed_memory
@@ -101,6 +101,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    refuse_several_processes("infer.py")
     options = parse(Options, argv, competition_flags)
     run(options)
     print(next_step(options))

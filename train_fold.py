@@ -247,12 +247,16 @@ def train_in_jobs(
 ) -> None:
     """Train each of the folds ``todo`` in a process of its own, several at a time."""
     from common.train.build import with_images_of
+    from common.train.hardware import check_compile_apart
     from common.train.session import check_all_choices
 
     print(f"{cfg.run_name}: fold {', '.join(todo)}, {spread(slots, threads)}")
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     micro_batch = cfg.batch_size // cfg.accumulate
-    check_all_choices(with_images_of(cfg, table), table, folds, todo, micro_batch, cfg.log_with)
+    uncompiled = dataclasses.replace(with_images_of(cfg, table), compile=False)
+    check_all_choices(uncompiled, table, folds, todo, micro_batch, cfg.log_with)
+    if cfg.compile:
+        check_compile_apart()
     if cfg.restart:
         start_over(run_folder)
     command = (__file__, *flags_of(dataclasses.replace(cfg, config="")))
@@ -296,7 +300,6 @@ def train_fold(session: "Session", cfg: Train, fold: str, folds_after: int, dead
         UserError: the folder is in use, or belongs to other settings; a batch does not fit into memory (exit 3); the
             loss, weights or predictions are no longer finite numbers (exit 4).
     """
-    from common.train.hardware import memory_used
     from common.train.loop import agreed, epoch_bar, predict_held_out, scores_of, train_epoch
     from common.train.outcome import save_training
     from common.train.session import fold_held, trainings_of
@@ -327,8 +330,6 @@ def train_fold(session: "Session", cfg: Train, fold: str, folds_after: int, dead
                 with traced(trace, steps), bar:
                     train_loss = train_epoch(accelerator, training, cfg.clip_grad, bar)
                 train_seconds = time.perf_counter() - started
-                if epoch == 1 and (used := memory_used(accelerator.device)):
-                    accelerator.print(used)
                 logits = predict_held_out(accelerator, training, rows, f"fold {fold}, epoch {epoch}")
                 last_lr = training.learning_rate((training.epoch + 1) * steps - 1)
                 row = {"epoch": epoch, "lr": last_lr, "train_loss": train_loss}

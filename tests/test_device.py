@@ -34,6 +34,7 @@ from common.jobs import runner
 from common.runs.config import Config
 from common.train import hardware, loop, session
 from common.train.build import unused_at_first
+from common.train.fold_models import logits_of
 from common.train.loop import Predictor
 from common.train.memory import is_out_of_memory
 
@@ -363,6 +364,22 @@ def test_predictions_are_halved_until_they_fit(monkeypatch):
     assert [count for count in asked if count > 8] == [16]
 
 
+def test_what_fp16_cannot_hold_is_predicted_in_float32(capsys):
+    """Its range ends at 65,504: rows beyond it are predicted again, the others are not, and it is said."""
+
+    class Large(nn.Flatten):
+        def forward(self, images):
+            seen = super().forward(images)
+            return nn.functional.linear(seen, torch.full((2, 4), 5e4))
+
+    images = torch.tensor([0, 255, 1, 254], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 1, 2, 2)
+    predict = predictor(images, precision="fp16", batch_size=2)
+    logits = logits_of(predict, Large(), np.arange(4), TTA["none"])[0, :, 0]
+    expected = 2e5 * images[:, 0, 0, 0].numpy() / 255
+    np.testing.assert_allclose(logits, expected, rtol=1e-2)
+    assert "2 of 4 rows are beyond fp16's range" in capsys.readouterr().err
+
+
 def test_views_are_seen_in_float32():
     """What the net is given of a turned image is the same in bf16: only the net computes in it."""
     seen = {}
@@ -408,6 +425,91 @@ def test_another_card_is_said_when_a_run_goes_on(tiny, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     train(tiny, tmp_path, "--run", "it", "--fold", 0, "--epochs", 1)
     assert "device changed from Tesla T4 to cpu: expect equivalent" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_the_precision_asked_for_is_missing(tiny, tmp_path, monkeypatch, capsys):
+    """Begun on a card without bf16, the same command goes on where there is bf16, and says what changed."""
+    asked = ["--run", "it", "--fold", 0, "--epochs", 1, "--mixed-precision", "bf16"]
+    monkeypatch.setattr(session, "usable_precision", lambda asked: "no")
+    unfinished = tmp_path / "it" / "fold0" / "oof.npz"
+    unfinished.mkdir(parents=True)  # a folder in a file's place ends the training after its last epoch
+    with pytest.raises(UserError):
+        train(tiny, tmp_path, *asked)
+    unfinished.rmdir()
+    monkeypatch.undo()
+    train(tiny, tmp_path, *asked)
+    assert "computed_in changed from no to bf16: expect equivalent" in capsys.readouterr().err
+    said = [json.loads((tmp_path / "it/fold0" / name).read_text()) for name in ("config.json", "metrics.json")]
+    assert (said[0]["mixed_precision"], said[1]["computed_in"]) == ("bf16", "bf16")
+
+
+def test_what_a_step_needs_is_said_before_the_first_epoch_ends(tiny, tmp_path, monkeypatch, capsys):
+    """After one measured step, beside what the device has; other devices than CUDA's say nothing."""
+    card = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9e9, 16e9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2.5e9)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3e9)
+    said = hardware.memory_of_a_step(card)
+    assert "a step needs 2.5 GB" in said and "12.0 of 16.0 GB" in said
+    assert not hardware.memory_of_a_step(HOST)
+    monkeypatch.setattr(loop, "memory_of_a_step", lambda device: said)
+    train(tiny, tmp_path, "--fold", 0, "--epochs", 2)
+    before, after = capsys.readouterr().out.split("epoch   1/2")
+    assert said in before and said not in after
+
+
+def test_a_launcher_of_several_is_refused_where_one_works(monkeypatch):
+    """Each process would decode all, write every file and print every line."""
+    import average
+    import infer
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for script in (infer, average):
+        with pytest.raises(UserError, match=f"run python {script.__name__}.py, which takes one GPU"):
+            script.main([])
+
+
+def test_the_suite_does_not_use_the_machines_gpus(tiny, tmp_path, monkeypatch):
+    """Where nvidia-smi lists two cards, tests train on the CPU all the same: bits are promised there."""
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: GPU-a)'; echo 'GPU 1: A (UUID: GPU-b)'\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert len(system.listed_gpus()) == 2 and not gpus()
+    train(tiny, tmp_path, "--run", "it", "--fold", 0, "--epochs", 1)
+    assert json.loads((tmp_path / "it/fold0/metrics.json").read_text())["device"] == "cpu"
+
+
+def test_a_range_test_that_does_not_fit_is_one_line(monkeypatch):
+    """Its batches are the sweep's, and its memory is the device's."""
+    from common.sweep import range_test
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(range_test, "with_images_of", full)
+    with pytest.raises(UserError, match="range test: .* CUDA out of memory.*--batch-size") as caught:
+        range_test.range_test(Config(fold="0", threads=1), None, None)
+    assert caught.value.exit_code == 3
+
+
+def test_apples_gpus_draw_noise_without_ndtri():
+    """torch lacks it there; what takes its place gives the same deviates."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.overrides import TorchFunctionMode
+
+    from common.data.augment import _normal
+
+    class Apples(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            if function is torch.special.ndtri:
+                raise NotImplementedError("aten::special_ndtri is not implemented for the MPS device")
+            return function(*arguments, **(keywords or {}))
+
+    with FakeTensorMode(), Apples():
+        assert _normal(torch.empty(3, device="mps")).device.type == "mps"
+    draw = torch.linspace(1e-4, 1 - 1e-4, 999, dtype=torch.float64)
+    torch.testing.assert_close(2**0.5 * torch.erfinv(2 * draw - 1), _normal(draw))
 
 
 def test_averages_are_kept_in_the_hosts_memory():
@@ -483,14 +585,6 @@ def test_tensor_cores_that_lie_idle_are_mentioned(monkeypatch):
     assert not hardware.faster_precision(card, "fp16") and not hardware.faster_precision(HOST, "no")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 0))
     assert not hardware.faster_precision(card, "no")
-
-
-def test_apples_gpus_keep_the_format_without_faults(tmp_path, capsys):
-    """channels_last has had wrong gradients there: it is not tried, and who asks for it is warned."""
-    apple = SimpleNamespace(device=torch.device("mps"))
-    assert hardware.memory_format("auto", tmp_path, apple, nn.Module, ()) == "contiguous_format"
-    assert hardware.memory_format("yes", tmp_path, apple, nn.Module, ()) == "channels_last"
-    assert "wrong gradients" in capsys.readouterr().err
 
 
 def test_ddp_looks_for_unused_parameters_only_where_some_thaw():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-from common.base.system import local_rank
+from common.base.system import local_rank, processes
 
 INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
@@ -53,6 +53,13 @@ def _say(line: str, own: bool = False) -> None:
     """One line on stderr, from one process of a machine or as its ``own``; a newline in a name is written as typed."""
     if own or local_rank() == 0:
         print(line.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr, flush=True)
+
+
+def refuse_several_processes(script: str) -> None:
+    """Raise :class:`UserError` where a launcher has started several processes of a script that is made for one."""
+    if processes() > 1:
+        what = f"starts {processes()} processes, each of which would write the same files"
+        raise UserError("accelerate launch", what, f"run python {script}, which takes one GPU")
 
 
 def run_script(main: Callable[[], None]) -> None:

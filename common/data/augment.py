@@ -197,8 +197,13 @@ def median_blur(images: Tensor, uniform: Uniform, median_blur: int, median_blur_
 def noise(images: Tensor, uniform: Uniform, noise: float, noise_share: float) -> Tensor:
     """Add Gaussian noise with a standard deviation of up to ``noise``."""
     draw = uniform(images[0].numel()).view(images.shape).clamp(1e-6, 1 - 1e-6)
-    noisy = images + torch.special.ndtri(draw) * noise * uniform(1)[:, :, None, None]
+    noisy = images + _normal(draw) * noise * uniform(1)[:, :, None, None]
     return _chosen(uniform, noise_share, noisy.clamp(0, 1), images)
+
+
+def _normal(draw: Tensor) -> Tensor:
+    """The standard normal deviates of uniform numbers between 0 and 1; Apple's GPUs lack ndtri."""
+    return 2**0.5 * torch.erfinv(2 * draw - 1) if draw.device.type == "mps" else torch.special.ndtri(draw)
 
 
 def erasing(images: Tensor, uniform: Uniform, erasing: float, holes: int, erasing_share: float) -> Tensor:

@@ -94,7 +94,8 @@ def facts(run: Evaluation, kind: Kind) -> str:
         shown = f"{side} {kind.numbers}"
     return (
         f"{shown}; mixed precision "
-        f"{settings['mixed_precision']}, {first['memory_format']}; {processes} process{'es' * (processes > 1)} of "
+        f"{first.get('computed_in', settings['mixed_precision'])}, {first['memory_format']}; "
+        f"{processes} process{'es' * (processes > 1)} of "
         f"{threads} thread{'s' * (threads > 1)}; {first['steps']:,} steps a fold at {speed:,.0f} images/s, "
         f"{seconds / 60:.1f} minutes in all; torch {first['versions']['torch']}, timm {first['versions']['timm']}."
     )

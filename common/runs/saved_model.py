@@ -13,7 +13,8 @@ from common.runs.config import Config, saved_config
 from common.score.task import TASKS
 
 # What metrics.json repeats, for readers that do not load torch.
-IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "device", "memory_format", "versions")
+IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "device", "computed_in", "memory_format")
+IN_METRICS += ("versions",)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SavedModel:
     processes: int
     threads: int = 0
     device: str = ""  # name of the card, or cpu
+    computed_in: str = ""  # the precision, where the device may lack the one asked for; empty in older files: as asked
     run: str = ""
     versions: dict[str, str] = field(default_factory=dict)  # of what decides the bits
     members: int = 1  # networks in the file
@@ -92,6 +94,11 @@ class SavedModel:
     def scale(self) -> Any:
         """What brings its inputs to zero mean and unit deviation (common/data/scales.py); loads torch."""
         return self.kind.scale_of(self.normalise)
+
+    @property
+    def precision(self) -> str:
+        """What the training computed in: no, fp16 or bf16."""
+        return self.computed_in or self.cfg.mixed_precision
 
     @property
     def micro_batch(self) -> int:

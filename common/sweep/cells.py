@@ -35,7 +35,7 @@ from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
 from common.jobs.runner import INTERRUPTED, SideBySide, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
-from common.runs.layout import CONFIG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
+from common.runs.layout import METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
 from common.score.calibration import calibrated_loss
 from common.sweep.grid import Cell, Grid, missing
@@ -297,7 +297,7 @@ class CellRunner:
             "steps": metrics["steps"],
             "seconds_per_epoch": metrics["steps"] / epochs * cell.batch_size / metrics["images_per_second"],
             "channels_last": "yes" if metrics["memory_format"] == "channels_last" else "no",
-            "mixed_precision": read_json(fold / CONFIG_FILE)["mixed_precision"],
+            "mixed_precision": metrics["computed_in"],
             **out_of_fold(fold),
         }
 

@@ -24,11 +24,13 @@ from common.model.selection import create_selection
 from common.runs.config import Config, of_fold
 from common.train.build import length_of, preparation_of, prepare_training, with_images_of
 from common.train.hardware import own_device
+from common.train.memory import out_of_memory_said
 from common.train.session import measured_format
 from common.train.training import Training
 
 STEPS = 100
 SMOOTH = 0.98  # weight of the past in the running mean of the loss
+TOO_LARGE = "its batches or images do not fit into memory", "name a smaller --batch-size"
 GIVE_UP = 4.0  # stop where the loss is this many times its lowest
 PARTS = 10  # of a training, over each of which gradients are averaged
 SKIP = 10, 5  # steps at the start and the end that are no place for a suggestion
@@ -54,6 +56,7 @@ class NoisePart:
     noise_scale: float
 
 
+@out_of_memory_said("range test", *TOO_LARGE)
 def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     """Raise the learning rate from 1e-6 to 10 over a hundred batches of the settings in ``cfg``.
 
@@ -77,6 +80,7 @@ def range_test(cfg: Config, table: Table, folds: Folds) -> RangeTest:
     return RangeTest(cfg.batch_size, lrs[best], scale, lrs, losses)
 
 
+@out_of_memory_said("noise scale", *TOO_LARGE)
 def noise_along(cfg: Config, table: Table, folds: Folds) -> list[NoisePart]:
     """The gradient's noise scale in each of ten parts of a whole training of the settings in ``cfg``.
 

@@ -244,7 +244,8 @@ def prepare_training(
     ):  # DDP, which would hand out BatchNorm's statistics at each step: share_buffers does it once
         wrapped.broadcast_buffers = False
     if cfg.compile:
-        model.compile()  # in place, so that no name in the weights file changes
+        for module in [model] if ema is None else [model, ema.module]:  # the average is what is scored
+            module.compile(dynamic=False)  # in place: no name in the weights file changes; each shape has its own graph
     length = length_of(cfg, selection.epochs, batches.steps)
     return Training(
         model=model,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from common.base.errors import UserError
+from common.base.errors import UserError, warn
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.inputs import MIDDLE, Reading, open_inputs
 from common.data.tables import Table
@@ -24,7 +24,7 @@ from common.score.logits import Outputs, blocks
 from common.score.task import TASKS
 from common.train.build import create_untrained
 from common.train.hardware import check_devices, own_device, usable_precision
-from common.train.loop import Predictor, check_logits, evaluation_batch
+from common.train.loop import Predictor, check_logits, evaluation_batch, not_finite
 from common.train.memory import out_of_memory_said
 
 AT_ONCE = 100_000_000  # logits held at a time (0.4 GB)
@@ -88,10 +88,12 @@ class FoldModels:
             accelerator,
             inputs=open_inputs(table, prepare, accelerator.device, Reading(cache, row_shas, torch.get_num_threads())),
             normalise=saved.scale,
-            precision=usable_precision(saved.cfg.mixed_precision, trained=True),
+            precision="",  # each model's own
             batch_size=evaluation_batch(saved.micro_batch),
             side=prepare.side,
         )
+        trained_in = {model.saved.precision for model in models}
+        self.precisions = {name: usable_precision(name, trained=True) for name in sorted(trained_in)}
         self.network = create_saved(saved).to(accelerator.device, memory_format=getattr(torch, saved.memory_format))
         check_sides(self.network, saved, views)
 
@@ -99,7 +101,8 @@ class FoldModels:
         """The network with the k-th model's weights, and what predicts with them as its training did."""
         model = self.models[k]
         self.network.load_state_dict(model.tensors)
-        return self.network, replace(self.predict, normalise=model.saved.scale)
+        precision = self.precisions[model.saved.precision]
+        return self.network, replace(self.predict, normalise=model.saved.scale, precision=precision)
 
     @out_of_memory_said(*TOO_LARGE)
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
@@ -109,7 +112,7 @@ class FoldModels:
             UserError: they are not finite numbers (exit 4).
         """
         network, predict = self.ready(k)
-        logits, saved = predict(network, rows, self.views), self.models[k].saved
+        logits, saved = logits_of(predict, network, rows, self.views), self.models[k].saved
         check_logits(f"{saved.run}, fold {saved.fold}", logits, "train this fold again with a lower --lr")
         return logits
 
@@ -130,6 +133,18 @@ class FoldModels:
                 own = [view.weight for view in self.views]
                 self.one_by_one = np.stack([task.average(Outputs(views), own).values for views in of_each])
         return averaged
+
+
+def logits_of(predict: Predictor, network: nn.Module, rows: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """What ``predict`` says of ``rows``, float32 (views, m, classes); in float32 what is beyond fp16's range.
+
+    It ends at 65,504, and a net trained in another precision, or on other images, may not keep to it.
+    """
+    logits = predict(network, rows, views)
+    if predict.precision == "fp16" and len(beyond := not_finite(logits)):
+        warn(f"{len(beyond):,} of {len(rows):,} rows are beyond fp16's range: they are predicted in float32")
+        logits[:, beyond] = replace(predict, precision="no")(network, rows[beyond], views)
+    return logits
 
 
 def check_images(saved: SavedModel, table: Table) -> None:

@@ -3,6 +3,8 @@
 import copy
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from common.runs.layout import MEMORY_FORMAT_FILE
 
 FORMATS = ("contiguous_format", "channels_last")
 CLEARLY = 0.95  # of the other's time: less of a difference is noise, and the choice decides the bits of the run
+ALIKE = 0.2  # of a gradient's length, by which the formats' gradients may differ: bf16 rounds, a fault is far larger
 PRECISIONS = ("no", "fp16", "bf16")  # from the weakest
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -122,12 +125,14 @@ def described(device: torch.device) -> str:
     return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
 
 
-def memory_used(device: torch.device) -> str:
-    """What a GPU's memory has held at most so far, of how much; empty elsewhere."""
+def memory_of_a_step(device: torch.device) -> str:
+    """After a step: what it took of a GPU's memory, and how much others leave of it; empty elsewhere."""
     if device.type != "cuda":
         return ""
-    at_most, there = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
-    return f"GPU memory: {at_most / 1e9:.1f} of {there / 1e9:.1f} GB used at most"
+    free, there = torch.cuda.mem_get_info(device)
+    ours = (torch.cuda.max_memory_allocated(device), torch.cuda.memory_reserved(device) + free, there)
+    needed, left, there = (f"{size / 1e9:.1f}" for size in ours)
+    return f"GPU memory: a step needs {needed} GB with all that stays there; {left} of {there} GB are ours or free"
 
 
 def usable_precision(asked: str, trained: bool = False) -> str:
@@ -203,6 +208,21 @@ def check_compile() -> None:
         raise UserError("--compile", what, "leave it out, or install a C++ compiler", ENVIRONMENT) from error
 
 
+def check_compile_apart() -> None:
+    """:func:`check_compile` in a process of its own, for one that starts jobs: it would hold some of a GPU's memory."""
+    code = "from common.base.errors import run_script; from common.train.hardware import check_compile; "
+    tried = subprocess.run(
+        [sys.executable, "-c", code + "run_script(check_compile)"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if tried.returncode:
+        *_, said = ["", *tried.stderr.strip().splitlines()]
+        what, _, remedy = said.removeprefix("error: --compile: ").rpartition("; ")
+        raise UserError("--compile", what, remedy, ENVIRONMENT)
+
+
 def memory_format(
     asked: str,
     run_folder: Path,
@@ -214,7 +234,7 @@ def memory_format(
 
     Measured once per run by the main process, recorded in the run's folder, and read back by its other
     folds and processes; the record keeps a resumed run on the same arithmetic. ``shape`` is that of one
-    micro-batch (n, channels, side, side).
+    micro-batch (n, channels, side, side). channels_last is not chosen where its gradients are not the other's.
     """
     if accelerator.device.type == "mps":  # whose gradients were wrong in it (pytorch issues 175189 and 192212)
         if asked == "yes":
@@ -228,9 +248,11 @@ def memory_format(
         with locked(run_folder, wait=True):  # folds side by side agree on one measurement
             if not record.exists():
                 model, device = create_model().to(accelerator.device), accelerator.device
-                seconds = _seconds_per_step(accelerator, model, torch.rand(shape, device=device))
+                images = torch.rand(shape, device=device)
+                seconds = _seconds_per_step(accelerator, model, images)
                 contiguous, channels_last = (seconds[name] for name in FORMATS)
-                choice = FORMATS[channels_last < CLEARLY * contiguous]
+                is_faster = channels_last < CLEARLY * contiguous
+                choice = FORMATS[is_faster and _same_gradients(accelerator, model, images)]
                 write_json(record, {"choice": choice, "seconds_per_step": seconds})
     accelerator.wait_for_everyone()
     choice = read_json(record, choice=str)["choice"]
@@ -252,3 +274,24 @@ def _seconds_per_step(accelerator: Accelerator, model: nn.Module, images: Tensor
             loss.item()  # waits for the device
             seconds[name].append(time.perf_counter() - start)
     return {name: round(statistics.median(times[2:]), 6) for name, times in seconds.items()}
+
+
+def _same_gradients(accelerator: Accelerator, model: nn.Module, images: Tensor) -> bool:
+    """Whether a step has about the same gradients in both formats; a warning says where it has not.
+
+    Nothing is dropped out, which each format would draw in an order of its own.
+    """
+    found = []
+    for name in FORMATS:
+        copied = copy.deepcopy(model).to(memory_format=getattr(torch, name))
+        for layer in copied.modules():
+            layer.train(isinstance(layer, nn.modules.batchnorm._BatchNorm))
+        with accelerator.autocast():
+            loss = copied(images).float().square().mean()
+        loss.backward()
+        found.append(torch.cat([each.grad.float().flatten() for each in copied.parameters() if each.grad is not None]))
+    contiguous, channels_last = found
+    if (channels_last - contiguous).norm() <= ALIKE * contiguous.norm():
+        return True
+    warn("channels_last computes other gradients on this device: contiguous_format is used")
+    return False

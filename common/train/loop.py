@@ -25,7 +25,7 @@ from common.jobs.screen import BAR_WANTED
 from common.model.optim import set_learning_rate
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, score
-from common.train.hardware import autocast
+from common.train.hardware import autocast, memory_of_a_step
 from common.train.memory import is_out_of_memory, release_memory
 from common.train.training import Training
 
@@ -66,6 +66,8 @@ def train_epoch(accelerator: Accelerator, training: Training, clip_grad: float, 
             with part("average"):
                 training.ema.update(training.model, step=epoch * batches.steps + step)
         bar.update(batches.batch_size)
+        if epoch + step == 0 and accelerator.is_main_process and (said := memory_of_a_step(accelerator.device)):
+            bar.write(said)  # before hours are spent
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == batches.steps:
             so_far = accelerator.reduce(losses[: step + 1].clone(), "mean")
             _check_finite(so_far, training)
@@ -103,7 +105,8 @@ def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndar
     with part("evaluation"):
         [logits] = predict(training.scored, rows)
         broken = share_scores(accelerator, {"rows": len(not_finite(logits))})["rows"]
-        check_finite(where, broken, len(rows), REMEDY)
+        range_ends = ", or leave fp16, whose range ends at 65,504 (--mixed-precision no)" * (precision == "fp16")
+        check_finite(where, broken, len(rows), REMEDY + range_ends)
     return logits
 
 

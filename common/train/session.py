@@ -65,7 +65,7 @@ from common.train.training import Training, load_checkpoint
 class Session:
     """What the folds that one call trains have in common."""
 
-    cfg: Config  # with what the machine and the images decide: precision, threads, channels, size
+    cfg: Config  # with what the machine and the images decide: threads, channels, size
     folds: Folds
     teaching: Teaching
     inputs: Inputs  # of every row
@@ -88,7 +88,7 @@ class Session:
 
     def accelerator_of(self, fold: str) -> Accelerator:
         """One for each fold: what an accelerator has prepared, and its loss scaler, must not outlive the fold."""
-        return create_accelerator(self.cfg, **tracking(self.log_with, self.folder_of(fold)))
+        return create_accelerator(self.cfg, self.saved.precision, **tracking(self.log_with, self.folder_of(fold)))
 
 
 def open_session(
@@ -107,16 +107,16 @@ def open_session(
     """
     kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
     asked = cfg.model
-    cfg = set_up_machine(cfg, table)
-    accelerator = create_accelerator(cfg)
+    cfg, precision = set_up_machine(cfg, table)
+    accelerator = create_accelerator(cfg, precision)
     check_backend(accelerator)
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
     accelerator.print(
         f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
         f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {described(accelerator.device)}, "
-        f"mixed precision {cfg.mixed_precision}{kept}"
+        f"mixed precision {precision}{kept}"
     )
-    if faster := faster_precision(accelerator.device, cfg.mixed_precision):
+    if faster := faster_precision(accelerator.device, precision):
         accelerator.print(faster)
     if cfg.model != asked:
         accelerator.print(f"model: {asked} is {cfg.model} today")
@@ -149,6 +149,7 @@ def open_session(
         processes=accelerator.num_processes,
         threads=cfg.threads,
         device=device_name(accelerator.device),
+        computed_in=precision,
         run=cfg.run_name,
         versions=versions(),
         task=cfg.task,
@@ -158,27 +159,32 @@ def open_session(
     return Session(cfg, folds, teaching, inputs, saved, accelerator, log_with)
 
 
-def set_up_machine(cfg: Config, table: Table) -> Config:
-    """Set the number of threads; the settings with what the machine and the images decide."""
+def set_up_machine(cfg: Config, table: Table) -> tuple[Config, str]:
+    """Set the number of threads; the settings with what the machine and the images decide, and the precision in use.
+
+    The settings keep the precision that was asked for: on another card the same command goes on with a run.
+    """
     check_devices()
     threads = cfg.threads or max(1, cpu_count() // local_processes())
     torch.set_num_threads(threads)
-    precision = usable_precision(asked_precision(cfg.mixed_precision))
+    asked = asked_precision(cfg.mixed_precision)
+    precision = usable_precision(asked)
     precision = agreed_precision(precision, PartialState(cpu=own_device().type == "cpu").device)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # of an earlier run in this process, as a notebook has them
-    return dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=precision)
+    return dataclasses.replace(with_images_of(cfg, table), threads=threads, mixed_precision=asked), precision
 
 
-def create_accelerator(cfg: Config, **tracking: Any) -> Accelerator:
+def create_accelerator(cfg: Config, precision: str, **tracking: Any) -> Accelerator:
     """Accelerate's view of this process and of those beside it, on a GPU if there is one."""
     ddp = DistributedDataParallelKwargs(
         find_unused_parameters=unused_at_first(cfg),
         gradient_as_bucket_view=True,  # a gradient is no second copy of what is sent
+        static_graph=not cfg.freeze and cfg.accumulate == 1,  # a step that sends nothing is another graph
     )
     return Accelerator(
         cpu=own_device().type == "cpu",
-        mixed_precision=cfg.mixed_precision,
+        mixed_precision=precision,
         gradient_accumulation_steps=cfg.accumulate,
         kwargs_handlers=[ddp],
         **tracking,

@@ -163,7 +163,7 @@ def load_checkpoint(path: Path, saved: SavedModel) -> Checkpoint:
     before = SavedModel.from_metadata(metadata, path, remedy_for(path))
     if changed := differences(before.shared | {"fold": before.fold}, saved.shared | {"fold": saved.fold}):
         raise UserError(str(path), f"belongs to another training run ({', '.join(changed)})", remedy_for(path))
-    for name in ("processes", "threads", "device", "memory_format", "versions"):
+    for name in ("processes", "threads", "device", "computed_in", "memory_format", "versions"):
         old, new = getattr(before, name), getattr(saved, name)
         if old and old != new:  # an older version did not say its device
             warn(f"{path}: {name} changed from {old} to {new}: expect equivalent, not bit-identical, results")
