@@ -4,16 +4,20 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_iris
 
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
 from common.data.decoding import check_photos
+from common.data.features import plan_of
+from common.data.kinds import FEATURES
 from common.data.near_duplicates import aligned_pairs, same_drawings
 from common.data.probes import kolmogorov_smirnov, probes_of, shifts, told_by
 from common.data.tables import Table, read_train_table
-from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings
+from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings, shift_findings
+from common.score.task import TASKS
 
 
 def textures(n: int, seed: int = 0) -> list[Image.Image]:
@@ -36,7 +40,17 @@ EDITS = {
     "lighter": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
     "grey": lambda image: image.convert("L"),
     "rotated": lambda image: image.rotate(4, Image.Resampling.BILINEAR),
+    "captioned": lambda image: captioned(image),
 }
+
+
+def captioned(image: Image.Image) -> Image.Image:
+    """With a white bar over its lower eighth, and writing in it, as pictures are passed on."""
+    image, top = image.copy(), image.height * 7 // 8
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, top, image.width, image.height), fill="white")
+    draw.text((image.width // 10, top + 3), "when the folds agree", fill="black")
+    return image
 
 
 def encoded(image: Image.Image, quality: int = 90) -> bytes:
@@ -149,3 +163,85 @@ def test_the_distance_of_two_samples_is_scipys():
         expected = ks_2samp(one, two, method="asymp")
         assert distance == pytest.approx(expected.statistic)
         assert np.log(p) == pytest.approx(np.log(expected.pvalue), rel=0.1, abs=0.1)
+
+
+def feature_table(columns: dict[str, np.ndarray], labels, ids=None) -> Table:
+    """A train table of features; cells are texts as a csv has them."""
+    cells = np.array([[str(cell) for cell in column] for column in columns.values()], dtype=object).T
+    ids = ids if ids is not None else [f"{at}" for at in np.random.default_rng(5).permutation(len(labels))]
+    plan, _ = plan_of("t", [*columns], cells)
+    said = {"inputs": FEATURES.name, "feature_names": (*columns,), "plan": plan}
+    return Table("t", text_array(ids), text_array(map(str, labels)), cells, "id", "label", {}, **said)
+
+
+def noise(n: int, seed: int = 0) -> np.ndarray:
+    """Numbers that tell nothing."""
+    return np.random.default_rng(seed).normal(size=n).round(5)
+
+
+@pytest.mark.parametrize("planted", ["the label", "its code", "nearly", "a set's label"])
+def test_a_column_that_is_the_label_is_an_alarm(planted):
+    """In the label's words, in another order of numbers, with noise, or as one label of a set; honest ones are none."""
+    random = np.random.default_rng(1)
+    codes = random.integers(0, 4, 240)
+    labels = [f"k{code}" for code in codes]
+    column = {
+        "the label": labels,
+        "its code": np.array([7, 2, 9, 4])[codes],
+        "nearly": (codes + random.normal(0, 0.15, 240)).round(4),
+        "a set's label": codes == 2,
+    }[planted]
+    task = TASKS["multilabel" if planted == "a set's label" else "multiclass"]
+    table = feature_table({"a": noise(240), "told": column, "b": (codes + 2 * noise(240, 2)).round(4)}, labels)
+    (finding,) = leak_findings(table, task)
+    assert finding.alarm and "column told sorts the rows by label" in finding.text and "--drop told" in finding.text
+
+
+def test_columns_that_tell_much_are_no_leak():
+    """Iris: the width of the petals tells nine tenths of the species, which is what it is there for."""
+    iris = load_iris()
+    order = np.random.default_rng(0).permutation(150)
+    columns = dict(zip(iris.feature_names, iris.data[order].T, strict=True))
+    assert not leak_findings(feature_table(columns, iris.target[order]), TASKS["multiclass"])
+
+
+def test_labels_that_stand_in_other_rows_are_an_alarm():
+    """A window that moves over time; whole numbers that meet by chance are none."""
+    series = np.cumsum(noise(400)).round(5)
+    order = np.random.default_rng(0).permutation(398)
+    columns = {"yesterday": series[:-2][order], "other": noise(398, 3)}
+    (finding,) = leak_findings(feature_table(columns, series[1:-1][order]), TASKS["multiclass"])
+    assert finding.alarm and "100% of the labels stand in column yesterday of another training row" in finding.text
+    ages = np.random.default_rng(0).integers(0, 90, (2, 398))
+    assert not leak_findings(feature_table({"age": ages[0], "other": noise(398)}, ages[1]), TASKS["multiclass"])
+
+
+def test_an_id_that_tells_is_an_alarm():
+    """By its number or by its letters; a table without either is quiet."""
+    codes = np.random.default_rng(1).integers(0, 2, 200)
+    random, columns = np.random.default_rng(2).permutation(200), {"a": noise(200), "b": noise(200, 1)}
+    for ids, words in (
+        (random + 500 * codes, "number in the id"),
+        ([f"{'ab'[code]}{at}" for code, at in zip(codes, random, strict=True)], "letters in the id"),
+    ):
+        (finding,) = leak_findings(feature_table(columns, codes, map(str, ids)), TASKS["multiclass"])
+        assert finding.alarm and words in finding.text
+
+
+def test_each_column_that_shifts_is_named():
+    """Numbers with both medians, a text that became rarer, cells that went missing; what stays is not named."""
+    random = np.random.default_rng(0)
+
+    def columns(n: int, shift: float, share: float, missing: float, seed: int) -> dict[str, np.ndarray]:
+        cells = noise(n, seed + 2).astype(object)
+        cells[random.random(n) < missing] = ""
+        return {"age": noise(n, seed) + shift, "same": noise(n, seed + 1), "gap": cells} | {
+            "site": np.where(random.random(n) < share, "north", "south")
+        }
+
+    train = feature_table(columns(600, 0, 0.5, 0.05, 0), random.integers(0, 2, 600))
+    test = feature_table(columns(300, 1.5, 0.9, 0.5, 10), random.integers(0, 2, 300))
+    (finding,) = shift_findings(train, test, None)
+    assert finding.text.startswith("train and test differ in column age ") and "AUC" in finding.text
+    assert all(words in finding.text for words in ("column site is north", "column gap is missing"))
+    assert "column same" not in finding.text

@@ -49,6 +49,14 @@ KINDS = {
         "rows were numbered by class; your models cannot see it, a rival can",
         False,
     ),
+    "id_number": Kind(
+        "the number in the id",
+        "name",
+        False,
+        "rows were numbered by their answer; your models cannot see it, a rival can",
+        False,
+    ),
+    "id_letters": Kind("the letters in the id", "name", False, "your models cannot see them, a rival can", False),
     "width": Kind("the width", "size", True, _SIZE, unit=" px"),
     "height": Kind("the height", "size", True, _SIZE, unit=" px"),
     "aspect": Kind("the ratio of width and height", "size", True, _SIZE),
@@ -76,6 +84,11 @@ KINDS = {
 }
 
 
+def kind_of(probe: str) -> Kind:
+    """What a probe is; a column of features is called by its own name."""
+    return KINDS.get(probe) or Kind(probe, "columns", True, _SEEN)
+
+
 @dataclass(frozen=True)
 class Told:
     """What a probe tells of the label."""
@@ -101,8 +114,10 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
     """Each probe's number for the n rows of a table, float64 (n)."""
     if table.kind.in_time:
         return {}
-    n = len(table.ids)
-    found = {"row": np.arange(n, dtype=float), "number": numbers_in(table.ids)}
+    n, number = len(table.ids), "number" if table.kind.in_files else "id_number"
+    found = {"row": np.arange(n, dtype=float), number: numbers_in(table.ids)}
+    if not table.kind.in_files:
+        found["id_letters"] = np.unique([re.sub("[0-9]", "", name) for name in table.ids], return_inverse=True)[1]
     found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
     if table.kind is SEQUENCES:
         found["frames"] = table.images.lengths.astype(float)
@@ -111,8 +126,8 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
         parts = range(0, n, 4096)  # so that no float copy of all images is made
         found["mean"] = np.concatenate([flat[at : at + 4096].mean(1) for at in parts])
         found["spread"] = np.concatenate([flat[at : at + 4096].std(1) for at in parts])
-    if np.array_equal(np.argsort(found["number"], kind="stable"), found["row"]):
-        del found["number"]  # the rows stand in the order of their names
+    if np.array_equal(np.argsort(found[number], kind="stable"), found["row"]):
+        del found[number]  # the rows stand in the order of their names
     return found
 
 
@@ -254,7 +269,7 @@ class Shift:
     test_median: float
 
     def __str__(self) -> str:
-        kind = KINDS[self.probe]
+        kind = kind_of(self.probe)
         medians = (
             f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (self.train_median, self.test_median)
         )
@@ -263,10 +278,10 @@ class Shift:
 
 def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Shift]:
     """The probes that tell train from test rows, the largest difference first; numbers of rows and files never do."""
-    names = [name for name in train | test if KINDS[name].is_drawn and name in train and name in test]
+    names = [name for name in train | test if kind_of(name).is_drawn and name in train and name in test]
     found = []
     for name in names:
-        one, two = train[name], test[name]
+        one, two = (side[name][~np.isnan(side[name])] for side in (train, test))
         if min(len(one), len(two)) < FEWEST:
             continue
         distance, p = kolmogorov_smirnov(one, two)
@@ -297,9 +312,9 @@ def separation(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> tup
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import cross_val_predict
 
-    names = [name for name in train if KINDS[name].is_drawn and name in test]
+    names = [name for name in train if kind_of(name).is_drawn and name in test]
     random, most = np.random.default_rng(0), 2000
-    parts = [np.column_stack([side[name] for name in names]) for side in (train, test)]
+    parts = [np.nan_to_num(np.column_stack([side[name] for name in names]), nan=-1e9) for side in (train, test)]
     parts = [part[random.permutation(len(part))[:most]] for part in parts]
     is_test = np.repeat([0, 1], [len(part) for part in parts])
     forest = ExtraTreesClassifier(100, min_samples_leaf=5, random_state=0)

@@ -17,10 +17,12 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_file, write_json
 from common.base.strict_csv import text_array
 from common.base.system import cpu_count
+from common.data.column_probes import columns_in_words, columns_of, suspicious_columns
 from common.data.folds import Folds
 from common.data.near_duplicates import SIDE, SMALLEST, Pairs, groups_of, pairs_of
 from common.data.probes import in_words, probes_of, separation, shifts, strongest, told_by
 from common.data.tables import Table
+from common.score.task import MULTICLASS, Task
 
 NEAR_DUPLICATES = "near-duplicates"  # as a group of --group
 PAIRS_FILE, TRUST_FILE = "near_duplicates.csv", "trust.json"
@@ -29,6 +31,7 @@ SMALLEST_DRAWING = 16  # px: smaller ones are told apart by too few pixels
 DIVIDED = 0.05  # share of the rows with a near-duplicate in another fold, above which the score is untrue
 GIANT = 0.1  # share of the rows in one group of near-duplicates, above which somebody should look at it
 MOST_LINES = 8
+MOST_COLUMNS = 6  # of a table of features that are named at a time
 DOC = "docs/trust.md"
 
 
@@ -219,19 +222,23 @@ def write_pairs(path: Path, table: Table, test: Table | None, folds: Folds, foun
 # ---- leaks and shift
 
 
-def leak_findings(table: Table) -> list[Finding]:
-    """What the probes tell of the label."""
+def leak_findings(table: Table, task: Task = MULTICLASS) -> list[Finding]:
+    """What the probes tell of the label, and the columns of a table of features that hold it."""
     found = strongest(told_by(probes_of(table), table.labels))
-    return [
+    findings = [
         Finding("leak", told.is_alarm, in_words(told, others))
         for told, others in found
         if told.is_alarm or (told.share >= 0.02 and told.probe not in ("mean", "spread", "colour"))
     ]
+    columns = suspicious_columns(table, task) if table.plan else []
+    return findings + [Finding("leak", True, said) for said in columns_in_words(columns)]
 
 
 def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[Finding]:
     """What tells the test rows from the training rows; of near-duplicates one counts, or they would fake a shift."""
     parts = [probes_of(each) for each in (table, test)]
+    if table.plan:
+        parts = [part | columns_of(each, table.plan) for part, each in zip(parts, (table, test), strict=True)]
     if found and len(found.pairs):
         groups = groups_of(found.pairs, len(table.ids) + len(test.ids))
         kept = [np.unique(each, return_index=True)[1] for each in (groups[: found.n], groups[found.n :])]
@@ -240,7 +247,8 @@ def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[
     if not differ:
         return []
     auc, half = separation(*parts)
-    text = f"train and test differ in {'; '.join(map(str, differ))} (medians, the largest difference first)"
+    shown = [*map(str, differ[:MOST_COLUMNS])] + [f"{len(differ) - MOST_COLUMNS} more"] * (len(differ) > MOST_COLUMNS)
+    text = f"train and test differ in {'; '.join(shown)} (medians, the largest difference first)"
     text += (
         f"; a forest tells them apart with an AUC of {auc:.2f} (0.50 ± {half:.2f} by chance): OOF scores may not hold"
     )
@@ -253,10 +261,11 @@ def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[
 def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | None, is_late: bool) -> Verdict:
     """Look at all that there is; ``is_late``: near-duplicates were left for later, since they take long."""
     looked_at = ["the order of the rows and what their files say, against the label"]
+    looked_at += ["columns that hold the label"] * bool(table.plan)
     findings = [] if found is None else near_duplicate_findings(table, test, folds, found)
     if found:
         looked_at.insert(0, "near-duplicates")
-    findings += leak_findings(table)
+    findings += leak_findings(table, folds.task)
     if test:
         looked_at.append("train against test")
         findings += shift_findings(table, test, found)
