@@ -10,7 +10,7 @@ Small pictures such as drawn digits look alike without being copies: they are co
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,6 +30,9 @@ SHARE = 2048  # candidates that a thread takes
 CONSTANT = 10.0  # grey levels within which a border is one colour
 PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
 BUSY = 0.15  # share of the points that must show more than that, or all shared points are compared
+RIM, WRITTEN, ON_THE_WHOLE = 0.9, 0.25, 0.6  # shares in a bar's colour: of its first row, of any row, of all of it
+SMALLEST_BAR = 4  # rows of SIDE
+PARTS = ((0, -0.125, 1, 0.875), (0, 0.125, 1, 0.875))  # of a picture that a bar over it may leave, tried as candidates
 ZOOMS = (1.0, 0.88)  # shares of a picture that a copy may be cut to, tried as candidates
 
 
@@ -148,9 +151,15 @@ def _all_candidates(pictures: np.ndarray, frames: np.ndarray, mirrored: bool) ->
     queries = _windows(pictures[:, :, ::-1] if mirrored else pictures, whole)
     windows = [_windows(pictures, zoomed(frames, zoom)) for zoom in ZOOMS]
     framed = np.flatnonzero((frames != whole).any(1))
+    asked = [(queries, each) for each in windows]
     if framed.size:
-        windows.append(_windows(pictures, whole[framed], framed))
-    found = np.concatenate([_candidates(queries, each) for each in windows])
+        asked.append((queries, _windows(pictures, whole[framed], framed)))
+        own = frames[framed] * np.array([-1 if mirrored else 1, 1, 1, 1], np.float32)
+        content = _windows(pictures[framed, :, ::-1] if mirrored else pictures[framed], own)
+        content = replace(content, picture=framed)
+        parts = np.tile(np.array(PARTS, np.float32), (len(pictures), 1, 1))
+        asked += [(content, _windows(pictures, parts[:, at])) for at in range(len(PARTS))]
+    found = np.concatenate([_candidates(*each) for each in asked])
     # Two pictures as they are need one look, not one from either side.
     is_double = (found[:, 2:] == whole[0]).all(1) & (found[:, 0] > found[:, 1])
     found[is_double, :2] = found[is_double, 1::-1]
@@ -169,7 +178,8 @@ def zoomed(boxes: np.ndarray, share: float) -> np.ndarray:
 def content_boxes(pictures: np.ndarray) -> np.ndarray:
     """Each picture without a border of one colour on all four sides, (n, 4) as in :class:`Windows`.
 
-    A border that would leave less than half of either side is taken for the picture's own background.
+    A border that would leave less than half of either side is taken for the picture's own background. So is a bar at
+    the top or the bottom alone, with writing in it or not.
     """
     values = pictures.astype(np.int16)
     rim = np.concatenate([values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1]], axis=1)
@@ -184,7 +194,21 @@ def content_boxes(pictures: np.ndarray) -> np.ndarray:
         boxes[:, at], boxes[:, at + 2] = (first + last + 1) / side - 1, (last + 1 - first) / side
     whole = (np.abs(boxes[:, :2]) + boxes[:, 2:] > 1 - 1 / SIDE).any(1) | (boxes[:, 2:] < 0.5).any(1)
     boxes[whole] = _everything(1)
+    bars = np.stack([_bar(values), _bar(values[:, ::-1])], axis=1) / SIDE  # shares of the height
+    barred = whole & (bars.sum(1) > 0) & (bars.sum(1) < 1 - SHARED)
+    boxes[barred, 1], boxes[barred, 3] = (bars[:, 0] - bars[:, 1])[barred], 1 - bars.sum(1)[barred]
     return boxes
+
+
+def _bar(pictures: np.ndarray) -> np.ndarray:
+    """How many rows at the top of each picture, int16 (n, h, w), a bar of one colour takes, with writing or without."""
+    colour = np.median(pictures[:, 0], axis=1)[:, None, None]
+    plain = (np.abs(pictures - colour) <= CONSTANT).mean(2)
+    is_bar = np.minimum.accumulate(plain >= WRITTEN, axis=1)
+    rows = is_bar.sum(1)
+    # With the row in which the bar ends, which shows some of either.
+    share = (plain * is_bar).sum(1) / np.maximum(rows, 1)
+    return np.where((plain[:, 0] >= RIM) & (share >= ON_THE_WHOLE) & (rows >= SMALLEST_BAR), rows + 1, 0)
 
 
 def _windows(pictures: np.ndarray, boxes: np.ndarray, numbers: np.ndarray | None = None) -> Windows:
@@ -240,7 +264,9 @@ def _candidates(queries: Windows, windows: Windows) -> np.ndarray:
             found.append(np.stack([queries.picture[start + row], nearest[row, place]], axis=1))
     both = np.unique(np.concatenate(found), axis=0)
     both = both[both[:, 0] != windows.picture[both[:, 1]]]
-    return np.column_stack([both[:, 0], windows.picture[both[:, 1]], windows.box[both[:, 1]]])
+    own, other = queries.box[np.searchsorted(queries.picture, both[:, 0])], windows.box[both[:, 1]]
+    scale = other[:, 2:] / own[:, 2:]  # the whole of the query onto what shows its own box as the other box
+    return np.column_stack([both[:, 0], windows.picture[both[:, 1]], other[:, :2] - own[:, :2] * scale, scale])
 
 
 # ---- alignment
