@@ -38,7 +38,6 @@ from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks,
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
-from common.data.quotes import quoted_targets
 from common.data.spelling import look_alikes
 from common.data.stacks import CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
@@ -148,7 +147,7 @@ def run(options: Options) -> Result:
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
         print(summary(table, folds, replace(options, split=split), competition, test))
-        found = leaks(by_pixels(folds, table), test) + quoted_targets(folds, table)
+        found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
     verdict = judge(table, test, folds, pairs, is_late=not is_wanted(options, table, test))

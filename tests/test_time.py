@@ -80,9 +80,9 @@ def test_a_training_keeps_the_gap(walks):
 def test_targets_among_other_rows_features_are_said(walks, capsys):
     """Of random folds nearly all, of blocks with a gap none."""
     deal(walks)
-    assert "targets stand in before and two_before of rows that their models train on" in capsys.readouterr().err
+    assert "targets stand in before and two_before of rows that their models train on" in capsys.readouterr().out
     deal(walks, "--split=time", "--time-column=day", "--gap=2")
-    assert "targets stand in" not in capsys.readouterr().err
+    assert "targets stand in" not in capsys.readouterr().out
 
 
 def test_dates_are_days():

@@ -205,17 +205,6 @@ def test_columns_that_tell_much_are_no_leak():
     assert not leak_findings(feature_table(columns, iris.target[order]), TASKS["multiclass"])
 
 
-def test_labels_that_stand_in_other_rows_are_an_alarm():
-    """A window that moves over time; whole numbers that meet by chance are none."""
-    series = np.cumsum(noise(400)).round(5)
-    order = np.random.default_rng(0).permutation(398)
-    columns = {"yesterday": series[:-2][order], "other": noise(398, 3)}
-    (finding,) = leak_findings(feature_table(columns, series[1:-1][order]), TASKS["multiclass"])
-    assert finding.alarm and "100% of the labels stand in column yesterday of another training row" in finding.text
-    ages = np.random.default_rng(0).integers(0, 90, (2, 398))
-    assert not leak_findings(feature_table({"age": ages[0], "other": noise(398)}, ages[1]), TASKS["multiclass"])
-
-
 def test_an_id_that_tells_is_an_alarm():
     """By its number or by its letters; a table without either is quiet."""
     codes = np.random.default_rng(1).integers(0, 2, 200)

@@ -31,7 +31,7 @@ CONSTANT = 10.0  # grey levels within which a border is one colour
 PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
 BUSY = 0.15  # share of the points that must show more than that, or all shared points are compared
 RIM, WRITTEN, ON_THE_WHOLE = 0.9, 0.25, 0.6  # shares in a bar's colour: of its first row, of any row, of all of it
-SMALLEST_BAR = 4  # rows of SIDE
+SMALLEST_BAR, LARGEST_BAR = 4, 16  # rows of SIDE
 PARTS = ((0, -0.125, 1, 0.875), (0, 0.125, 1, 0.875))  # of a picture that a bar over it may leave, tried as candidates
 ZOOMS = (1.0, 0.88)  # shares of a picture that a copy may be cut to, tried as candidates
 
@@ -208,7 +208,8 @@ def _bar(pictures: np.ndarray) -> np.ndarray:
     rows = is_bar.sum(1)
     # With the row in which the bar ends, which shows some of either.
     share = (plain * is_bar).sum(1) / np.maximum(rows, 1)
-    return np.where((plain[:, 0] >= RIM) & (share >= ON_THE_WHOLE) & (rows >= SMALLEST_BAR), rows + 1, 0)
+    is_clear = (plain[:, 0] >= RIM) & (share >= ON_THE_WHOLE) & (rows >= SMALLEST_BAR) & (rows <= LARGEST_BAR)
+    return np.where(is_clear, rows + 1, 0)
 
 
 def _windows(pictures: np.ndarray, boxes: np.ndarray, numbers: np.ndarray | None = None) -> Windows:

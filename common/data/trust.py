@@ -17,10 +17,11 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_file, write_json
 from common.base.strict_csv import text_array
 from common.base.system import cpu_count
-from common.data.column_probes import columns_in_words, columns_of, suspicious_columns
+from common.data.column_probes import columns_of, label_columns
 from common.data.folds import Folds
 from common.data.near_duplicates import SIDE, SMALLEST, Pairs, groups_of, pairs_of
 from common.data.probes import in_words, probes_of, separation, shifts, strongest, told_by
+from common.data.quotes import quoted_targets
 from common.data.tables import Table
 from common.score.task import MULTICLASS, Task
 
@@ -230,8 +231,8 @@ def leak_findings(table: Table, task: Task = MULTICLASS) -> list[Finding]:
         for told, others in found
         if told.is_alarm or (told.share >= 0.02 and told.probe not in ("mean", "spread", "colour"))
     ]
-    columns = suspicious_columns(table, task) if table.plan else []
-    return findings + [Finding("leak", True, said) for said in columns_in_words(columns)]
+    said = label_columns(table, task) if table.plan else ""
+    return findings + [Finding("leak", True, said)] * bool(said)
 
 
 def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[Finding]:
@@ -266,6 +267,7 @@ def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | No
     if found:
         looked_at.insert(0, "near-duplicates")
     findings += leak_findings(table, folds.task)
+    findings += [Finding("leak", True, said) for said in quoted_targets(folds, table)]
     if test:
         looked_at.append("train against test")
         findings += shift_findings(table, test, found)
