@@ -92,6 +92,8 @@ class Options:
     check: bool = False  # audit the folds file instead of writing it
 
 
+OF_TABLES = (*("images", "image_suffixes", "image_column", "label_column", "label_columns", "label_from_name"),)
+OF_TABLES += (*("test_images", "positive", "inputs", "drop", "task", "separator", "fold_column", "as_written"),)
 SAID = (*(field.name for field in fields(Competition)), "as_written")  # what tells how files are read
 
 
@@ -211,6 +213,9 @@ def check_options(options: Options) -> None:
         path, used = "--split folders", ["data", "test", "work", "folds", "split", "force", *SAID]
     elif options.split == "time":
         path, used = "--split time", ["data", "test", "work", "folds", "split", "k", "force", *SAID]
+    if options.targets:
+        path = path or f"--targets {options.targets}"
+        used = [name for name in used if name not in OF_TABLES]
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")

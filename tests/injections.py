@@ -364,6 +364,35 @@ def bomb(path: Path, side: str) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
 
+def speech(path: Path, order: str = "TD") -> None:
+    """Twelve sequences of 4 to 15 frames of 3 numbers, of two speakers: features/s0.npy ... and train.csv."""
+    (path / "features").mkdir(parents=True)
+    lines = ["id,features,length,label"]
+    for row in range(12):
+        frames = np.random.default_rng(row).normal(size=(4 + row, 3)).astype(np.float32)
+        np.save(path / "features" / f"s{row}.npy", frames if order == "TD" else frames.T)
+        lines.append(f"s{row},features/s{row}.npy,{4 + row},{'ab'[row % 2]}")
+    (path / "train.csv").write_text("\n".join(lines) + "\n")
+
+
+def utterances(path: Path) -> None:
+    """Eight utterances of 5 to 12 frames of 3 numbers, two of them to be predicted, as NTU's homework has them."""
+    (path / "features").mkdir(parents=True)
+    for row in range(8):
+        np.save(path / "features" / f"u{row}.npy", np.random.default_rng(row).normal(size=(5 + row, 3)).astype("f4"))
+    lines = [" ".join([f"u{row}", *(str(frame % 2) for frame in range(5 + row))]) for row in range(6)]
+    (path / "train_labels.txt").write_text("\n".join(lines) + "\n")
+    (path / "train_split.txt").write_text("".join(f"u{row}\n" for row in range(6)))
+    (path / "test_split.txt").write_text("u7\nu6\n")
+    (path / "sample.csv").write_text("Id,Class\n" + "".join(f"{row},0\n" for row in range(23)))
+
+
+def array(path: Path, shape: str, value: str = "0", kind: str = "float32") -> None:
+    """A .npy file of one value, or, of the kind object, of pickles."""
+    sizes = [int(size) for size in shape.split("x")]
+    np.save(path, np.full(sizes, None if kind == "object" else float(value), dtype=kind), allow_pickle=True)
+
+
 INJECTIONS: dict[str, Callable[..., None]] = {
     "write": write,
     "write_bytes": write_bytes,
@@ -401,4 +430,7 @@ INJECTIONS: dict[str, Callable[..., None]] = {
     "double_key": double_key,
     "image": image,
     "bomb": bomb,
+    "speech": speech,
+    "utterances": utterances,
+    "array": array,
 }

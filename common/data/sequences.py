@@ -4,6 +4,7 @@ Shapes and kinds of numbers are told by the files' headers, so that all of them 
 nothing is ever unpickled. What a batch makes of them, common/data/frames.py says.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from common.base.strict_csv import row_of
 
 SUFFIX = ".npy"
 KINDS = ("float16", "float32")
+TORCHS = (".pt", ".pth", ".pkl")
 # Of other files that sequences come in, which are pickles or of no fixed form.
-FOREIGN = (".pt", ".pth", ".pkl", ".json", ".npz", ".h5", ".hdf5")
+FOREIGN = (*TORCHS, ".json", ".npz", ".h5", ".hdf5")
 CONVERT = "docs/tasks.md has the few lines that turn it into .npy files and a table"
 LENGTH_COLUMNS = ("length", "lengths", "frames", "n_frames", "num_frames")
 
@@ -67,6 +69,14 @@ class SequenceFiles:
     def starts(self) -> np.ndarray:
         """Where in :attr:`frames` each sequence begins, int64 (n)."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise UserError where ``path`` is a file that holds sequences in another form, or a folder of such files."""
+    if path.suffix.lower() in FOREIGN:
+        raise UserError(str(path), f"is no table and no folder of {SUFFIX} files", CONVERT)
+    if os.path.isdir(path) and (found := [name for name in os.listdir(path) if name.lower().endswith(TORCHS)]):
+        raise UserError(str(path), f"holds {min(found)}, which is no {SUFFIX} file", CONVERT)
 
 
 def picture_of(frames: np.ndarray) -> np.ndarray:

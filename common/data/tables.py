@@ -32,7 +32,14 @@ from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, look_like_pixels, read_pixels
-from common.data.sequences import LENGTH_COLUMNS, SUFFIX, SequenceFiles, read_sequences, sequence_column
+from common.data.sequences import (
+    LENGTH_COLUMNS,
+    SUFFIX,
+    SequenceFiles,
+    read_sequences,
+    refuse_foreign,
+    sequence_column,
+)
 from common.data.stacks import Stack
 from common.data.utterances import UTTERANCE, FrameRows, Utterances, read_test_frames, read_train_frames
 
@@ -89,6 +96,7 @@ def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Tabl
     if data == EMBEDDED:
         return _embedded_digits(test=False)
     path = Path(data)
+    refuse_foreign(path)
     if competition.targets == FRAMES.name:
         table = _frame_table(path, read_train_frames(path))
     elif os.path.isdir(path):
