@@ -243,6 +243,9 @@ class TrainBatches:
             others = dealt(self.rows[~is_own], steps * (self.batch_size - known)).view(steps, -1)
             places = torch.rand(steps, self.batch_size, generator=generator).argsort(dim=1, stable=True)
             return torch.cat([own, others], dim=1).gather(1, places).flatten()
+
+        if self.inputs.together > 1:
+            return self._in_runs(generator)
         if self.sampling == "uniform":
             return self._by_length(shuffled(self.rows), generator)
         targets = self.targets.cpu()[self.rows]
@@ -251,6 +254,12 @@ class TrainBatches:
         share = -(-len(self.rows) // len(classes))
         order = shuffled(torch.cat([dealt(rows, share) for rows in classes]))[: len(self.rows)]
         return self._by_length(order, generator)
+
+    def _in_runs(self, generator: torch.Generator) -> Tensor:
+        """The rows of an epoch as runs of some that follow one another, the first of which begins anywhere."""
+        shift = int(torch.randint(self.inputs.together, (1,), generator=generator))
+        runs = [run for part in self.rows.tensor_split([shift]) for run in part.split(self.inputs.together)]
+        return torch.cat([runs[number] for number in torch.randperm(len(runs), generator=generator).tolist()])
 
     def _by_length(self, order: Tensor, generator: torch.Generator) -> Tensor:
         """An epoch's rows so that those of a batch are about as long as each other, where their lengths differ.

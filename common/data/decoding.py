@@ -94,6 +94,7 @@ class Preparation:
     interpolation: str = "bicubic"  # Pillow's name of the method
     fill: tuple[int, ...] = (0,)  # of bars, a value a channel
     window: int = 0  # frames on either side of one (common/data/frames.py)
+    in_runs: bool = False  # of frames that follow one another
     features: str = ""  # what columns become instead (common/data/features.py)
 
     def __call__(self, content: bytes) -> np.ndarray:

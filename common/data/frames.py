@@ -52,6 +52,7 @@ class Sequences:
     frames: Tensor  # of all n, one after another: float16 or 32 (sum of T, d), on the device where it has room
     starts: Tensor  # int64 (n), where each begins, beside them
     lengths: Tensor  # int64 (n), in the host's memory
+    together: ClassVar[int] = 1
 
     @classmethod
     def of_files(cls, files: SequenceFiles, device: torch.device) -> "Sequences":
@@ -92,18 +93,24 @@ class Windows:
     """A frame a row, with ``reach`` frames on either side of it; a sequence's ends are repeated."""
 
     frames: Tensor  # of all sequences, one after another: float16 or 32 (n, d)
-    first: Tensor  # int64 (n): where each frame's sequence begins
+    first: Tensor  # int64 (n): where each frame's sequence begins, beside them
     last: Tensor  # int64 (n): its last frame
     reach: int
     lengths: ClassVar[None] = None
+    together: ClassVar[int] = 1
 
     @classmethod
     def of_files(cls, files: SequenceFiles, reach: int, device: torch.device) -> "Windows":
         """What the files hold."""
         frames = _on_device(files.frames, device)
         starts, lengths = torch.from_numpy(files.starts), torch.from_numpy(files.lengths)
-        ends = (each.repeat_interleave(lengths).to(frames.device) for each in (starts, starts + lengths - 1))
+        ends = (each.repeat_interleave(lengths).to(cls.home_of(frames)) for each in (starts, starts + lengths - 1))
         return cls(frames, *ends, reach)
+
+    @staticmethod
+    def home_of(frames: Tensor) -> torch.device:
+        """Where the sequences' ends are looked up."""
+        return frames.device
 
     def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
         """Float32 (m, (2 reach + 1) x d), in the order of time."""
@@ -127,6 +134,38 @@ class Windows:
         return raw
 
 
+@dataclass(frozen=True)
+class Runs(Windows):
+    """A frame a row, and of rows that follow one another one tensor of all that their windows hold.
+
+    What a model of windows says of each frame, it says of a run at once. Batches are cut from runs of ``together``
+    frames.
+    """
+
+    together: ClassVar[int] = 100
+
+    @staticmethod
+    def home_of(frames: Tensor) -> torch.device:
+        """In the host's memory, where rows are."""
+        return HOST
+
+    def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """Float32 (runs, 2 reach + longest run, d), NaN behind each; the m frames stand in the order of the rows."""
+        return _made(map(self._along, row_batches), self.frames.device, device)
+
+    def _along(self, rows: Tensor) -> Tensor:
+        goes_on = (rows[1:] == rows[:-1] + 1) & (self.first[rows[1:]] == self.first[rows[:-1]])
+        begins = torch.cat([torch.tensor([0]), 1 + (~goes_on).nonzero()[:, 0]])
+        lengths = torch.cat([begins[1:], torch.tensor([len(rows)])]) - begins
+        first = rows[begins]
+        place = torch.arange(int(lengths.max()) + 2 * self.reach)
+        wanted = (first[:, None] + place - self.reach).maximum(self.first[first, None]).minimum(self.last[first, None])
+        is_behind = place >= lengths[:, None] + 2 * self.reach
+        home = self.frames.device
+        found = self.frames[to_device(wanted, home)].float()
+        return found.masked_fill_(to_device(is_behind, home)[..., None], torch.nan)
+
+
 def open_sequences(table: Table, prepare: Preparation, device: torch.device, reading: Reading) -> Sequences:
     """The frames of every row of a table of sequences."""
     return Sequences.of_files(table.images, device)
@@ -134,7 +173,7 @@ def open_sequences(table: Table, prepare: Preparation, device: torch.device, rea
 
 def open_windows(table: Table, prepare: Preparation, device: torch.device, reading: Reading) -> Windows:
     """The frames of a table of frames, with ``prepare.window`` frames on either side of each."""
-    return Windows.of_files(table.images.sequences, prepare.window, device)
+    return (Runs if prepare.in_runs else Windows).of_files(table.images.sequences, prepare.window, device)
 
 
 def cropped_frames(sequences: Tensor, longest: int, share: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Inputs(Protocol):
     """The inputs of all n rows of a table."""
 
     lengths: Tensor | None  # of each row's own inputs, int64 (n), in the host's memory; None: all have one shape
+    together: int  # rows, in their order, that stay together in the order of an epoch
 
     def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
         """The raw inputs of batches of rows, in their order, on ``device``, each made while the one before is used.
@@ -85,6 +86,7 @@ class Images:
     """What all images share: pixels of 0..255, of which a model is given shares, 0..1."""
 
     lengths: ClassVar[None] = None
+    together: ClassVar[int] = 1
 
     def augmented(self, raw: Tensor, augment: Augmentation, uniform: Uniform, side: int) -> Tensor:
         return augment(_shares(raw), uniform, side)
@@ -181,6 +183,7 @@ class Features:
 
     values: Tensor
     lengths: ClassVar[None] = None
+    together: ClassVar[int] = 1
 
     def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
         return batches_of(self.values, row_batches, device)

@@ -43,6 +43,7 @@ class Kind:
     numbers: str = "features"  # what a model's input is made of, where it is no image
     takes: tuple[str, ...] = ()  # settings of a training that other kinds have no use for
     in_time: bool = False  # whether neighbouring rows are neighbours in time, whose labels are alike without a leak
+    in_runs: tuple[str, ...] = ()  # those of models that are given rows in a run, not each by itself
     models: tuple[str, ...] = ()  # the nets that take them, the first unless another is chosen; empty: those of timm
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ FRAMES = Kind(
     numbers="numbers a window",
     takes=("window",),
     in_time=True,
-    models=("mlp",),
+    models=("mlp", "frame_cnn"),
+    in_runs=("frame_cnn",),
 )
 KINDS = {kind.name: kind for kind in (PIXELS, PHOTOS, FEATURES, SEQUENCES, FRAMES)}

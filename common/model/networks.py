@@ -18,7 +18,7 @@ from common.base.errors import UserError
 from common.base.words import in_a_line
 from common.data.decoding import CROP_MODES, Preparation
 from common.model import digit_cnn, mlp  # noqa: F401  (registers them with timm)
-from common.model.sequence_models import FEW_FRAMES, SequenceModel, check_mask
+from common.model.sequence_models import SequenceModel, check_mask
 
 # The sizes that are tried, with the model's own, to tell a user which one a model can work at.
 USUAL_SIZES = (28, 32, 48, 56, 64, 75, 96, 112, 128, 160, 192, 224, 256, 299, 384, 448, 512)
@@ -269,9 +269,9 @@ def check_training_mode(model: nn.Module, channels: int, img_size: int, model_ar
 
 
 def two_inputs(model: nn.Module, channels: int, img_size: int) -> torch.Tensor:
-    """Two black images, or, with 0 channels, two rows, or sequences, of ``img_size`` features."""
+    """Two black images, or, with 0 channels, two rows, or sequences for an answer each, of ``img_size`` features."""
     if isinstance(model, SequenceModel):
-        return torch.zeros(2, FEW_FRAMES, img_size)
+        return torch.zeros(2, model.fewest, img_size)
     return torch.zeros(2, channels, img_size, img_size) if channels else torch.zeros(2, img_size)
 
 

@@ -1,8 +1,8 @@
-"""sequence_cnn and sequence_transformer: nets for sequences of frames, registered with timm under these names.
+"""sequence_cnn, sequence_transformer and frame_cnn: nets for sequences of frames, known to timm under these names.
 
 A batch is one float tensor (n, longest T, d) in which a sequence's frames are followed by frames of NaN up to the
-longest. Both nets tell the mask from that, and nothing behind it looks at a padded frame: what is said of a sequence
-does not depend on the others of its batch.
+longest. The nets tell the mask from that, and nothing behind it looks at a padded frame: what is said of a sequence
+does not depend on the others of its batch. frame_cnn answers for each frame, the others for a sequence as a whole.
 """
 
 import math
@@ -13,8 +13,6 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from common.base.errors import UserError
-
-FEW_FRAMES = 8  # of the sequences that a model is tried on
 
 
 def without_padding(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,18 +80,30 @@ class FrameConvolutions(nn.Module):
 
 
 class SequenceModel(nn.Module):
-    """What the two nets share: the mask at the entry, pooling over the frames and one linear layer at the end."""
+    """What the nets share: one linear layer at the end, of ``inputs`` numbers.
 
-    def __init__(self, num_classes: int, width: int, drop_rate: float):
+    ``fewest`` are the frames that a sequence must have for one answer.
+    """
+
+    fewest = 1
+
+    def __init__(self, num_classes: int, inputs: int, drop_rate: float):
         super().__init__()
         self.num_classes = num_classes
-        self.pool = StatisticsPooling()
         self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(2 * width, num_classes)
+        self.head = nn.Linear(inputs, num_classes)
 
     def get_classifier(self) -> nn.Module:
         """The last layer, by timm's name for it."""
         return self.head
+
+
+class PooledModel(SequenceModel):
+    """An answer for each sequence: the mask at the entry, and statistics over what the net makes of the frames."""
+
+    def __init__(self, num_classes: int, width: int, drop_rate: float):
+        super().__init__(num_classes, 2 * width, drop_rate)
+        self.pool = StatisticsPooling()
 
     def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """What the net makes of each frame, (n, T', width), and which of these are real."""
@@ -103,7 +113,7 @@ class SequenceModel(nn.Module):
         return self.head(self.drop(self.pool(*self.encoded(*without_padding(inputs)))))
 
 
-class SequenceCNN(SequenceModel):
+class SequenceCNN(PooledModel):
     """Convolutions over time and pooled statistics.
 
     ``img_size`` is d, the numbers of a frame. ``widths`` has an entry for each convolution, of ``kernel`` frames; the
@@ -129,11 +139,11 @@ class SequenceCNN(SequenceModel):
         return {"stem": r"^convolutions\.layers\.0", "blocks": r"^convolutions\.layers\.(\d+)"}
 
     def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """As in :class:`SequenceModel`."""
+        """As in :class:`PooledModel`."""
         return self.convolutions(frames, real)
 
 
-class SequenceTransformer(SequenceModel):
+class SequenceTransformer(PooledModel):
     """Convolutions that shorten a sequence, places as sines and cosines, self-attention and pooled statistics.
 
     ``img_size`` is d, the numbers of a frame; ``depth`` layers of ``heads`` heads look at all frames of a sequence.
@@ -166,12 +176,70 @@ class SequenceTransformer(SequenceModel):
         return {"stem": r"^stem", "blocks": [(r"^layers\.(\d+)", None), (r"^norm", (99_999,))]}
 
     def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """As in :class:`SequenceModel`."""
+        """As in :class:`PooledModel`."""
         frames, real = self.stem(frames, real)
         frames = frames + places(frames)
         for layer in self.layers:
             frames = layer(frames, src_key_padding_mask=~real)
         return self.norm(frames), real
+
+
+class ContextConvolution(nn.Module):
+    """A convolution of what stands on either side of each frame, so that the ends are lost: T -> T - 2 x ``lost``.
+
+    A norm of each frame by itself, GELU and dropout follow; a residual where the width stays.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, drop_rate: float):
+        super().__init__()
+        self.lost, self.has_residual = kernel // 2 * dilation, inputs == outputs
+        self.convolution = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
+        self.norm = nn.LayerNorm(outputs)
+        self.rest = nn.Sequential(nn.GELU(), nn.Dropout(drop_rate))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        found = self.rest(self.norm(self.convolution(frames.transpose(1, 2)).transpose(1, 2)))
+        return found + frames[:, self.lost : frames.shape[1] - self.lost] if self.has_residual else found
+
+
+class FrameCNN(SequenceModel):
+    """An answer for each frame that has ``reach`` frames on either side: (n, T, d) -> (all these frames, num_classes).
+
+    ``img_size`` is d. ``widths`` has an entry for each convolution, of ``kernel`` (odd) frames that are ``dilations``
+    apart. Each frame is answered by what stands within its reach alone, as if every window were looked at by itself
+    (Peddinti et al. 2015, A Time Delay Neural Network Architecture), for a fraction of the work.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 0,
+        img_size: int = 39,
+        widths: Sequence[int] = (192, 192, 192, 192, 192),
+        dilations: Sequence[int] = (1, 1, 2, 3, 5),
+        kernel: int = 5,
+        drop_rate: float = 0.2,
+        head_drop_rate: float = 0.2,
+    ):
+        super().__init__(num_classes, widths[-1], head_drop_rate)
+        if kernel % 2 == 0 or len(widths) != len(dilations):
+            what = f"a kernel of {kernel}, {len(widths)} widths and {len(dilations)} dilations"
+            raise ValueError(f"{what}: the kernel must be odd, and each width have a dilation")
+        layers, last = [], img_size
+        for width, dilation in zip(widths, dilations, strict=True):
+            layers.append(ContextConvolution(last, width, kernel, dilation, drop_rate))
+            last = width
+        self.layers = nn.Sequential(*layers)
+        self.reach = sum(layer.lost for layer in layers)
+        self.fewest = 2 * self.reach + 1
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """timm's way to number a model's layers from the input on."""
+        return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        frames, real = without_padding(inputs)
+        return self.head(self.drop(self.layers(frames)[real[:, 2 * self.reach :]]))
 
 
 @torch.no_grad()
@@ -182,8 +250,9 @@ def check_mask(model: SequenceModel, width: int) -> None:
         UserError: what it says of a sequence changes with padded frames behind it.
     """
     model.eval()
-    long = torch.arange(FEW_FRAMES * width, device=next(model.parameters()).device).cos().view(1, FEW_FRAMES, width)
-    short = long[:, : FEW_FRAMES // 2]
+    few = model.fewest + 3
+    long = torch.arange(2 * few * width, device=next(model.parameters()).device).cos().view(1, 2 * few, width)
+    short = long[:, :few]
     padded = torch.cat([short, torch.full_like(short, torch.nan)], dim=1)
     alone, together = torch.cat([model(long), model(short)]), model(torch.cat([long, padded]))
     if not torch.allclose(alone, together, atol=1e-4):
@@ -198,6 +267,16 @@ def places(frames: Tensor) -> Tensor:
     speed = torch.arange(0, width, 2, device=frames.device) * (-math.log(10_000) / width)
     angles = place * speed.exp()
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].to(frames.dtype)
+
+
+@register_model
+def frame_cnn(
+    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
+) -> FrameCNN:
+    """:class:`FrameCNN` with the signature that timm calls; there are no pretrained weights."""
+    if pretrained:
+        raise UserError("--model frame_cnn", "has no pretrained weights", "train it from scratch")
+    return FrameCNN(**model_args)
 
 
 @register_model

@@ -69,7 +69,9 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     channels, size = table.kind.shape(table)
     if table.kind.in_files:
         size = photo_size(cfg.model) or size
-    own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size * (2 * cfg.window + 1)}
+    if cfg.model not in table.kind.in_runs:
+        size *= 2 * cfg.window + 1
+    own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
     own["augment"] = table.kind.preset(cfg.augment, own["channels"])
     if table.kind is FEATURES:
         own["img_size"] = width(without(table.plan, cfg.drop))
@@ -88,7 +90,8 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
     for argument in CROPS.keys() & model_args.keys():
         raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
     plan = without(table.plan, cfg.drop) if table.kind is FEATURES else table.plan
-    return Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=plan, window=cfg.window)
+    prepare = Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=plan)
+    return replace(prepare, window=cfg.window, in_runs=cfg.model in table.kind.in_runs)
 
 
 def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
@@ -158,6 +161,8 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
     try_a_step(cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
     model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
+    if (reach := getattr(model, "reach", cfg.window)) != cfg.window:
+        raise UserError("--window", f"{cfg.model} looks at {reach} frames on either side", f"use --window {reach}")
     if cfg.args("model"):
         check_training_mode(model, cfg.channels, cfg.img_size, cfg.args("model"))
     if cfg.freeze and not loaded.report:
