@@ -22,7 +22,7 @@ from common.base.errors import UserError
 from common.data.augment import Augmentation
 from common.data.batches import TrainBatches
 from common.data.folds import match_folds, read_folds
-from common.data.frames import FrameScale, Sequences, Windows, cropped_frames
+from common.data.frames import FrameScale, Runs, Sequences, Windows, cropped_frames
 from common.data.sequences import read_sequences
 from common.data.tables import read_train_table
 from common.model import sequence_models
@@ -112,6 +112,22 @@ def test_windows_stop_at_the_ends_of_an_utterance(saved):
     assert seen[3:] == [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]
 
 
+def test_a_run_of_frames_gets_the_answers_of_its_windows(saved):
+    """Whoever shares the batch, wherever an utterance is cut, at its ends and for one frame of it."""
+    files = saved(*drawn(30, 9, 1, 17))
+    model = timm.create_model(
+        "frame_cnn", num_classes=4, in_chans=0, img_size=D, widths=(8, 8), dilations=(1, 2)
+    ).eval()
+    runs, windows = (kind.of_files(files, model.reach, torch.device("cpu")) for kind in (Runs, Windows))
+    rows = torch.cat([torch.arange(25, 57), torch.arange(3, 8), torch.tensor([40, 5, 5, 0])])
+    [together], [alone] = (list(inputs.batches([rows], torch.device("cpu"))) for inputs in (runs, windows))
+    assert together.shape[0] == 9 and alone.shape[0] == len(rows)
+    with torch.inference_mode():
+        found, expected = model(together), model(alone.unflatten(1, (-1, D)))
+    assert expected.std(0).min() > 1e-2
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_the_scale_is_that_of_the_training_rows_frames_summed_in_float64(saved):
     arrays = [array * 1000 + 2000 for array in drawn(*LENGTHS, kind=np.float16)]  # float16 ends at 65,504
     files, rows = saved(*arrays), [3, 0, 5]
@@ -176,6 +192,14 @@ def test_batches_of_similar_length_hold_each_row_once_and_follow_seed_and_epoch(
     whole = torch.cat([batch.rows for batch in batches.epoch(0)]).view(-1, 8)
     parts = [torch.cat([batch.rows for batch in share.epoch(0)]).view(-1, 4) for share in shares]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_runs_of_frames_hold_each_row_once_and_follow_seed_and_epoch(saved):
+    inputs = Runs.of_files(saved(*drawn(300, 450)), 2, torch.device("cpu"))
+    orders = [batches_of(inputs, 750).order_of(epoch) for epoch in (0, 1, 0)]
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
+    assert sorted(orders[0].tolist()) == list(range(750))
+    assert (orders[0].diff() != 1).sum() < 12  # pieces of 100 frames
 
 
 def test_crops_are_drawn_by_the_row_whatever_the_process(saved):
@@ -362,6 +386,8 @@ def phones(utterances, tmp_path_factory) -> Path:
     files = [f"--test={utterances / 'test_split.txt'}", f"--sample={utterances / 'sample.csv'}"]
     folds.main([f"--data={utterances}", "--targets=frames", *files, "--k=3", f"--work={work}"])
     train_fold.main([f"--work={work}", *SMALL, "--epochs=12", "--lr=0.02", "--jobs=1", "--run=w1", "--window=1"])
+    run = ["--run=whole", "--model=frame_cnn", "--window=2", "--batch-size=60", "--epochs=30", "--lr=0.02", "--jobs=1"]
+    train_fold.main([f"--work={work}", *SMALL, *run, "--model-args", "widths=(16,16)", "dilations=(1,1)", "kernel=3"])
     infer.main([f"--work={work}", "--threads=1"])
     report.main([f"--work={work}"])
     return work
@@ -381,17 +407,23 @@ def test_no_utterance_lies_in_two_folds(utterances, phones, tmp_path):
 
 def test_frames_go_through_the_whole_chain(utterances, phones):
     """The submission numbers the frames in the order of the test list; the frame before tells each but the first."""
-    with (phones / "runs" / "w1" / "submission.csv").open() as file:
-        rows = list(csv.DictReader(file))
     truth = np.load(utterances / "truth.npy")
-    assert [row["Id"] for row in rows] == [str(number) for number in range(len(truth))]
     known = truth >= 0
-    assert np.mean(np.array([int(row["Class"]) for row in rows])[known] == truth[known]) > 0.8
+    for name in ("w1", "whole"):
+        with (phones / "runs" / name / "submission.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["Id"] for row in rows] == [str(number) for number in range(len(truth))]
+        assert np.mean(np.array([int(row["Class"]) for row in rows])[known] == truth[known]) > 0.8
     table = read_train_table(str(utterances), folds.read_competition(phones / "competition.json"))
     oof = [read_predictions(phones / "runs" / "w1" / f"fold{k}" / "oof.npz") for k in range(3)]
     assert sorted(np.concatenate([part.ids for part in oof])) == sorted(table.ids)
     assert len(match_folds(read_folds(phones / "folds.csv"), table).ids) == len(table.ids)
     assert "Utterances" in (phones / "report.html").read_text()
+
+
+def test_a_net_over_utterances_is_told_how_far_it_looks(phones):
+    with pytest.raises(UserError, match="frame_cnn looks at 24 frames on either side; use --window 24"):
+        train_fold.main([f"--work={phones}", *SMALL, "--run=other", "--model=frame_cnn", "--window=9", "--fold=0"])
 
 
 def test_the_interval_is_by_utterance(phones, capsys):
