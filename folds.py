@@ -92,8 +92,17 @@ class Options:
     check: bool = False  # audit the folds file instead of writing it
 
 
-OF_TABLES = (*("images", "image_suffixes", "image_column", "label_column", "label_columns", "label_from_name"),)
-OF_TABLES += (*("test_images", "positive", "inputs", "drop", "task", "separator", "fold_column", "as_written"),)
+# What says how a table is read: frames have none.
+OF_TABLES = (
+    "images",
+    "image_suffixes",
+    "image_column",
+    "label_column",
+    "label_columns",
+    "label_from_name",
+    "test_images",
+)
+OF_TABLES += ("positive", "inputs", "drop", "task", "separator", "fold_column", "time_column", "gap", "as_written")
 SAID = (*(field.name for field in fields(Competition)), "as_written")  # what tells how files are read
 
 

@@ -183,8 +183,9 @@ def fitting(cfg: Train, table: Table) -> Train:
     if refused:
         flag = f"--{refused[0].replace('_', '-')}"
         raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")
-    if cfg.sampling == "balanced" and cfg.model in kind.in_runs:
-        raise UserError("--sampling", f"balanced would tear the runs of {kind.name} apart", "leave it out")
+    for flag, is_set in (("--sampling", cfg.sampling == "balanced"), ("--unlabelled, --pseudo", cfg.joins_rows)):
+        if is_set and cfg.model in kind.in_runs:
+            raise UserError(flag, f"would tear apart the {kind.name} that {cfg.model} takes in a row", "leave it out")
     if cfg.model == Config.model:
         return dataclasses.replace(cfg, model=kind.models[0])
     if cfg.model not in kind.models:

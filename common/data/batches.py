@@ -243,7 +243,6 @@ class TrainBatches:
             others = dealt(self.rows[~is_own], steps * (self.batch_size - known)).view(steps, -1)
             places = torch.rand(steps, self.batch_size, generator=generator).argsort(dim=1, stable=True)
             return torch.cat([own, others], dim=1).gather(1, places).flatten()
-
         if self.inputs.together > 1:
             return self._in_runs(generator)
         if self.sampling == "uniform":

@@ -220,6 +220,10 @@ class Joined:
         own = [self.first.lengths, self.second.lengths]
         return None if own[0] is None else torch.cat(own)
 
+    @property
+    def together(self) -> int:
+        return self.first.together
+
     def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
         row_batches = list(row_batches)
         of_each = [rows < self.count for rows in row_batches]
