@@ -39,7 +39,7 @@ from common.data.groups import with_groups
 from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
-from common.data.stacks import CHANNELS
+from common.data.stacks import MOST_CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
 from common.data.utterances import UTTERANCE
@@ -65,7 +65,7 @@ class Options:
     split: Split = "stratified"  # column: folds made by others; folders: valid/ validates; holdout: one of k parts does
     # what the files hold
     images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
-    image_suffixes: tuple[str, ...] = ()  # three files are one image: _red _green _blue, each a grey one
+    image_suffixes: tuple[str, ...] = ()  # several files are one image, a grey one a channel: _red _green _blue _yellow
     image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
     label_column: str = ""  # column with the labels (default: by its name)
     label_columns: tuple[str, ...] = ()  # several in place of it: one-hot, 0/1 of each label, or several numbers a row
@@ -238,9 +238,9 @@ def check_options(options: Options) -> None:
     if options.group and not grouped and options.split not in ("column", "stratified"):
         remedy = "use --split group or --split stratified-group"
         raise UserError("--group", f"has no effect with --split {options.split}", remedy)
-    if options.image_suffixes and len(options.image_suffixes) != CHANNELS:
-        what = f"{len(options.image_suffixes)} files cannot be the channels of a colour image"
-        raise UserError("--image-suffixes", what, "name three, such as _red _green _blue")
+    if options.image_suffixes and not 2 <= len(options.image_suffixes) <= MOST_CHANNELS:
+        what = f"{len(options.image_suffixes)} files cannot be the channels of an image"
+        raise UserError("--image-suffixes", what, f"name 2 to {MOST_CHANNELS}, such as _red _green _blue _yellow")
     if options.group_table and not options.group:
         raise UserError("--group-table", "has no effect without --group", "name its column with the groups")
     if (options.split == "time") != bool(options.time_column) and not options.check:

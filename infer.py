@@ -207,6 +207,8 @@ def next_step(options: Options) -> str:
     """The command that comes next: a blend where there are runs for it."""
     if options.score_tta:
         return next_command("infer.py", options, "--tta", "auto")
+    if options.fold == "full" and not list(Path(options.runs_dir).glob(f"*/fold[0-9]*/{OOF_FILE}")):
+        return next_command("train_fold.py", options)  # what its folds' models score is what can be known of it
     predicted = Path(options.out_dir or options.runs_dir).glob(f"*/{TEST_FILE}")
     runs = [path for path in predicted if not path.with_name(WEIGHTS_FILE).exists()]
     return next_command("ensemble.py" if len(runs) > 1 else "report.py", options)
@@ -331,7 +333,9 @@ def predict_test(
             print(study.text)
     if options.clip:
         test = clipped(name, test, oofs)
-    if options.fold == "full" and not task.is_number:
+    if options.fold == "full" and not oofs:
+        print(f"{name}: a model of all rows has no OOF predictions, so its score is not known")
+    elif options.fold == "full" and not task.is_number:
         print(
             f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
         )

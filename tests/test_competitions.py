@@ -22,6 +22,8 @@ from common.data.decoding import Decoder, Preparation
 from common.data.labels import refuse_numbers
 from common.data.tables import read_test_table, read_train_table
 from common.report.page import pictures
+from common.runs.config import Config
+from common.train.build import with_images_of
 
 ROWS = 24
 
@@ -136,7 +138,7 @@ def test_three_files_are_one_image(tmp_path, monkeypatch):
                     channel.save(tmp_path / folder / f"{name}_{colour}.png")
     write_table(tmp_path / "train.csv", ["id", "label"], *[[number, number % 2] for number in range(ROWS)])
     write_table(tmp_path / "sample.csv", ["id", "label"], *[[f"t{number}", 0] for number in reversed(range(ROWS))])
-    with pytest.raises(UserError, match="choose three with --image-suffixes _blue _green _red"):
+    with pytest.raises(UserError, match="name its channels with --image-suffixes _blue _green _red"):
         folds.main(["--data", "train.csv", "--k", "3"])
     suffixes = ("_red", "_green", "_blue")
     said = Competition(image_suffixes=suffixes)
@@ -149,6 +151,39 @@ def test_three_files_are_one_image(tmp_path, monkeypatch):
         assert (Decoder(train, prepare, train.row_shas())(number) == whole).all()
         assert (Decoder(test, prepare)(ROWS - 1 - number) == whole).all()
     assert "data:image/jpeg" in str(pictures([(train.images[0], ["as the report shows it"])]))
+
+
+def test_four_files_are_the_four_channels_of_an_image(tmp_path, monkeypatch, capsys):
+    """From the files to a submission; two images that differ in the last channel alone are no copies."""
+    monkeypatch.chdir(tmp_path)
+    random, suffixes = np.random.default_rng(0), ("_red", "_green", "_blue", "_yellow")
+    (tmp_path / "train").mkdir()
+    for number in range(ROWS):
+        for suffix in suffixes:
+            pixels = random.integers(0, 120, (12, 12), dtype=np.uint8) + 120 * (suffix == "_yellow") * (number % 2)
+            if number == 1 and suffix != "_yellow":
+                pixels = np.asarray(Image.open(tmp_path / "train" / f"0{suffix}.png"))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "train" / f"{number}{suffix}.png")
+    write_table(tmp_path / "train.csv", ["id", "label"], *[[number, number % 2] for number in range(ROWS)])
+    write_table(tmp_path / "sample.csv", ["id", "label"], *[[number, 0] for number in range(ROWS)])
+    test = ["--test", "train", "--sample", "sample.csv"]
+    folds.main(["--data", "train.csv", "--k", "2", "--image-suffixes", *suffixes, *test])
+    assert " 0 exact copies" in capsys.readouterr().out
+    table = read_train_table("train.csv", Competition(image_suffixes=suffixes))
+    pixels = Decoder(table, Preparation(channels=4, side=12, stored=12), table.row_shas())(3)
+    files = [np.asarray(Image.open(tmp_path / "train" / f"3{suffix}.png")) for suffix in suffixes]
+    assert (pixels == np.stack(files)).all()
+    with pytest.raises(UserError, match="--channels: 3 are not what the images have: 4"):
+        with_images_of(Config(channels=3), table)
+    small = ["--img-size", "12", "--epochs", "30", "--batch-size", "8", "--threads", "1", "--jobs", "1", "--lr", "0.01"]
+    train_fold.main(
+        [*small, "--model-args", "widths=(8,8)", "depths=(1,1)", "--channels-last", "no", "--augment", "none"]
+    )
+    infer.main(["--threads", "1"])
+    with (tmp_path / "runs" / "digit_cnn" / "submission.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["label"] == str(int(row["id"]) % 2) for row in rows)
+    assert right > 0.9 * ROWS, "the class shows in the yellow channel alone"
 
 
 @pytest.mark.parametrize(

@@ -73,5 +73,8 @@ def test_the_full_model_alone_is_enough(chain, tiny, tmp_path, capsys, files):
         shutil.copy(chain / "one" / f"fold{k}" / "oof.npz", run / f"fold{k}")
     arguments = ["--runs-dir", str(tmp_path), "--fold", "full", "--test", str(tiny / "test.csv"), "--threads", "1"]
     infer.main(arguments)
-    assert f"compared with the OOF predictions of {files} of 3 folds" in capsys.readouterr().out
+    said = capsys.readouterr()
+    expected = f"compared with the OOF predictions of {files} of 3 folds" if files else "its score is not known"
+    assert expected in said.out and "warning" not in said.err
+    assert said.out.splitlines()[-1].startswith(f"next: python {'report' if files else 'train_fold'}.py")
     assert len(np.loadtxt(run / "submission.csv", dtype=str, delimiter=",", skiprows=1)) == 24

@@ -201,6 +201,17 @@ def test_a_linear_stem_becomes_grey_and_colour_again(tmp_path, name, heads):
     torch.testing.assert_close(seen[2], seen[0], rtol=1e-3, atol=1e-4)
 
 
+def test_colour_weights_are_widened_as_timm_widens_them(tmp_path):
+    """Four channels: the three filters and the first again, scaled so that equal channels give what they gave."""
+    source, model = (create_model("test_resnet", {}, 3, channels, 64).eval() for channels in (3, 4))
+    save_file({name: each.contiguous() for name, each in source.state_dict().items()}, tmp_path / "w.safetensors")
+    said = load_weights(model, "test_resnet", tmp_path / "w.safetensors", ["a", "b", "c"], 4).report
+    first = model.pretrained_cfg["first_conv"]
+    colour, wide = source.get_submodule(first).weight, model.get_submodule(first).weight
+    assert f"{first}.weight repeated over 4 channels" in said
+    torch.testing.assert_close(wide, torch.cat([colour, colour[:, :1]], dim=1) * 3 / 4)
+
+
 def test_a_stem_of_pixels_side_by_side_becomes_grey(tmp_path):
     """tresnet's first convolution sees 4 x 4 pixels at once: an image of equal channels gives what grey gave."""
     source = create_model("tresnet_m", {}, 3, 3, 64).eval()

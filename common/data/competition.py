@@ -36,7 +36,7 @@ class Competition:
 
     data: str = ""  # train table, or folder of class folders
     images: tuple[str, ...] = ()  # folders that hold the train table's photos
-    image_suffixes: tuple[str, ...] = ()  # of three files that are one image, a channel each
+    image_suffixes: tuple[str, ...] = ()  # of the files that are one image, a channel each
     image_column: str = ""  # the column that names the images, or a pixel table's rows
     label_column: str = ""
     label_columns: tuple[str, ...] = ()  # one-hot columns: the class is the one that is 1

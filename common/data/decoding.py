@@ -103,15 +103,23 @@ class Preparation:
         Raises:
             ValueError: it cannot be decoded; why.
         """
-        photo = read_photo(content, self.stored).convert("L" if self.channels == 1 else "RGB")
+        if self.channels not in (1, 3):
+            parts = contents_in(content)
+            if len(parts) != self.channels:
+                raise ValueError(f"is {max(1, len(parts))} files, but the model expects {self.channels} channels")
+            refuse_other_sizes(parts := [read_photo(part, self.stored).convert("L") for part in parts])
+            return np.concatenate([self._square(part, self.fill[:1]) for part in parts])
+        return self._square(read_photo(content, self.stored).convert("L" if self.channels == 1 else "RGB"), self.fill)
+
+    def _square(self, photo: Image.Image, fill: tuple[int, ...]) -> np.ndarray:
         method = Image.Resampling[self.interpolation.upper()]
-        pixels = np.asarray(CROP_MODES[self.crop_mode](photo, self.stored, method, self.fill))
-        return np.ascontiguousarray(pixels.reshape(self.stored, self.stored, self.channels).transpose(2, 0, 1))
+        pixels = np.asarray(CROP_MODES[self.crop_mode](photo, self.stored, method, fill))
+        return np.ascontiguousarray(pixels.reshape(self.stored, self.stored, -1).transpose(2, 0, 1))
 
     def __str__(self) -> str:
         """What it does, for people."""
         how = {"center": "middle square", "border": "whole, with bars", "squash": "squashed to a square"}
-        colour = "grey" if self.channels == 1 else "colour"
+        colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         said = f"photos resized once to {self.stored} px ({how[self.crop_mode]}, {self.interpolation}, {colour})"
         return said + (f", the model sees {self.side} px of them" if self.side < self.stored else "")
 
@@ -146,6 +154,7 @@ class Photo:
     peak: int  # the largest value of a 16-bit file; -1: it has fewer bits, or floats
     jpeg_table: int = 0  # sum of the first quantisation table: the larger, the lower the quality; 0: no JPEG
     size: tuple[int, int] = (0, 0)  # px, upright and as the file has it, however small it was decoded
+    others: bytes = b""  # pixels of the channels beyond the third
 
     @property
     def is_reduced(self) -> bool:
@@ -189,11 +198,18 @@ def decode(content: bytes, at_least: int = 0) -> Photo:
 
 
 def _stacked(channels: Sequence[Photo]) -> Photo:
-    if len({photo.image.size for photo in channels}) > 1:
-        raise ValueError("and the files of the other channels have different sizes")
-    image = Image.merge("RGB", [photo.image.convert("L") for photo in channels])
+    """Colours of the first three channels, for comparisons and people; black where there are but two."""
+    grey = [photo.image.convert("L") for photo in channels]
+    refuse_other_sizes(grey)
+    image = Image.merge("RGB", [*grey[:3], *[Image.new("L", grey[0].size)] * (3 - len(grey))])
     moves, peak = any(photo.animated for photo in channels), max(photo.peak for photo in channels)
-    return Photo(image, moves, peak, size=image.size)
+    return Photo(image, moves, peak, size=image.size, others=b"".join(each.tobytes() for each in grey[3:]))
+
+
+def refuse_other_sizes(channels: Sequence[Image.Image]) -> None:
+    """Raise ValueError where the channels of one image differ in size."""
+    if len({channel.size for channel in channels}) > 1:
+        raise ValueError("and the files of the other channels have different sizes")
 
 
 def _decode(content: bytes, at_least: int) -> Photo:
@@ -375,16 +391,16 @@ def _look(image: Path | Stack) -> Look:
         return Look(str(error))
     pixels = photo.image.convert("RGB")  # grey written as colour looks the same
     facts = photo_facts(photo, pixels, content)
-    return Look("", photo.animated, photo.peak, photo.is_reduced, _pixel_sha(photo.size, pixels), facts)
+    return Look("", photo.animated, photo.peak, photo.is_reduced, _pixel_sha(photo, pixels), facts)
 
 
 def _whole_sha(image: Path | Stack) -> str:
     photo = decode(content_of(image, error_of=OwnError))
-    return _pixel_sha(photo.size, photo.image.convert("RGB"))
+    return _pixel_sha(photo, photo.image.convert("RGB"))
 
 
-def _pixel_sha(size: tuple[int, int], pixels: Image.Image) -> str:
-    return sha256(str(size).encode() + pixels.tobytes())[:16]
+def _pixel_sha(photo: Photo, pixels: Image.Image) -> str:
+    return sha256(str(photo.size).encode() + pixels.tobytes() + photo.others)[:16]
 
 
 def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.data.features import width
 from common.data.sequences import picture_of
-from common.data.stacks import content_of
+from common.data.stacks import Stack, content_of
 
 if TYPE_CHECKING:
     from common.data.decoding import Preparation
@@ -52,7 +52,7 @@ class Kind:
 
     def preset(self, asked: str, channels: int) -> str:
         """The preset of augmentation that auto stands for; any other name is its own."""
-        return self.augment[channels == 1] if asked == "auto" else asked
+        return self.augment[channels != 3] if asked == "auto" else asked
 
     def described(self, table: "Table", prepare: "Preparation") -> list[str]:
         """What is done to them before a model sees them, a line each."""
@@ -72,7 +72,8 @@ def _shape_of_pixels(table: "Table") -> tuple[int, int]:
 
 
 def _shape_of_photos(table: "Table") -> tuple[int, int]:
-    return 3, PHOTO_SIDE
+    first = table.images[0]
+    return len(first.files) if isinstance(first, Stack) else 3, PHOTO_SIDE
 
 
 def _shape_of_features(table: "Table") -> tuple[int, int]:

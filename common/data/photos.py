@@ -139,7 +139,7 @@ class PhotoSearch:
                 of_several = [file for _, file in islice(_images_below(self.root), MOST_LOOKED_AT)]
                 ends = sorted({file.stem[len(name) :] for file in of_several if file.stem.startswith(f"{name}_")})
                 if len(ends) > 1:
-                    return f"several files are one image: choose three with --image-suffixes {' '.join(ends)}"
+                    return f"several files are one image: name its channels with --image-suffixes {' '.join(ends)}"
             if found and "/" not in name:
                 return f"it may be {found[0]}: name its folder with --images {found[0].parent}"
         return remedy

@@ -1,4 +1,4 @@
-"""Images that are several grey files, one a channel, such as x_red.png, x_green.png and x_blue.png."""
+"""Images that are several grey files, one a channel, such as x_red.png, x_green.png, x_blue.png and x_yellow.png."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from common.base.errors import UserError
 from common.base.strict_csv import file_bytes
 
-CHANNELS = 3  # what a stack has: models and augmentations know grey and colour
+MOST_CHANNELS = 16
 _MARK = b"several files, one image\n"
 
 

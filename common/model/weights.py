@@ -226,6 +226,9 @@ def _adapt_channels(name: str, tensors: dict[str, Tensor], own: Mapping[str, Ten
     if ours[1] == 3 * theirs[1]:
         tensors[name] = weight.float().repeat_interleave(3, dim=1) / 3
         return f"{name} spread over 3 colour channels"
+    if theirs[1] == 3 and name.removesuffix(".weight") in stems:  # in timm's way
+        tensors[name] = adapt_input_conv(ours[1], weight.float())
+        return f"{name} repeated over {ours[1]} channels"
     return ""
 
 

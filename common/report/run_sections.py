@@ -89,7 +89,8 @@ def facts(run: Evaluation, kind: Kind) -> str:
     seconds = sum(metrics["seconds"] for metrics in run.metrics)
     speed = np.mean([metrics["images_per_second"] for metrics in run.metrics])
     side, processes, threads = settings["img_size"], first["processes"], first["threads"]
-    shown = f"Images of {side} × {side} pixels, {'grey' if settings['channels'] == 1 else 'colour'}"
+    colours = {1: "grey", 3: "colour"}.get(settings["channels"], f"{settings['channels']} channels")
+    shown = f"Images of {side} × {side} pixels, {colours}"
     if not settings["channels"]:
         shown = f"{side} {kind.numbers}"
     return (

@@ -51,7 +51,7 @@ class Config:
     weights: str = ""  # start from this .safetensors file (our names or timm's); {fold} in it: fold0 ...
     freeze: tuple[str, ...] = ()  # backbone=N (of N --epochs: last layer only), stages=N (and stem), batchnorm=True
     img_size: Whole = 0  # side of the model's input in pixels (0: the images' own; for photos the pretrained model's)
-    channels: Literal[0, 1, 3] = 0  # 1 grey, 3 colour (0: the images' own)
+    channels: Whole = 0  # 1 grey, 3 colour, or as many as an image has files (0: the images' own)
     # optimisation
     epochs: Count = 10  # passes over the training folds
     steps: Whole = 0  # optimiser steps of the whole training instead of passes, in --epochs equal parts (0: passes)
@@ -213,7 +213,7 @@ def check_each(cfg: Config) -> None:
         cfg.args(of)
     for name in ("sync_bn", "grad_checkpointing"):
         check_value("model-args", name, cfg.args("model").get(name, False), default=False)
-    options_of(cfg.augment, cfg.args("augment"), grey=cfg.channels == 1)
+    options_of(cfg.augment, cfg.args("augment"), grey=cfg.channels not in (0, 3))
 
 
 def check_loss(cfg: Config) -> None:

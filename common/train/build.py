@@ -52,7 +52,7 @@ def augmentation_of(cfg: Config, grey: bool = False) -> Augmentation:
 
     ``grey``: the images have no colours, in however many channels.
     """
-    augmentation = create_augmentation(cfg.augment, cfg.args("augment"), grey or cfg.channels == 1)
+    augmentation = create_augmentation(cfg.augment, cfg.args("augment"), grey or cfg.channels not in (0, 3))
     return replace(augmentation, crop_frames=cfg.crop_frames)
 
 
@@ -64,9 +64,12 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     A model's name from before 2023 becomes today's; the run keeps the name that it has.
 
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model; a number of channels that these images cannot have.
     """
     channels, size = table.kind.shape(table)
+    if cfg.channels not in ((0, 1, 3) if channels in (1, 3) else (0, channels)):
+        what = f"{cfg.channels} are not what the images have: {channels}"
+        raise UserError("--channels", what, "leave it out" + ", or use 1 or 3" * (channels in (1, 3)))
     if table.kind.in_files:
         size = photo_size(cfg.model) or size
     if cfg.model not in table.kind.in_runs:

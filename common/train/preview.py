@@ -36,7 +36,8 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     titles = ["\n".join(names).removesuffix(" 100%") for names in shares]
     if folds.task.is_number:
         titles = ["\n".join(f"{number:.5g}" for number in row) for row in batch.targets.numpy()]
-    draw_images(path, batch.inputs.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
+    shown = batch.inputs[:, : 1 if cfg.channels < 3 else 3]  # a picture has three colours
+    draw_images(path, shown.permute(0, 2, 3, 1).clamp(0, 1).numpy(), titles)
     print(f"{path}: {min(len(titles), 64)} of the {len(titles)} images of a batch, --augment {cfg.augment}")
 
 
