@@ -60,6 +60,7 @@ from common.score.blend_study import (
     worth_text,
 )
 from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
+from common.score.leaderboard import of_a_blend, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric, describe, score, what_lacks
 from common.score.nesting import noise_members, smallest_set
@@ -158,15 +159,25 @@ def run(options: Options) -> Result:
         how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""
         print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found, data.judged_by)}")
 
-    test = write_blend(options, inputs, study, facts)
+    gain = gain_of_averaging(options, runs)
+    test = write_blend(options, inputs, study, facts | {"averaging_gain": gain})
     if not data.task.is_number:
         print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
     if test and len(test.labels):
         said = describe(test.score(data.judged_by), data.judged_by)
         print(f"test {data.task.metrics[0]} of {study.method}: {said}")
+    if test and data.task.is_one_of:
+        right, models = 1.0 - data.answers(study.outputs).costs, len(runs) * len(np.unique(data.fold))
+        print(worth_in_words(right, len(test.ids), models, gain))
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
+
+
+def gain_of_averaging(options: Options, runs: Sequence[str]) -> float:
+    """What averaging fold models gains in the blend's accuracy, by what infer.py estimated of its runs; 0: unknown."""
+    paths = [options.inferred(run) / INFERENCE_FILE for run in runs]
+    return of_a_blend([read_json(path).get("averaging_gain", 0.0) if path.is_file() else 0.0 for path in paths])
 
 
 def add_predictions(options: Options) -> Result:

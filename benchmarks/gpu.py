@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,10 +281,11 @@ def drawn_photos(options: Options) -> Path:
 
 def inference(options: Options) -> Figures:
     """Rows a second of infer.py with five models, without and with five views."""
-    options.train("float32", "--fold", "all", "--epochs", "1", "--jobs", "1")
+    options = replace(options, limit=0)  # what --limit has trained is not predicted with
+    options.train("inferred", "--fold", "all", "--epochs", "1", "--jobs", "1")
     found = {}
     for name in ("none", "shifts"):
-        places = ["--runs-dir", str(options.folder / "runs"), "--runs", "float32", "--data", options.digits]
+        places = ["--runs-dir", str(options.folder / "runs"), "--runs", "inferred", "--data", options.digits]
         started = time.perf_counter()
         infer.main([*places, "--folds", str(options.folder / f"folds-{Path(options.digits).stem}.csv"), "--tta", name])
         found[name] = f"{time.perf_counter() - started:.1f} s"

@@ -16,7 +16,7 @@ from common.data.competition import beside
 from common.data.trust import PAIRS_FILE, Verdict, beside_folds, read_verdict
 from common.report.evaluation import Evaluation, Evidence
 from common.report.page import Html, Section, element, findings, is_share, join, note, pictures, table
-from common.runs.layout import INFERENCE_FILE, TEST_FILE
+from common.runs.layout import INFERENCE_FILE, TEST_FILE, WEIGHTS_FILE
 from common.runs.predictions import read_predictions
 from common.score.leaderboard import (
     PER_ROW,
@@ -152,9 +152,9 @@ def test_rows(evidence: Evidence) -> int:
 
 
 def gain_of(evidence: Evidence, run: str) -> float:
-    """What averaging its models gains in accuracy on the test rows, as infer.py estimated it; 0: not known."""
-    path = evidence.runs_dir / run / INFERENCE_FILE
-    return float(read_json(path).get("averaging_gain", 0.0)) if path.is_file() else 0.0
+    """What averaging its models gains in accuracy on the test rows, as infer.py or ensemble.py said; 0: unknown."""
+    paths = [evidence.runs_dir / run / name for name in (INFERENCE_FILE, WEIGHTS_FILE)]
+    return next((float(read_json(path).get("averaging_gain", 0.0)) for path in paths if path.is_file()), 0.0)
 
 
 def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:

@@ -103,6 +103,14 @@ def averaging_gain(models: Outputs, accuracy: float) -> float:
     return float((mean / scale).softmax().max(axis=-1).mean() - accuracy)
 
 
+def of_a_blend(gains: Sequence[float]) -> float:
+    """What averaging its runs' fold models gains in a blend, by what it gains in each run (benchmarks/leaderboard.py).
+
+    Blending has averaged already: half of what the run gains that gains least.
+    """
+    return min(gains, default=0.0) / 2
+
+
 def surprise(entry: Entry, n_oof: int, n_public: int, gain: float = 0.0) -> float:
     """How many deviations the public score lies above what OOF says."""
     return (entry.public - entry.oof - gain) / (entry.row_deviation * (1 / n_oof + 1 / n_public) ** 0.5 + 1e-12)

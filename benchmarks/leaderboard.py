@@ -1,0 +1,121 @@
+"""Do the intervals of expected test scores hold, with what averaging the fold models gains? On real rows, many times.
+
+    python -m benchmarks.leaderboard --data train.csv.gz
+
+Each draw takes other rows of the table: some to train five fold models on, whose held-out rows give the OOF score, and
+others as a test set, which the models' mean predicts. Models are ridge regressions on random features, each fold's of
+its own, so that averaging gains as it does with nets; they train in a blink, and coverage wants hundreds of draws. How
+the gain of a blend of two runs is told from the runs' own is chosen on the first half of the draws; figures are of the
+second half alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.base.cli import parse
+from common.base.errors import run_script
+from common.data.tables import read_train_table
+from common.score.leaderboard import SURPRISE, averaging_gain, expected, of_a_blend, with_gain
+from common.score.logits import Outputs
+
+FEATURES = {"one": 300, "other": 150}  # random ones of either run
+SHARP = 10.0  # scores of one-hot targets become logits
+ESTIMATED_ON = 2000  # test rows, as infer.py has it
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the coverage of expected test scores: python -m benchmarks.leaderboard --data train.csv.gz"""
+
+    data: str = "digits"  # train table of images
+    train: int = 2000  # rows that folds are made of, in each draw
+    test: int = 4000  # rows of the test set
+    draws: int = 400
+    folds: int = 5
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run's, or a blend's, scores in one draw."""
+
+    oof: float
+    test: float
+    gain: float  # as estimated without labels; of a blend by the rule of common/score/leaderboard.py
+
+
+def main() -> None:
+    options = parse(Options)
+    table = read_train_table(options.data)
+    images = table.images[:, ::2, ::2].reshape(len(table.ids), -1).astype(np.float32) / 255
+    labels, random = np.unique(table.labels.astype(str), return_inverse=True)[1], np.random.default_rng(0)
+    drawn = [one_draw(images, labels, random, options) for _ in range(options.draws)]
+    for name in drawn[0]:
+        for part, some in (("first half", drawn[: len(drawn) // 2]), ("second half", drawn[len(drawn) // 2 :])):
+            print_coverage(f"{name}, {part}", [draw[name] for draw in some], options)
+
+
+def one_draw(images: np.ndarray, labels: np.ndarray, random: np.random.Generator, options: Options) -> dict[str, Drawn]:
+    """Two runs and their mean, trained and scored on rows of their own."""
+    rows = random.permutation(len(labels))[: options.train + options.test]
+    train, test = rows[: options.train], rows[options.train :]
+    fold = np.arange(options.train) % options.folds
+    oof, tests, found = {}, {}, {}
+    for name, count in FEATURES.items():
+        oof[name] = np.empty((options.train, labels.max() + 1))
+        tests[name] = np.empty((options.folds, options.test, labels.max() + 1))
+        for k in range(options.folds):
+            held = fold == k
+            predict = fitted(images[train[~held]], labels[train[~held]], labels.max() + 1, count, random)
+            oof[name][held], tests[name][k] = predict(images[train[held]]), predict(images[test])
+        found[name] = scored(oof[name], tests[name].mean(0), labels[train], labels[test])
+        gain = averaging_gain(Outputs(np.log(tests[name][:, :ESTIMATED_ON])), found[name][0])
+        found[name] = Drawn(*found[name], gain)
+    blend = scored(sum(oof.values()), sum(each.mean(0) for each in tests.values()), labels[train], labels[test])
+    gains = [found[name].gain for name in FEATURES]
+    known = sum(each[:, :ESTIMATED_ON] for each in tests.values()) / len(tests)
+    rules = {"nothing": 0.0, "the smallest": min(gains), "half of it": min(gains) / 2, "kept": of_a_blend(gains)}
+    rules["its own models'"] = averaging_gain(Outputs(np.log(known)), blend[0])
+    return found | {f"their mean, gain {rule}": Drawn(*blend, gain) for rule, gain in rules.items()}
+
+
+def fitted(images: np.ndarray, labels: np.ndarray, classes: int, count: int, random: np.random.Generator):
+    """A ridge regression of one-hot targets on ``count`` random features; what predicts probabilities (n, classes)."""
+    weights = random.normal(size=(images.shape[1], count)).astype(np.float32) / images.shape[1] ** 0.5
+    shift = random.normal(size=count).astype(np.float32) / 2
+
+    def features(some: np.ndarray) -> np.ndarray:
+        return np.maximum(4 * some @ weights + shift, 0)
+
+    own, targets = features(images), np.eye(classes, dtype=np.float32)[labels]
+    solved = np.linalg.solve(own.T @ own + 3 * np.eye(count, dtype=np.float32), own.T @ targets)
+
+    def probabilities(some: np.ndarray) -> np.ndarray:
+        scores = np.exp(SHARP * np.clip(features(some) @ solved, -1, 2))
+        return scores / scores.sum(1, keepdims=True)
+
+    return probabilities
+
+
+def scored(oof: np.ndarray, test: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray) -> tuple[float, float]:
+    """Accuracy out of fold, and on the test set."""
+    return float((oof.argmax(1) == train_labels).mean()), float((test.argmax(1) == test_labels).mean())
+
+
+def print_coverage(name: str, drawn: list[Drawn], options: Options) -> None:
+    """How often the test score lies in its interval, and how often it is called a surprise; the gain and its error."""
+    held = surprises = 0
+    for draw in drawn:
+        error, deviation = with_gain(1.0 - draw.oof, draw.gain)
+        found = expected(1.0 - error, deviation, options.train, options.test)
+        held += found.low <= draw.test <= found.high
+        surprises += abs(draw.test - found.score) > SURPRISE * (found.high - found.score) / 1.96
+    gains = np.array([(draw.test - draw.oof, draw.gain) for draw in drawn])
+    print(
+        f"{name}: {held / len(drawn):.1%} of {len(drawn)} test scores in their interval, {surprises / len(drawn):.1%} "
+        f"surprises; gain {gains[:, 0].mean():+.2%}, estimated {gains[:, 1].mean():+.2%}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
