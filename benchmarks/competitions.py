@@ -68,7 +68,7 @@ COMPETITIONS = {
     ),
     "human-protein-atlas": Row(
         f"--data train.csv --test test {SAMPLE}",
-        "--image-suffixes _red _green _blue --task multilabel --metric macro_f1",
+        "--image-suffixes _red _green _blue _yellow --task multilabel --metric macro_f1",
     ),
     "petfinder-pawpularity": Row(f"--data train.csv --test test.csv {SAMPLE}", "--task regression --metric rmse"),
 }

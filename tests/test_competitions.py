@@ -175,10 +175,10 @@ def test_four_files_are_the_four_channels_of_an_image(tmp_path, monkeypatch, cap
     assert (pixels == np.stack(files)).all()
     with pytest.raises(UserError, match="--channels: 3 are not what the images have: 4"):
         with_images_of(Config(channels=3), table)
-    small = ["--img-size", "12", "--epochs", "30", "--batch-size", "8", "--threads", "1", "--jobs", "1", "--lr", "0.01"]
-    train_fold.main(
-        [*small, "--model-args", "widths=(8,8)", "depths=(1,1)", "--channels-last", "no", "--augment", "none"]
-    )
+    small = ["--img-size", "12", "--epochs", "30", "--batch-size", "8", "--threads", "1", "--lr", "0.01"]
+    small += ["--model-args", "widths=(8,8)", "depths=(1,1)", "--channels-last", "no", "--augment", "none"]
+    for fold in "01":
+        train_fold.main([*small, "--fold", fold])
     infer.main(["--threads", "1"])
     with (tmp_path / "runs" / "digit_cnn" / "submission.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
