@@ -7,9 +7,6 @@ button is Ctrl-C. What was stopped goes on when the cell is run again. ``run(...
 
 from typing import Any
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
 INSTALL = """
 import importlib.util
 if not importlib.util.find_spec("tyro"):  # the one package that Kaggle's image lacks; no network is needed
@@ -124,13 +121,14 @@ NOTEBOOKS = {"train": TRAIN, "blend": BLEND, "infer": INFER}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def notebook(name: str, settings: str = "") -> Any:
-    """A notebook (nbformat 4) of NOTEBOOKS; ``settings`` are lines added to its cell of settings."""
+def notebook(name: str, settings: str = "") -> dict[str, Any]:
+    """A notebook of NOTEBOOKS (nbformat 4.5, as JSON); ``settings`` are lines added to its cell of settings."""
     text, parameters, *code = NOTEBOOKS[name]
-    cells = [new_markdown_cell(text), new_code_cell(parameters.strip() + settings, metadata={"tags": ["parameters"]})]
-    cells += [new_code_cell(source.strip()) for source in code]
-    for number, cell in enumerate(cells):
-        cell.id = f"{name}-{number}"  # the same file each time
-    made = new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "language_info": {"name": "python"}})
-    nbformat.validate(made)
-    return made
+    sources = [text, parameters.strip() + settings, *(source.strip() for source in code)]
+    cells = [{"cell_type": "markdown", "id": f"{name}-0", "metadata": {}, "source": sources[0]}]
+    for number, source in enumerate(sources[1:], 1):
+        metadata = {"tags": ["parameters"]} if number == 1 else {}
+        cell = {"cell_type": "code", "id": f"{name}-{number}", "metadata": metadata, "source": source}
+        cells.append({**cell, "execution_count": None, "outputs": []})
+    about = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}

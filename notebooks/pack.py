@@ -6,6 +6,7 @@ fivefold/ holds the scripts, common/, recipes/ and, in wheels/, what Kaggle's im
 that pyproject.toml names. pip brings the wheels; where they are used no network is needed.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,8 +14,6 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-
-import nbformat
 
 from notebooks.cells import NOTEBOOKS, notebook
 
@@ -29,7 +28,8 @@ def main() -> None:
     copy_scripts(home / "fivefold")
     wheels = download_wheels(home / "fivefold" / "wheels")
     for name in NOTEBOOKS:
-        nbformat.write(notebook(name), home / f"{name}.ipynb")
+        text = json.dumps(notebook(name), indent=1, ensure_ascii=False)
+        (home / f"{name}.ipynb").write_text(f"{text}\n", encoding="utf-8")
     print(f"{home}: upload fivefold/ as a data set ({', '.join(wheels)}), and import {len(NOTEBOOKS)} notebooks")
 
 
