@@ -10,7 +10,7 @@ from common.base.errors import UserError
 from common.data.decoding import Preparation
 from common.data.kinds import FEATURES, KINDS, PHOTOS, PIXELS, Kind
 from common.runs.config import Config, saved_config
-from common.score.task import TASKS
+from common.score.task import MULTICLASS, TASKS
 
 # What metrics.json repeats, for readers that do not load torch.
 IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "device", "computed_in", "memory_format")
@@ -38,7 +38,6 @@ class SavedModel:
     versions: dict[str, str] = field(default_factory=dict)  # of what decides the bits
     members: int = 1  # networks in the file
     averaged: tuple[str, ...] = ()  # runs whose weights these are the mean of
-    task: str = "multiclass"
     inputs: str = PIXELS.name  # a name in KINDS
     id_name: str = ""  # of the train table: the columns of a submission made without a sample
     label_name: str = ""
@@ -62,10 +61,8 @@ class SavedModel:
             optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
             if not (isinstance(said.get(each.name), kind) or optional and each.name not in said):
                 raise UserError(str(path), f"has no valid {each.name}", remedy)
-        if said.get("task", cls.task) not in TASKS:
-            raise UserError(
-                str(path), f"is of the task {said['task']}, which this code does not know", "use matching code"
-            )
+        if (task := said["settings"].get("task", MULTICLASS.name)) not in TASKS:
+            raise UserError(str(path), f"is of the task {task}, which this code does not know", "use matching code")
         if "inputs" not in said:  # an old file
             images = PHOTOS if said["image_shape"][0] == 3 else PIXELS
             said["inputs"] = (FEATURES if said["preparation"].get("features") else images).name
@@ -84,6 +81,11 @@ class SavedModel:
     def cfg(self) -> Config:
         """The settings of the training, but for its places."""
         return saved_config(self.settings)
+
+    @property
+    def task(self) -> str:
+        """What an answer is, a name in TASKS."""
+        return self.settings.get("task", MULTICLASS.name)
 
     @property
     def kind(self) -> Kind:

@@ -152,7 +152,6 @@ def open_session(
         computed_in=precision,
         run=cfg.run_name,
         versions=versions(),
-        task=cfg.task,
         id_name=table.id_name,
         label_name=table.label_name,
     )
