@@ -45,7 +45,18 @@ if TYPE_CHECKING:
     from common.train.fold_models import FoldModels
 
 # What must be the same in all of them for their weights to mean the same.
-SHARED_SETTINGS = ("model", "model_args", "img_size", "channels", "loss", "loss_args")
+SHARED_SETTINGS = (
+    "model",
+    "model_args",
+    "img_size",
+    "channels",
+    "loss",
+    "loss_args",
+    "task",
+    "drop",
+    "offset",
+    "target_transform",
+)
 SHARED = ("fold", "folds_fingerprint", "fold_count", "classes", "normalise", "image_shape", "members")
 
 

@@ -24,7 +24,7 @@ from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command, told
 from common.data.folds import Folds, read_folds
 from common.runs.added import add_run
-from common.runs.decision import clipped, learned_decision
+from common.runs.decision import check_clip, clipped, learned_decision
 from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -268,6 +268,8 @@ def read_inputs(options: Options) -> Inputs:
     if options.submission:
         check_folder(Path(options.submission).parent)
     folds = folds_of(options)
+    if options.clip:
+        check_clip(folds.task)
     runs = chosen_runs(options, folds)
     check_shares(options, runs)
     metric = metric_of(options, runs)

@@ -78,7 +78,7 @@ class Options:
     drop: tuple[str, ...] = ()  # columns that are no features of a row
     task: Literal["", "multiclass", "multilabel", "regression"] = ""  # an answer: a class (default), a set, numbers
     separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
-    metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5 ...
+    metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5, rmse ...
     # which rows stay together, and what to do in doubt
     group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names

@@ -30,7 +30,7 @@ from common.data.folds import Folds, match_folds, read_folds
 from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
-from common.runs.decision import clipped, learned_decision, temperature_of
+from common.runs.decision import check_clip, clipped, learned_decision, temperature_of
 from common.runs.layout import (
     INFERENCE_FILE,
     OOF_FILE,
@@ -258,6 +258,8 @@ def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) 
         UserError: a sample of no known form, or of other rows.
     """
     check_store(options.store, TASKS[saved.task])
+    if options.clip:
+        check_clip(TASKS[saved.task])
     none = Predictions(
         ids=test.ids,
         logits=np.zeros((len(test.ids), len(saved.classes)), np.float32),

@@ -177,7 +177,7 @@ def sweep_of(options: Run) -> Sweep:
     Raises:
         UserError: a number out of range.
     """
-    cfg = config_of(options)
+    cfg = config_of(options).of_task
     check_config(cfg, processes=1)
     if cfg.restart:
         raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")

@@ -17,7 +17,8 @@ from common.base.errors import UserError
 from common.data.competition import Competition
 from common.data.folds import read_folds
 from common.data.tables import read_train_table
-from common.runs.predictions import read_predictions
+from common.runs.predictions import Predictions, read_predictions
+from common.runs.submission import sheet_of, write_submission
 from common.score.decisions import study_decisions
 from common.score.logits import Outputs
 from common.score.task import TASKS
@@ -201,3 +202,16 @@ def test_never_empty_where_no_row_was():
     low = Outputs(np.array([[-3.0, -2.0], [1.0, -1.0]]))
     assert MULTILABEL.decide(low, (1.0, 0.5)).tolist() == [[False, True], [True, False]]
     assert MULTILABEL.decide(low, (0.0, 0.5)).tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize(("cell", "form"), [("0.5", "label-probabilities"), ("0", "label-columns")])
+def test_a_label_that_no_training_row_has_keeps_its_column(cell, form, tmp_path, capsys):
+    """The sample's column stays in its place with 0 in every row, and is named."""
+    outputs = np.float32([[2, -1], [-3, 4]])
+    predictions = Predictions(np.array(["a", "b"], dtype=object), outputs, ["cat", "dog"], task=MULTILABEL)
+    (tmp_path / "sample.csv").write_text("id,dog,wolf,cat\n" + "".join(f"{row},{cell},{cell},{cell}\n" for row in "ab"))
+    sheet = sheet_of(predictions, str(tmp_path / "sample.csv"))
+    assert sheet.form == form and "no training row has wolf: 0 in every row" in capsys.readouterr().err
+    write_submission(tmp_path / "out.csv", predictions, sheet)
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [row["wolf"] for row in rows] == ["0", "0"] and float(rows[0]["cat"]) > 0.5 > float(rows[0]["dog"])

@@ -1,6 +1,7 @@
 """Numbers: their metrics, the unit that a net is given, and the whole chain from a table to the submission."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -12,22 +13,28 @@ import torch
 from conftest import ROOT, SMALL, run_script
 from scipy import optimize, stats
 from sklearn import metrics as sklearn_metrics
+from test_processes import launch
 
 import ensemble
 import folds
 import infer
 import report
+import sweep
 import train_fold
 from common.base.errors import UserError
-from common.data.folds import read_folds
+from common.data.competition import Competition
+from common.data.folds import match_folds, read_folds
+from common.data.tables import read_train_table
 from common.model.networks import create_model
 from common.model.units import Units, in_units, scale_of
+from common.runs.config import Config
 from common.runs.predictions import read_predictions
 from common.score.blending import OofOutputs, convex, softmax_weights
 from common.score.bootstrap import compare_by, interval_of
 from common.score.logits import Outputs
 from common.score.metrics import METRICS
 from common.score.task import TASKS
+from common.sweep.range_test import range_test
 
 REGRESSION = TASKS["regression"]
 RANDOM = np.random.default_rng(0)
@@ -344,3 +351,81 @@ def test_two_columns_are_two_outputs(tmp_path):
     for row in rows[75:]:
         assert float(found[row[0]]["small"]) == pytest.approx(float(row[4]), abs=0.004)
         assert float(found[row[0]]["large"]) == pytest.approx(float(row[5]), abs=4000)
+
+
+@pytest.fixture(scope="module")
+def signs(tmp_path_factory) -> Path:
+    """120 rows of four numbers; a row's label set is which of the first three are positive."""
+    folder, random = tmp_path_factory.mktemp("signs"), np.random.default_rng(2)
+    numbers = random.normal(size=(120, 4))
+    sets = [" ".join(np.array(["one", "two", "three"])[row[:3] > 0]) for row in numbers]
+    rows = [
+        [f"r{k}", *(f"{x:.4f}" for x in row), label] for k, (row, label) in enumerate(zip(numbers, sets, strict=True))
+    ]
+    write_rows(folder / "train.csv", ["id", "a", "b", "c", "d", "labels"], rows)
+    said = [f"--data={folder / 'train.csv'}", "--task=multilabel", "--label-column=labels", "--inputs=features"]
+    folds.main([*said, f"--folds={folder / 'folds.csv'}", "--k=3"])
+    train_fold.main([*flags_of(folder, "plain"), "--fold=0", "--ema-decay=0.9"])
+    return folder
+
+
+@pytest.mark.parametrize("place", ["prices", "signs"])
+def test_two_processes_predict_what_one_does(place, request, tmp_path):
+    """Numbers and label sets: a batch in two halves, each on a process of its own, gives the predictions of one."""
+    folder = request.getfixturevalue(place)
+    flags = [*flags_of(folder, "plain"), "--fold=0", "--ema-decay=0.9", f"--runs-dir={tmp_path}"]
+    done = launch(2, "train_fold.py", *flags)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_predictions(runs / "plain" / "fold0" / "oof.npz") for runs in (folder / "runs", tmp_path))
+    np.testing.assert_allclose(two.logits, one.logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", ["prices", "signs"])
+def test_a_sweep_finds_learning_rates_of_any_task(place, request, tmp_path):
+    """The cells are trained with the task's own loss and scored by it."""
+    folder = request.getfixturevalue(place)
+    at = [f"--runs-dir={tmp_path}", "--run=grid", f"--folds={folder / 'folds.csv'}", *SMALL, "--epochs=1"]
+    sweep.main(["run", *at, "--batch-sizes", "8", "--lrs", "0.01", "0.03", "--jobs=1"])
+    cells = list(csv.DictReader((tmp_path / "grid_sweep" / "sweep.csv").open()))
+    assert len(cells) == 2 and all(cell["status"] == "done" and float(cell["nll_calibrated"]) > 0 for cell in cells)
+
+
+def test_images_are_left_as_they_are_unless_a_user_says_so(tiny, tmp_path):
+    """A number may change where its image is turned: no augmentation and no smoothing by default; views when asked."""
+    random = np.random.default_rng(0)
+    rows = list(csv.reader((tiny / "train.csv").open()))
+    brightness = [f"{np.mean(list(map(float, row[1:]))) + random.normal():.3f}" for row in rows[1:]]
+    write_rows(
+        tmp_path / "train.csv",
+        ["light", *rows[0][1:]],
+        [[b, *row[1:]] for b, row in zip(brightness, rows[1:], strict=True)],
+    )
+    folds.main(
+        [f"--data={tmp_path / 'train.csv'}", "--task=regression", "--label-column=light", "--k=3"]
+        + [f"--folds={tmp_path / 'folds.csv'}"]
+    )
+    train_fold.main([*flags_of(tmp_path, "plain"), "--jobs=1"])
+    config = json.loads((tmp_path / "runs" / "plain" / "fold0" / "config.json").read_text())
+    assert (config["augment"], config["label_smoothing"], config["loss"], config["metric"]) == (
+        "none",
+        0.0,
+        "mse",
+        "rmse",
+    )
+    infer.main([*places_of(tmp_path), "--threads=1", f"--test={tiny / 'test.csv'}", "--tta=shifts"])
+    header, *found = csv.reader((tmp_path / "runs" / "plain" / "submission.csv").open())
+    light = {row[0]: float(row[1]) for row in found}
+    true = {
+        str(k): np.mean(list(map(float, row)))
+        for k, row in enumerate(list(csv.reader((tiny / "test.csv").open()))[1:], 1)
+    }
+    assert header == ["ImageId", "light"] and np.corrcoef([light[k] for k in true], list(true.values()))[0, 1] > 0.5
+
+
+def test_a_range_test_sees_the_loss_of_a_training(prices):
+    """In squared deviations of the target, which begin near 1, whatever the unit."""
+    dealt, said = read_folds(prices / "folds.csv"), Competition(task="regression", label_column="price")
+    table = read_train_table(str(prices / "train.csv"), said)
+    cfg = Config(task="regression", model="mlp", fold="0", batch_size=8, threads=1, channels_last="no").of_task
+    found = range_test(cfg, table, match_folds(dealt, table))
+    assert 0.3 < found.losses[0] < 3 and 1e-6 < found.lr < 10

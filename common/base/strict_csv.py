@@ -95,9 +95,12 @@ def header_of(path: Path, line: str) -> list[str]:
     for name, separator in (("semicolon", ";"), ("tab", "\t")):
         if len(header) == 1 and separator in line:
             raise UserError(str(path), f"looks {name}-separated", "save it with commas")
-    name, count = Counter(header or [""]).most_common(1)[0]
-    if count > 1:
-        raise UserError(str(path), f"has {count} columns named {name!r}", "rename or remove one")
+    doubled = [name for name, count in Counter(header).items() if count > 1]
+    if doubled:
+        places = [str(place) for place, name in enumerate(header, 1) if name == doubled[0]]
+        what = f"has {len(places)} columns named {doubled[0]!r} ({', '.join(places)})"
+        what += f", and {len(doubled) - 1} more names several times" if len(doubled) > 1 else ""
+        raise UserError(str(path), what, "rename or remove one")
     if "" in header or not header:
         raise UserError(str(path), "has a column without a name", "name every column in the first line")
     return header

@@ -361,6 +361,8 @@ def _photo_table(
     labels = take_labels(path, columns, ids, competition, test, alone=True)
     places = ", ".join(sorted({str(file.parent) for file in files})[:3])
     taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
+    if is_feature_table(columns):
+        taken += (f"not used     beside photos: {names_in_short(list(columns))} (--inputs features uses them alone)",)
     return Table(
         str(path),
         ids,

@@ -67,7 +67,7 @@ class Config:
     layer_decay: PositiveShare = 1.0  # learning rate of each layer as a share of the next one's
     backbone_lr_scale: PositiveShare = 1.0  # learning rate of all but the last layer as a share of lr
     # loss and regularisation
-    loss: str = "cross-entropy"  # cross-entropy, focal, ohem, bce, arcface, cosface, lovasz-softmax ...
+    loss: str = "cross-entropy"  # cross-entropy, focal, ohem, bce, arcface, lovasz-softmax ...; numbers: mse, mae
     loss_args: tuple[str, ...] = ()  # name=value pairs for the loss; per-image losses take class_weights=balanced
     sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: each class equally often in an epoch
     label_smoothing: Share = 0.1  # share of each label spread over all classes, in training only

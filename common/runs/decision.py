@@ -9,6 +9,7 @@ from common.base.errors import UserError
 from common.runs.predictions import Predictions
 from common.score.calibration import calibrated_loss, cross_fitted
 from common.score.decisions import DecisionStudy, can_be_learned, study_decisions
+from common.score.task import Task
 
 
 def learned_decision(oofs: Sequence[Predictions], metric: str) -> DecisionStudy:
@@ -38,15 +39,22 @@ def temperature_of(oofs: Sequence[Predictions]) -> tuple[float, float, float]:
     return task.calibrate(outputs, targets), before, after
 
 
+def check_clip(task: Task) -> None:
+    """Raise UserError where answers have no range to be kept in."""
+    if not task.bounds:
+        raise UserError("--clip", f"is for numbers, and the task is {task.name}", "leave it out")
+
+
 def clipped(run: str, test: Predictions, oofs: Sequence[Predictions]) -> Predictions:
     """The test predictions whose answers stay within the range of the OOF rows' targets.
 
     Raises:
         UserError: the answers are no numbers, or there are no OOF predictions.
     """
-    if not test.task.bounds or not oofs:
-        what = "has no OOF predictions" if test.task.bounds else f"is of the task {test.task.name}"
-        raise UserError("--clip", f"needs the range of the training targets, but {run} {what}", "leave it out")
+    check_clip(test.task)
+    if not oofs:
+        what = f"needs the range of the training targets, but {run} has no OOF predictions"
+        raise UserError("--clip", what, "leave it out")
     decided = replace(test, decision=test.task.bounds(np.concatenate([each.targets for each in oofs])))
     outside = (decided.predicted_targets != test.predicted_targets).any(axis=1).sum()
     print(f"{run}: --clip moves {outside:,} of {len(test.ids):,} answers into the range of the training targets")

@@ -175,6 +175,10 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
     print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
     if folds.groups.size:
         print(f"local CV of {run_folder.name}: {by_groups(answers, folds, metric)}")
+    elif folds.task.is_number:
+        copies = np.concatenate([folds.row_shas[folds.fold == k] for k in range(folds.count)]).astype(str)
+        low, high = interval_of(metric, answers, copies)
+        print(f"local CV of {run_folder.name}: 95 % interval of {metric} {show(metric, low)} - {show(metric, high)}")
     if can_be_learned(folds.task, metric) and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
         print(text)
     return scores

@@ -72,6 +72,7 @@ class Form:
     # Such cells, names of the outputs, separator of label sets -> what is wrong.
     checks: Callable[[Iterable[Sequence[str]], Sequence[str], str], Iterator[Fault]]
     of_probabilities: bool = False  # what a temperature changes
+    has_more: bool = False  # whether columns that are no output's are labels that no training row has
 
 
 def reads_label(asked: Asked, outputs: Sequence[str]) -> int | None:
@@ -182,18 +183,33 @@ def check_label_sets(rows: Iterable[Sequence[str]], outputs: Sequence[str], sepa
             yield index, f"{unknown[0]} is not a label", f"the labels are {names_in_short(outputs)}"
 
 
+def reads_label_probabilities(asked: Asked, outputs: Sequence[str]) -> int | None:
+    """A column per label, in any order, and another one; further ones are labels that no training row has."""
+    others = [at for at, column in enumerate(asked.cells) if column not in set(outputs)]
+    return others[0] if set(outputs) <= asked.cells.keys() and others and len(asked.cells) > 2 else None
+
+
+def label_probability_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
+    """The probability of each column's label, with nine digits; 0 for one that no training row has."""
+    return _label_cells(predictions, sheet, predictions.task.probabilities(predictions.outputs), ".9g")
+
+
+def _label_cells(predictions: Predictions, sheet: "Sheet", values: np.ndarray, shown: str) -> Iterator[Sequence[str]]:
+    number = {name: at for at, name in enumerate(predictions.classes)}
+    wanted = [number.get(name, -1) for name in sheet.asked]
+    return ([f"{row[at]:{shown}}" if at >= 0 else "0" for at in wanted] for row in values)
+
+
 def reads_label_columns(asked: Asked, outputs: Sequence[str]) -> int | None:
     """A column per label, in any order, with 0 or 1 in every cell, and another one; the metric looks at no more."""
-    at = reads_probabilities(asked, outputs)
+    at = reads_label_probabilities(asked, outputs)
     numbers = [cell for name, cells in asked.cells.items() if name in set(outputs) for cell in cells]
     return None if asked.wants_probabilities or not set(numbers) <= {"0", "1", "0.0", "1.0"} else at
 
 
 def label_column_cells(predictions: Predictions, sheet: "Sheet") -> Iterator[Sequence[str]]:
     """1 for a label that is predicted, 0 for one that is not."""
-    number = {name: at for at, name in enumerate(predictions.classes)}
-    wanted = [number[name] for name in sheet.asked]
-    return (["1" if is_chosen else "0" for is_chosen in row] for row in predictions.predicted_targets[:, wanted])
+    return _label_cells(predictions, sheet, predictions.predicted_targets.astype(int), "d")
 
 
 # ---- numbers
@@ -230,9 +246,16 @@ FORMS = {
     "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities, True),
     "top": Form("id and several names in a cell", reads_top, top_cells, check_top),
     "labels": Form("id and labels", reads_label_sets, label_set_cells, check_label_sets),
-    "label-columns": Form("id and 0 or 1 per label", reads_label_columns, label_column_cells, check_probability),
+    "label-columns": Form(
+        "id and 0 or 1 per label", reads_label_columns, label_column_cells, check_probability, has_more=True
+    ),
     "label-probabilities": Form(
-        "id and a probability per label", reads_probabilities, probability_cells, check_probability, True
+        "id and a probability per label",
+        reads_label_probabilities,
+        label_probability_cells,
+        check_probability,
+        of_probabilities=True,
+        has_more=True,
     ),
     "numbers": Form("id and a number per target column", reads_numbers, number_cells, check_numbers),
 }
@@ -323,6 +346,8 @@ def read_form(
         if id_column is not None:
             _check_ids(sample, asked.cells[columns[id_column]], ids)
             sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
+            if FORMS[name].has_more and (new := sorted(set(sheet.without_id(columns)) - set(outputs))):
+                warn(f"{sample}: no training row has {names_in_short(new)}: 0 in every row")
             wishes = replace(wishes, separator=asked.separator or wishes.separator)
             return _filled_in(sheet, outputs, wishes, names or (asked.names if len(columns) == 2 else 0))
     known = f"the {task.outputs_are} are {names_in_short(outputs)}"

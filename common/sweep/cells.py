@@ -38,6 +38,8 @@ from common.runs.config import Config, differences, saved_config, training_setti
 from common.runs.layout import METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
 from common.score.calibration import calibrated_loss
+from common.score.metrics import counted
+from common.score.task import TASKS
 from common.sweep.grid import Cell, Grid, missing
 from common.sweep.law import MIN_STEPS
 
@@ -277,7 +279,10 @@ class CellRunner:
         left = sum(self._expected_seconds(cells, other) for other in missing(planned, cells)) / len(self.slots)
         says = row["status"]
         if says == "done":
-            says = f"nll_calibrated {row['nll_calibrated']:.4f}, {row['errors']} errors of {row['n']:,}"
+            task = TASKS[self.sweep.config.task]
+            says = (
+                f"{task.compared} {row['nll_calibrated']:.4f}, {counted(row['errors'])} {task.counted} of {row['n']:,}"
+            )
         print(
             f"{len(planned) - len(missing(planned, cells)):>3}/{len(planned)}  {job.name:<20} {says}  "
             f"{row['seconds']:.0f} s, {left / 60:.0f} min left",

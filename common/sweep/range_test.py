@@ -22,7 +22,7 @@ from common.data.tables import Table
 from common.model.optim import set_learning_rate
 from common.model.selection import create_selection
 from common.runs.config import Config, of_fold
-from common.train.build import length_of, preparation_of, prepare_training, with_images_of
+from common.train.build import learned_targets, length_of, preparation_of, prepare_training, with_images_of
 from common.train.hardware import own_device
 from common.train.memory import out_of_memory_said
 from common.train.session import measured_format
@@ -105,11 +105,12 @@ def training_in_halves(cfg: Config, table: Table, folds: Folds) -> tuple[Acceler
     prepare = preparation_of(cfg, table)
     inputs = open_inputs(table, prepare, accelerator.device, Reading(photo_cache(), folds.row_shas, cfg.threads))
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
-    targets = torch.from_numpy(folds.targets).to(accelerator.device)
+    targets, scale = learned_targets(cfg, table, folds, rows)
+    targets = torch.from_numpy(targets).to(accelerator.device)
     examples = Examples(inputs, targets, torch.from_numpy(rows), folds.classes)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     layout = measured_format(cfg, accelerator, len(folds.classes))
-    training = prepare_training(cfg, accelerator, examples, selection, layout)
+    training = prepare_training(cfg, accelerator, examples, selection, layout, scale=scale)
     training.start_epoch()
     return accelerator, training
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from timm.layers import convert_sync_batchnorm
@@ -16,7 +17,8 @@ from common.base.system import processes
 from common.data.augment import Augmentation, create_augmentation
 from common.data.batches import Examples, TrainBatches
 from common.data.decoding import Preparation
-from common.data.features import width, without
+from common.data.features import column_at, numbers_in, width, without
+from common.data.folds import Folds
 from common.data.kinds import FEATURES, PHOTOS
 from common.data.scales import Scale
 from common.data.tables import Table
@@ -37,7 +39,7 @@ from common.model.objectives import Forward, create_objective
 from common.model.optim import create_optimiser, try_a_step
 from common.model.schedules import Length, create_schedule
 from common.model.selection import Selection, create_selection
-from common.model.units import TargetScale, Units, in_units
+from common.model.units import TargetScale, Units, in_units, scale_of
 from common.model.weights import Loaded, hub_file, load_weights
 from common.runs.choices import LOSSES
 from common.runs.config import Config, check_signatures
@@ -221,6 +223,22 @@ def said_by(ema: ModelEmaV3 | None, accelerator: Accelerator) -> Forward | None:
             return ema.module(inputs).float()
 
     return forward
+
+
+def learned_targets(cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> tuple[np.ndarray, TargetScale | None]:
+    """What the net learns of every row's target, (n, ...), and, of numbers, the scale that the training ``rows`` give.
+
+    Raises:
+        UserError: a number that the transform does not take.
+    """
+    if not folds.task.is_number:
+        return folds.targets, None
+    targets, place = folds.targets, -1
+    if cfg.offset:
+        place = column_at(without(table.plan, cfg.drop), cfg.offset)
+        targets = targets - numbers_in(table.source, table.feature_names, table.images, cfg.offset)[:, None]
+    scale = scale_of(targets[rows], cfg.target_transform, LOSSES[cfg.loss].is_bounded, place)
+    return scale.learned(targets), scale
 
 
 def prepare_training(

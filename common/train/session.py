@@ -18,15 +18,12 @@ from common.base.system import cpu_count, is_job, keep_freed_memory, local_proce
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.features import column_at
 from common.data.folds import Folds, split_rows
 from common.data.inputs import Inputs, Joined, Reading, open_inputs
 from common.data.tables import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
-from common.model.units import scale_of
 from common.model.weights import check_unseen
-from common.runs.choices import LOSSES
 from common.runs.config import Config, of_fold, training_settings
 from common.runs.folder import check_shared, start_or_go_on, start_over
 from common.runs.layout import CHECKPOINT_FILE, fold_folder
@@ -36,6 +33,7 @@ from common.train.build import (
     augmentation_of,
     check_choices,
     create_untrained,
+    learned_targets,
     length_of,
     preparation_of,
     prepare_training,
@@ -56,7 +54,7 @@ from common.train.hardware import (
 )
 from common.train.loop import agreed
 from common.train.memory import out_of_memory_in_training, out_of_memory_said
-from common.train.teachers import Teaching, offsets_in
+from common.train.teachers import Teaching
 from common.train.trackers import check_trackers, tracking
 from common.train.training import Training, load_checkpoint
 
@@ -263,12 +261,7 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     cfg, folds, folder = of_fold(session.cfg, fold), session.folds, session.folder_of(fold)
     path, device = folder / CHECKPOINT_FILE, accelerator.device
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
-    scale, targets = None, folds.targets
-    if folds.task.is_number:
-        place = column_at(session.saved.preparation.features, cfg.offset) if cfg.offset else -1
-        learned = targets - offsets_in(session.teaching.table, cfg.offset)
-        scale = scale_of(learned[rows], cfg.target_transform, LOSSES[cfg.loss].is_bounded, place)
-        targets = scale.learned(learned)
+    targets, scale = learned_targets(cfg, session.teaching.table, folds, rows)
     lessons, rows = session.teaching.lessons(folder, rows, accelerator, scale)
     examples = Examples(session.inputs, torch.from_numpy(targets).to(device), rows, folds.classes, lessons)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
