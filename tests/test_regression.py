@@ -426,6 +426,8 @@ def test_a_range_test_sees_the_loss_of_a_training(prices):
     """In squared deviations of the target, which begin near 1, whatever the unit."""
     dealt, said = read_folds(prices / "folds.csv"), Competition(task="regression", label_column="price")
     table = read_train_table(str(prices / "train.csv"), said)
-    cfg = Config(task="regression", model="mlp", fold="0", batch_size=8, threads=1, channels_last="no").of_task
-    found = range_test(cfg, table, match_folds(dealt, table))
+    cfg = Config(
+        task="regression", model="mlp", fold="0", batch_size=8, threads=1, channels_last="no", mixed_precision="no"
+    )
+    found = range_test(cfg.of_task, table, match_folds(dealt, table))
     assert 0.3 < found.losses[0] < 3 and 1e-6 < found.lr < 10
