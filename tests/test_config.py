@@ -230,10 +230,23 @@ def test_a_users_mistake_is_one_line_and_exit_2(script):
         (["--learning-rate", "1e-3"], "did you mean --lr?"),
         (["--bs=8"], "did you mean --batch-size?"),
         (["--epoch", "3"], "did you mean --epochs?"),
-        (["train.csv"], "every value has a flag in front"),
+        (["train.csv"], "every value has a flag in front: did you mean --data train.csv"),
+        (["one", "two"], "did you mean --run one two"),
+        (["--optimizer", "adam"], "did you mean --opt"),
     ],
 )
 def test_flags_of_other_programs_are_understood(arguments, remedy):
     """What a newcomer types first is answered with our word for it."""
     with pytest.raises(UserError, match=re.escape(remedy)):
         parse(Config, arguments)
+
+
+def test_a_recipe_of_ours_is_found_from_any_folder(tmp_path, monkeypatch):
+    """As the README names it."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        parse(Config, ["--config", "recipes/digits_fast.yaml"]).opt_args
+        == parse(Config, ["--config", str(ROOT / "recipes" / "digits_fast.yaml")]).opt_args
+    )
+    with pytest.raises(UserError, match="recipes/none.yaml: cannot be read"):
+        parse(Config, ["--config", "recipes/none.yaml"])

@@ -44,6 +44,22 @@ CALLED_ELSEWHERE = {
     "name": "run",
     "train": "data",
     "output": "out-dir",
+    "output-dir": "out-dir",
+    "optimizer": "opt",
+    "optim": "opt",
+    "scheduler": "schedule",
+    "num-epochs": "epochs",
+    "n-splits": "k",
+    "n-folds": "k",
+    "dropout": "model-args",
+    "momentum": "opt-args",
+    "patience": "select-args",
+    "amp": "mixed-precision",
+    "fp16": "mixed-precision",
+    "checkpoint": "weights",
+    "criterion": "loss",
+    "target": "label-column",
+    "output-file": "submission",
 }
 
 
@@ -86,8 +102,20 @@ def parse(
         if meant.replace("-", "_") in {field.name for field in dataclasses.fields(options)}:
             remedy = f"did you mean --{meant}?"
         elif what.startswith("Unrecognized options: ") and "--" not in what:
-            remedy = "every value has a flag in front, such as --data or --runs; see --help"
+            remedy = f"every value has a flag in front: did you mean {_flag_before(options, what)}?"
         raise UserError("command line", what, remedy) from None
+
+
+def _flag_before(options: type, what: str) -> str:
+    """The flag that values without one are most likely meant for: a table's, or else that of runs."""
+    values = what.removeprefix("Unrecognized options: ").split(", ")
+    known = [*getattr(options, "COMMON", ()), *(field.name for field in dataclasses.fields(options))]
+    are_tables = all(value.endswith((".csv", ".csv.gz")) or Path(value).is_dir() for value in values)
+    if are_tables and len(values) == 1:
+        name = next((each for each in known if each in ("data", "test")), known[0])
+    else:
+        name = next((each for each in ("runs", "run", "data") if each in known), known[0])
+    return f"--{name.replace('_', '-')} {' '.join(values)}"
 
 
 def can_parse() -> bool:
@@ -97,8 +125,9 @@ def can_parse() -> bool:
 
 def recipe_flags(path: Path) -> list[str]:
     """The entries of a recipe (flat yaml) as flags; every scalar stays the text that was written."""
+    beside_us = Path(__file__).parents[2] / path  # recipes/ is named so from any folder
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (path if path.exists() else beside_us if beside_us.is_file() else path).read_text(encoding="utf-8")
         tag = next((token for token in yaml.scan(text) if isinstance(token, yaml.TagToken)), None)
         node = yaml.compose(text, Loader=yaml.BaseLoader)
         entries = yaml.load(text, Loader=yaml.BaseLoader) or {}
