@@ -16,11 +16,12 @@ from PIL import Image, PngImagePlugin
 
 import folds
 from common.base.errors import UserError, run_script
+from common.base.strict_csv import text_array
 from common.data.competition import Competition, beside, read_competition
-from common.data.decoding import read_photo
+from common.data.decoding import check_photos, read_photo
 from common.data.folds import read_folds
 from common.data.spelling import look_alikes
-from common.data.tables import read_test_table, read_train_table
+from common.data.tables import Table, read_test_table, read_train_table
 
 
 def write(path: Path, text: str) -> str:
@@ -405,6 +406,8 @@ def test_a_column_whose_name_has_a_space_is_mentioned(tmp_path, capsys):
         ["fold_0", "fold_1"],
         ["images_001", "images_002"],
         ["images", "masks"],
+        ["JPEGImages", "Annotations"],
+        ["query", "bounding_box_train", "bounding_box_test"],
         ["2019/cat", "2019/dog", "2020/cat", "2020/dog"],
         ["archive/cat", "archive/dog"],
     ],
@@ -668,3 +671,27 @@ def test_what_was_said_of_the_files_is_kept_beside_the_folds(tmp_path):
     other = str(tmp_path / "other.csv")
     folds.main(["--folds", other])
     assert not beside(other).exists() and beside(out).name == "competition.json"
+
+
+def test_copies_of_large_photos_are_told_in_other_formats_and_tables(tmp_path):
+    """They are decoded at a reduced size first: what may be a copy is looked at whole, in the test table as well."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        small = Image.fromarray(random.integers(0, 255, (20, 30, 3), dtype=np.uint8))
+        small.resize((600, 400)).save(tmp_path / f"{name}.jpg")
+    with Image.open(tmp_path / "a.jpg") as photo:
+        photo.save(tmp_path / "a.png")
+        pixels = np.array(photo)
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "near.png")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "noted.jpg").write_bytes(content[:2] + b"\xff\xfe\x00\x07hello" + content[2:])
+
+    def table(*names: str) -> Table:
+        files = [tmp_path / name for name in names]
+        return Table("t", text_array(names), text_array(["x"] * len(names)), files, "image", "label", {}, "photos")
+
+    train, test = check_photos([table("a.jpg", "b.jpg", "near.png"), table("a.png", "noted.jpg")], workers=1)
+    assert set(test.pixel_shas) == {train.pixel_shas[0]} and len(set(train.pixel_shas)) == 3
+    [alone] = check_photos([table("a.jpg", "noted.jpg")], workers=1)
+    assert len(set(alone.pixel_shas)) == 1
