@@ -62,7 +62,7 @@ from common.score.blend_study import (
 from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
 from common.score.leaderboard import of_a_blend, worth_in_words
 from common.score.logits import Outputs
-from common.score.metrics import check_metric, describe, score, what_lacks
+from common.score.metrics import check_metric, describe, what_lacks
 from common.score.nesting import noise_members, smallest_set
 from common.score.task import posed
 
@@ -153,7 +153,7 @@ def run(options: Options) -> Result:
     facts: dict[str, Any] = {"table": blend_table(runs, data, study), "chosen_in_folds": study.choice.in_fold}
     print(table_text(facts["table"], len(data.targets), data.judged_by, data.task))
     print(f"\n{weights_text(runs, study.blends)}\n")
-    found = score(data.task, study.outputs, data.targets, data.names, data.judged_by)
+    found = data.task.score(study.outputs, data.targets, data.names, data.judged_by)
     if study.tried:
         facts |= worth_of_runs(options, inputs, study)
         how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""

@@ -33,7 +33,6 @@ from common.model.networks import create_model, photo_preparation
 from common.model.weights import load_weights
 from common.runs.layout import is_finished, read_metrics
 from common.score.logits import Outputs
-from common.score.metrics import score
 
 MODEL, SIDE, EPOCHS = "tf_efficientnet_lite0", 96, 3
 SETTINGS = ["--model", MODEL, "--img-size", str(SIDE), "--epochs", str(EPOCHS), "--batch-size", "32"]
@@ -129,7 +128,7 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
         held_out = folds.fold == number
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         shares[held_out] = regression.fit(features[~held_out], targets[~held_out]).predict_proba(features[held_out])
-    found = score(folds.task, Outputs(np.log(shares[rows] + 1e-12)), targets[rows], folds.classes)
+    found = folds.task.score(Outputs(np.log(shares[rows] + 1e-12)), targets[rows], folds.classes)
     return {**found, "rows": int(rows.sum()), "seconds": time.perf_counter() - started}
 
 

@@ -28,7 +28,6 @@ from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
 from common.score.logits import Outputs
-from common.score.metrics import score
 from common.score.task import MULTICLASS, targets_of
 from common.train.fold_models import FoldModels, read_models
 
@@ -59,7 +58,7 @@ def test_metrics_are_those_of_the_saved_oof(chain):
         folder = chain / run / "fold1"
         metrics = json.loads((folder / "metrics.json").read_text())
         oof = read_predictions(folder / "oof.npz")
-        recomputed = score(MULTICLASS, Outputs(oof.logits), targets_of(oof.labels, oof.classes), oof.classes)
+        recomputed = MULTICLASS.score(Outputs(oof.logits), targets_of(oof.labels, oof.classes), oof.classes)
         assert {name: metrics[name] for name in recomputed} == pytest.approx(recomputed)
         log = pd.read_csv(folder / "log.csv")
         assert metrics["last"] == pytest.approx(log.accuracy.iloc[-1])

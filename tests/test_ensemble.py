@@ -30,7 +30,6 @@ from common.runs.layout import (
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, write_predictions
 from common.runs.tensors import save_tensors
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
-from common.score.calibration import temperature
 from common.score.logits import Outputs, paired_difference
 from common.score.metrics import METRICS
 from common.score.nesting import (
@@ -44,6 +43,7 @@ from common.score.nesting import (
     try_method,
 )
 from common.score.task import MULTICLASS
+from common.score.temperature import temperature
 from ensemble import main
 
 CLASSES = ["a", "b", "c"]

@@ -9,9 +9,10 @@ from scores import nll
 
 from benchmarks.law_coverage import BATCH_SIZES, LINES, SURGES, Truth, announced, by_hand, first_stage, measure
 from common.base.errors import UserError
-from common.score.calibration import calibrated_loss, temperature
+from common.score.calibration import calibrated_loss
 from common.score.logits import Outputs
 from common.score.task import MULTICLASS
+from common.score.temperature import temperature
 from common.sweep.grid import Grid
 from common.sweep.law import LAWS, fates, fit_law
 from common.sweep.regression import BOUND

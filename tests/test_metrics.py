@@ -16,7 +16,6 @@ from common.score.metrics import (
     describe,
     goodness,
     joined_answers,
-    score,
     wilson,
 )
 from common.score.task import MULTICLASS, TASKS, posed, targets_of
@@ -34,7 +33,7 @@ def answers_of(logits: np.ndarray, targets: np.ndarray, names: list[str] = GRADE
 
 def test_log_loss_and_accuracy_equal_scikit_learns():
     """Our numbers are the ones everybody else computes."""
-    found = score(MULTICLASS, Outputs(LOGITS), TARGETS)
+    found = MULTICLASS.score(Outputs(LOGITS), TARGETS)
     assert found["nll"] == pytest.approx(sklearn_metrics.log_loss(TARGETS, softmax(LOGITS)), rel=1e-12)
     assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(TARGETS, LOGITS.argmax(1)))
     assert found["errors"] == (LOGITS.argmax(1) != TARGETS).sum() and found["n"] == 200
@@ -99,7 +98,7 @@ ODDS = np.round(np.where(SETS, 1.5, -1.5) + RANDOM.normal(size=SETS.shape, scale
 def test_metrics_of_label_sets_equal_scikit_learns(name, theirs, odds):
     """A label that never occurs, the same prediction for all rows, none at all, a single row."""
     true = SETS[: len(odds)]
-    found = score(MULTILABEL, Outputs(odds), true, list("abcde"))
+    found = MULTILABEL.score(Outputs(odds), true, list("abcde"))
     expected = theirs(true, odds)
     assert name not in found if np.isnan(expected) else found[name] == pytest.approx(expected, rel=1e-9)
 
@@ -137,20 +136,20 @@ def test_metrics_of_two_classes_equal_scikit_learns(logits, truth, positive):
         "mcc": sklearn_metrics.matthews_corrcoef(truth, predicted),
     }
     for name, value in theirs.items():
-        found = score(task, Outputs(logits), truth, ["no", "yes"], name)
+        found = task.score(Outputs(logits), truth, ["no", "yes"], name)
         assert found[name] == pytest.approx(value, rel=1e-12, abs=1e-15), name
 
 
 def test_areas_over_several_classes_equal_scikit_learns():
     """One class against the rest; a class that no row has is left out, and nothing is left of one class."""
     shares, names = softmax(SIX), GRADED
-    found = [score(MULTICLASS, Outputs(SIX), GRADES, names, name)[name] for name in ("auc", "average_precision")]
+    found = [MULTICLASS.score(Outputs(SIX), GRADES, names, name)[name] for name in ("auc", "average_precision")]
     for value, theirs in zip(
         found, (sklearn_metrics.roc_auc_score, sklearn_metrics.average_precision_score), strict=True
     ):
         of_each = [theirs(grade == GRADES, shares[:, grade]) for grade in (0, 1, 3, 4, 5)]
         assert value == pytest.approx(np.mean(of_each), rel=1e-12)
-    assert "auc" not in score(MULTICLASS, Outputs(SIX), np.zeros(300, int), names, "auc")
+    assert "auc" not in MULTICLASS.score(Outputs(SIX), np.zeros(300, int), names, "auc")
     assert best_epoch([np.nan, 0.3, 0.5, np.nan]) == 2
     parts = [answers_of(SIX[some], GRADES[some]) for some in np.split(np.arange(300), 3)]
     assert METRICS["auc"].of(joined_answers(parts)) == METRICS["auc"].of(answers_of(SIX, GRADES)) == found[0]
@@ -202,14 +201,14 @@ def test_kappa_goes_by_the_grades_values(names):
     theirs = sklearn_metrics.cohen_kappa_score(
         halves[TARGETS], halves[LOGITS.argmax(1)], weights="quadratic", labels=labels
     )
-    found = score(MULTICLASS, Outputs(LOGITS), TARGETS, names)
+    found = MULTICLASS.score(Outputs(LOGITS), TARGETS, names)
     assert found["quadratic_kappa"] == pytest.approx(theirs, rel=1e-12)
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["1", "2", "3", "nan"], ["1_0", "2_0", "3_0", "4_0"]])
 def test_no_kappa_of_labels_that_are_no_numbers(names):
     """It is left out, while every other metric is there."""
-    found = score(MULTICLASS, Outputs(LOGITS), TARGETS, names)
+    found = MULTICLASS.score(Outputs(LOGITS), TARGETS, names)
     usual = {name for name in MULTICLASS.metrics if not METRICS[name].on_request}
     assert found.keys() == {"n", *usual} - {"quadratic_kappa", "f1"}
 

@@ -26,10 +26,10 @@ from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
 from common.runs.submission import sheet_of, write_submission
 from common.score.blending import BLENDS, OofOutputs
-from common.score.calibration import temperature
 from common.score.logits import Outputs
-from common.score.metrics import describe, score
+from common.score.metrics import describe
 from common.score.task import MULTICLASS
+from common.score.temperature import temperature
 
 N, CLASSES = 600, 40
 LABELS = text_array(f"class {number:04}" for number in np.random.default_rng(0).integers(0, CLASSES, N))
@@ -172,7 +172,7 @@ def test_a_blend_takes_runs_in_every_form(tmp_path, monkeypatch, capsys):
     assert oof.is_short and found["auto"]["nested"]["errors"] == (oof.predicted != oof.labels).sum()
     assert found["auto"]["nested"]["nll_calibrated"] == pytest.approx(oof.score()["nll"], rel=1e-5)
     summed = np.log(sum(softmax(a_run(seed).logits) for seed in range(3)))
-    whole = score(MULTICLASS, Outputs(summed), oof.targets, oof.classes)
+    whole = MULTICLASS.score(Outputs(summed), oof.targets, oof.classes)
     assert abs(found["mean"]["in_sample"]["errors"] - whole["errors"]) <= 0.01 * N  # eight of forty classes are few
     assert found["mean"]["in_sample"]["nll"] == pytest.approx(whole["nll"], abs=0.02)
     noise = weights["noise"]

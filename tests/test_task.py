@@ -17,7 +17,7 @@ from common.runs.submission import FORMS, Wishes, sheet_of, write_submission
 from common.score.blending import BLENDS, OofOutputs, unusable
 from common.score.bootstrap import interval_of
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, score
+from common.score.metrics import METRICS
 from common.score.task import TASKS, Task
 
 
@@ -163,7 +163,7 @@ def test_its_names_are_rows_of_the_tables(case):
     task = case.task
     for names, table in ((task.metrics, METRICS), (task.losses, LOSSES), (task.forms, FORMS), (task.blends, BLENDS)):
         assert names and set(names) <= table.keys()
-    found = score(task, case.known, case.targets, case.names)
+    found = task.score(case.known, case.targets, case.names)
     assert found["n"] == len(case.labels) and {task.counted, task.loss_metric} <= found.keys()
     low, high = interval_of(task.metrics[0], task.answers(case.known, case.targets, case.names))
     assert low <= found[task.metrics[0]] <= high

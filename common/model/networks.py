@@ -48,8 +48,8 @@ def create_model(name: str, model_args: Mapping[str, Any], num_classes: int, cha
         UserError: no such model, an argument it does not know or cannot be built with, or a size it cannot work at or
             looks at only a part of, with settings that do work.
     """
-    for argument in DECIDED_ELSEWHERE & model_args.keys():
-        raise UserError("--model-args", f"{argument} is set by the data and other flags", "leave it out")
+    if decided := sorted(DECIDED_ELSEWHERE & model_args.keys()):
+        raise UserError("--model-args", f"{decided[0]} is set by the data and other flags", "leave it out")
     name, failure = current_name(name), None
     try:
         model = build(name, model_args, num_classes, channels, img_size)

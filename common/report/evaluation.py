@@ -22,7 +22,6 @@ from common.runs.oof import join_oof, units_of
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
 from common.score.bootstrap import compare_by, interval_of
 from common.score.calibration import PARTS, cross_fitted
-from common.score.decisions import with_predicted
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, accuracy, errors, goodness, what_lacks
 from common.score.significance import Comparison, holm, noise_floor
@@ -53,7 +52,7 @@ class Evaluation:
             return undecided.answers()
         found = learned_decision([undecided], self.judged_by)
         answers = undecided.answers()
-        return answers if found.predicted is None else with_predicted(answers, found.predicted)
+        return answers if found.predicted is None else answers.with_predicted(found.predicted)
 
     @property
     def metric(self) -> str:

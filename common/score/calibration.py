@@ -1,46 +1,20 @@
-"""One temperature for all logits: over-confidence then hides neither the best learning rate nor the best blend."""
+"""Losses after a temperature that was fitted on other rows, and how often confidence is right."""
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.score.logits import Outputs
 from common.score.metrics import wilson
+from common.score.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from common.score.task import Task
-
 PARTS = 5  # a temperature is fitted on four fifths of the rows and scored on the fifth
 
 
-def temperature(outputs: Outputs, targets: np.ndarray) -> float:
-    """The number from 1/8 to 8 that minimises the log loss of outputs (n, columns) divided by it.
-
-    Late in training a net's errors fall while its log loss rises, only because it grows too sure of itself; label
-    smoothing does the opposite, and so does averaging. One number takes all of it out and leaves every answer as it
-    is (Guo 2017, arXiv 1706.04599). Fit it on what is used: after averaging, not on each net before (Rahaman and
-    Thiery 2021, arXiv 2007.08792). ``targets`` (n) are each label's column.
-    """
-    from scipy.optimize import minimize_scalar  # a second that who only trains does not pay
-
-    by_class = np.ascontiguousarray(np.asarray(outputs.values, dtype=np.float64).T)  # numpy sums long rows much faster
-    above = by_class - by_class[targets, np.arange(len(targets))]  # of each class over the right one
-    highest = above.max(axis=0)
-    below = above - highest
-
-    def loss(log_temperature: float) -> float:
-        scale = math.exp(-log_temperature)
-        powers = np.exp(below * scale)
-        return float((np.log(powers.sum(axis=0) + (outputs.others - 1) * powers[-1]) + highest * scale).mean())
-
-    found = minimize_scalar(loss, bounds=(-math.log(8), math.log(8)), method="bounded")
-    return math.exp(found.x)
-
-
-def cross_fitted(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: "Task") -> Outputs:
+def cross_fitted(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: Task) -> Outputs:
     """``outputs`` (n, columns), each row divided by what the task calibrates without its part; ``part`` (n) numbers two
     or more parts."""
     values = np.empty(np.shape(outputs.values))
@@ -50,7 +24,7 @@ def cross_fitted(outputs: Outputs, targets: np.ndarray, part: np.ndarray, task: 
     return Outputs(values, outputs.others)
 
 
-def calibrated_loss(outputs: Outputs, targets: np.ndarray, task: "Task") -> float:
+def calibrated_loss(outputs: Outputs, targets: np.ndarray, task: Task) -> float:
     """Mean loss of the task, each row after a temperature that was fitted without it."""
     part = np.random.default_rng(0).permutation(len(targets)) % PARTS
     return float(task.loss(cross_fitted(outputs, targets, part, task), targets).mean())

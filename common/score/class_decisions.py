@@ -6,7 +6,6 @@ or, for grades, each column's grade and then, in order, the cut points between w
 
 import numpy as np
 
-from common.score.decisions import with_predicted
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, goodness
 
@@ -74,4 +73,4 @@ def candidates(values: np.ndarray) -> np.ndarray:
 
 
 def _value(answers: Answers, metric: str, predicted: np.ndarray) -> float:
-    return goodness(metric, METRICS[metric].of(with_predicted(answers, predicted.astype(np.int64))))
+    return goodness(metric, METRICS[metric].of(answers.with_predicted(predicted.astype(np.int64))))

@@ -6,17 +6,14 @@ the first.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
 from common.score.calibration import PARTS
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, goodness, show
-
-if TYPE_CHECKING:
-    from common.score.task import Decision, Task
+from common.score.metrics import METRICS, goodness, show
+from common.score.task import Decision, Task
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class DecisionStudy:
     metric: str
     names: Sequence[str]  # of the outputs
     way: str  # that is taken; empty: there is nothing to learn
-    decision: "Decision"  # learned on all rows
+    decision: Decision  # learned on all rows
     in_sample: Mapping[str, float]  # by way: the metric of the rows that it was learned on
     nested: Mapping[str, float]  # by way: the metric of all rows, each decided by what the other folds say
     predicted: np.ndarray | None = None  # (n, ...): the answers of the way taken, each decided by the other folds
@@ -45,7 +42,7 @@ class DecisionStudy:
         return "\n".join(lines)
 
 
-def can_be_learned(task: "Task", metric: str) -> bool:
+def can_be_learned(task: Task, metric: str) -> bool:
     """Whether a decision can change the metric: not where it looks at more than answers, nor, of classes, where it is a
     mean over rows, whose best answer is the likeliest class."""
     looked_at = METRICS[metric].looks_at == "answers" and not (task.is_one_of and METRICS[metric].costs)
@@ -53,7 +50,7 @@ def can_be_learned(task: "Task", metric: str) -> bool:
 
 
 def study_decisions(
-    task: "Task", outputs: Outputs, targets: np.ndarray, fold: np.ndarray, names: Sequence[str], metric: str
+    task: Task, outputs: Outputs, targets: np.ndarray, fold: np.ndarray, names: Sequence[str], metric: str
 ) -> DecisionStudy:
     """Learn a decision in each of the task's ways; nothing where there is none, or where none changes the metric.
 
@@ -72,7 +69,7 @@ def study_decisions(
     learned = {way: learn(outputs, answers, metric) for way, learn in task.decisions.items()}
     learned = {way: found for way, found in learned.items() if found is not None}
     in_sample = {
-        way: METRICS[metric].of(with_predicted(answers, task.decide(outputs, found))) for way, found in learned.items()
+        way: METRICS[metric].of(answers.with_predicted(task.decide(outputs, found))) for way, found in learned.items()
     }
     if np.ptp(list(in_sample.values())) == 0:
         return nothing
@@ -83,12 +80,6 @@ def study_decisions(
             own, others = part == number, part != number
             found = task.decisions[way](outputs[others], answers.rows(np.flatnonzero(others)), metric)
             predicted[own] = task.decide(outputs[own], found)
-        nested[way], decided[way] = METRICS[metric].of(with_predicted(answers, predicted)), predicted
+        nested[way], decided[way] = METRICS[metric].of(answers.with_predicted(predicted)), predicted
     way = max(nested, key=lambda name: goodness(metric, nested[name]))
     return DecisionStudy(metric, names, way, learned[way], in_sample, nested, decided[way])
-
-
-def with_predicted(answers: Answers, predicted: np.ndarray) -> Answers:
-    """The answers with other predictions, right or wrong as a whole."""
-    wrong = predicted != answers.targets
-    return replace(answers, predicted=predicted, costs=wrong.any(axis=1) if wrong.ndim == 2 else wrong)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from common.base.cli import chosen
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.logits import Outputs
-
-if TYPE_CHECKING:
-    from common.score.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,11 @@ class Answers:
         shares = self.probabilities(self.outputs)
         ranks = [np.unique(column, return_inverse=True)[1].astype(np.int32) for column in shares.T]
         return replace(self, ranks=np.stack(ranks, axis=1))
+
+    def with_predicted(self, predicted: np.ndarray) -> "Answers":
+        """With other predictions, right or wrong as a whole."""
+        wrong = predicted != self.targets
+        return replace(self, predicted=predicted, costs=wrong.any(axis=1) if wrong.ndim == 2 else wrong)
 
     def without_outputs(self) -> "Answers":
         """The same without what most metrics do not look at, and what is large."""
@@ -462,16 +464,6 @@ def counted(value: float, sign: str = "") -> str:
 def in_table(name: str, value: float, unit: str = "") -> str:
     """The value of a metric with a digit more than :func:`show` gives; of a share in per cent, ``unit`` behind it."""
     return f"{100 * value:.3f}{unit}" if METRICS[name].shown.endswith("%") else f"{value:.5f}"
-
-
-def score(
-    task: "Task", outputs: "Outputs", targets: np.ndarray, names: Sequence[str] = (), metric: str = ""
-) -> dict[str, float | int]:
-    """What tables of results show: n and the metrics of the task; ``names`` are the outputs', () of a short form.
-
-    ``metric`` is one that is asked for: some are computed only then.
-    """
-    return score_of(task.answers(outputs, targets, names), task.metrics, metric)
 
 
 def score_of(answers: Answers, metrics: Sequence[str], asked: str = "") -> dict[str, float | int]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
-from common.score.calibration import temperature
 from common.score.class_decisions import cut_points, decided_class, likeliest_class, threshold
 from common.score.label_sets import (
     binary_log_loss,
@@ -36,7 +35,7 @@ from common.score.label_sets import (
     smoothed_membership,
 )
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
-from common.score.metrics import Answers
+from common.score.metrics import Answers, score_of
 from common.score.numbers import (
     absolute_error,
     as_they_are,
@@ -54,6 +53,7 @@ from common.score.numbers import (
     squared_error,
     texts_of,
 )
+from common.score.temperature import temperature
 from common.score.thresholds import half, one_a_label, one_for_all
 
 Decision = Sequence[float]  # what a decision learned on OOF, such as thresholds; empty: nothing
@@ -111,6 +111,15 @@ class Task:
     def compared(self) -> str:
         """What blends, views and cells are compared by: the loss, after a temperature where the task has one."""
         return self.loss_metric if self.is_number else f"{self.loss_metric}_calibrated"
+
+    def score(
+        self, outputs: Outputs, targets: np.ndarray, names: Sequence[str] = (), metric: str = ""
+    ) -> dict[str, float | int]:
+        """What tables of results show: n and the task's metrics; ``names`` are the outputs', () of a short form.
+
+        ``metric`` is one that is asked for: some are computed only then.
+        """
+        return score_of(self.answers(outputs, targets, names), self.metrics, metric)
 
     def count(self, costs: np.ndarray) -> Any:
         """The metric ``counted`` of costs (..., n): their sum where they are errors, else their mean."""

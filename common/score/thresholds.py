@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from common.score.decisions import with_predicted
 from common.score.label_sets import chosen_labels
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, Answers, goodness
@@ -49,4 +48,4 @@ def never_empty(answers: Answers) -> float:
 
 
 def _value(outputs: Outputs, answers: Answers, metric: str, decision: tuple[float, ...]) -> float:
-    return goodness(metric, METRICS[metric].of(with_predicted(answers, chosen_labels(outputs, decision))))
+    return goodness(metric, METRICS[metric].of(answers.with_predicted(chosen_labels(outputs, decision))))

@@ -92,8 +92,8 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
     model_args = cfg.args("model")
     if table.kind is PHOTOS:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
-    for argument in CROPS.keys() & model_args.keys():
-        raise UserError("--model-args", f"{argument} is for photos and has no effect here", "leave it out")
+    if crops := sorted(CROPS.keys() & model_args.keys()):
+        raise UserError("--model-args", f"{crops[0]} is for photos and has no effect here", "leave it out")
     plan = without(table.plan, cfg.drop) if table.kind is FEATURES else table.plan
     prepare = Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=plan)
     return replace(prepare, window=cfg.window, in_runs=cfg.model in table.kind.in_runs)

@@ -24,7 +24,7 @@ from common.data.views import TTA, View
 from common.jobs.screen import BAR_WANTED
 from common.model.optim import set_learning_rate
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, score
+from common.score.metrics import METRICS
 from common.train.hardware import autocast, memory_of_a_step
 from common.train.memory import is_out_of_memory, release_memory
 from common.train.training import Training
@@ -122,7 +122,7 @@ def scores_of(
     if accelerator.is_main_process:
         outputs, targets = Outputs(logits), folds.targets[rows]
         row |= {
-            name: found for name, found in score(task, outputs, targets, folds.classes, metric).items() if name in row
+            name: found for name, found in task.score(outputs, targets, folds.classes, metric).items() if name in row
         }
         for name, first in halves.items():  # an epoch chosen on one half is scored on the other
             row[name] = METRICS[metric].of(task.answers(outputs[first::2], targets[first::2], folds.classes))
