@@ -25,6 +25,7 @@ from common.data.competition import competition_flags, next_command, told
 from common.data.folds import Folds, read_folds
 from common.runs.added import add_run
 from common.runs.decision import check_clip, clipped, learned_decision
+from common.runs.forms import Sheet
 from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -47,7 +48,7 @@ from common.runs.predictions import (
     side_by_side,
     write_predictions,
 )
-from common.runs.submission import Sheet, Wishes, form_line, sheet_of, write_submission
+from common.runs.submission import Wishes, form_line, sheet_of, write_submission
 from common.score.blend_study import (
     Study,
     blend_table,

@@ -43,7 +43,8 @@ from common.data.stacks import MOST_CHANNELS
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
 from common.data.utterances import UTTERANCE
-from common.runs.submission import FORMS, Wishes, form_line, read_form
+from common.runs.forms import FORMS
+from common.runs.submission import Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive
 from common.score.task import MULTICLASS, posed
 

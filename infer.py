@@ -31,6 +31,7 @@ from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
 from common.runs.decision import check_clip, clipped, learned_decision, temperature_of
+from common.runs.forms import FORMS, Sheet
 from common.runs.layout import (
     INFERENCE_FILE,
     OOF_FILE,
@@ -47,7 +48,7 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import FORMS, Sheet, Wishes, form_line, sheet_of, write_submission
+from common.runs.submission import Wishes, form_line, sheet_of, write_submission
 from common.score.calibration import PARTS
 from common.score.leaderboard import averaging_gain, worth_in_words
 from common.score.logits import Outputs

@@ -29,8 +29,9 @@ from common.base.errors import run_script
 from common.base.files import write_file, write_json
 from common.data import batches  # noqa: F401
 from common.data.folds import Folds, write_folds
+from common.runs.forms import Sheet
 from common.runs.predictions import Predictions, write_predictions
-from common.runs.submission import Sheet, sheet_of, write_submission
+from common.runs.submission import sheet_of, write_submission
 from common.runs.tensors import save_tensors
 from common.train import hardware, loop, trackers, training  # noqa: F401
 

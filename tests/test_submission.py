@@ -9,9 +9,9 @@ from scores import softmax
 
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
+from common.runs.forms import Sheet
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.runs.submission import (
-    Sheet,
     Wishes,
     check_submission,
     form_line,

@@ -12,8 +12,9 @@ import torch
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.runs.choices import LOSSES
+from common.runs.forms import FORMS
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import FORMS, Wishes, sheet_of, write_submission
+from common.runs.submission import Wishes, sheet_of, write_submission
 from common.score.blending import BLENDS, OofOutputs, unusable
 from common.score.bootstrap import interval_of
 from common.score.logits import Outputs

@@ -61,7 +61,7 @@ class Predictions:
     columns: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int32))
     task: Task = MULTICLASS
     decision: tuple[float, ...] = ()  # what the task decides by, such as thresholds; empty: its own
-    form: dict[str, Any] = field(default_factory=dict)  # of their submission (common/runs/submission.py); empty: none
+    form: dict[str, Any] = field(default_factory=dict)  # of their submission (common/runs/forms.py); empty: none
 
     @property
     def outputs(self) -> Outputs:

@@ -96,7 +96,7 @@ class Task:
     is_one_of: bool  # whether a row is of exactly one of the outputs, by which it can be weighted and drawn
     metrics: tuple[str, ...]  # common/score/metrics.py
     losses: tuple[str, ...]  # common/model/losses.py
-    forms: tuple[str, ...]  # common/runs/submission.py
+    forms: tuple[str, ...]  # common/runs/forms.py
     blends: tuple[str, ...]  # common/score/blending.py
     sections: tuple[str, ...]  # of a run's page, common/report
     positive: str = ""  # of two classes the one that is looked for, as a user says; "": the second
