@@ -9,7 +9,7 @@ the gain of a blend of two runs is told from the runs' own is chosen on the firs
 second half alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,8 +45,14 @@ class Drawn:
 
 
 def main() -> None:
-    options = parse(Options)
+    measure(parse(Options))
+
+
+def measure(options: Options) -> None:
+    """Print the coverage of each run's and each blend's intervals."""
     table = read_train_table(options.data)
+    n = len(table.ids)
+    options = replace(options, train=min(options.train, n // 3), test=min(options.test, n - n // 3))
     images = table.images[:, ::2, ::2].reshape(len(table.ids), -1).astype(np.float32) / 255
     labels, random = np.unique(table.labels.astype(str), return_inverse=True)[1], np.random.default_rng(0)
     drawn = [one_draw(images, labels, random, options) for _ in range(options.draws)]

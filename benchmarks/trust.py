@@ -1,17 +1,24 @@
-"""Are the verdicts on data and leaderboards right? Alarms on shuffled labels, recall on planted copies, coverage.
+"""Are the verdicts on data and leaderboards right? Alarms on shuffled labels, recall on planted copies, coverage, cost.
 
     python -m benchmarks.trust --data train.csv --test test.csv --answers answers.json --run runs/digit_cnn
+    python -m benchmarks.trust --data train.csv.gz --draws 400
 
-prints what it measures. ``answers`` lists planted pairs: {"pairs": [{"copy": id, "of": id, "edit": words}, ...]}.
+prints what it measures. ``answers`` lists planted pairs: {"pairs": [{"copy": id, "of": id, "edit": words}, ...]}. Where
+the package imagehash is installed, what its hashes find stands beside ours.
 """
 
 import json
+import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from benchmarks import leaderboard
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.data.probes import probes_of, told_by
@@ -31,12 +38,14 @@ class Options:
     answers: str = ""  # json with the planted pairs
     run: str = ""  # folder of a run with its folds' OOF predictions, for the coverage
     shuffles: int = 400  # of the labels
+    draws: int = 0  # of rows of a table of images, for the coverage with what averaging gains (0: none)
 
 
 def main() -> None:
-    options = parse(Options)
+    options, started = parse(Options), time.process_time()
     table = checked(read_train_table(options.data))
     test = checked(read_test_table(options.test, options.data)) if options.test else None
+    print(f"read and decoded in {time.process_time() - started:.0f} s of processor time")
     random = np.random.default_rng(0)
     probes = probes_of(table)
     alarms = sum(
@@ -48,6 +57,9 @@ def main() -> None:
         print_recall(table, test, json.loads(Path(options.answers).read_text(encoding="utf-8"))["pairs"])
     if options.run:
         print_coverage(Path(options.run))
+        print_without_relatives(Path(options.run), table)
+    if options.draws:
+        leaderboard.measure(leaderboard.Options(options.data, draws=options.draws))
 
 
 def checked(table: Table) -> Table:
@@ -58,13 +70,45 @@ def checked(table: Table) -> Table:
 def print_recall(table: Table, test: Table | None, planted: list[dict[str, str]]) -> None:
     """How many planted pairs of each edit are found, and how many pairs are none."""
     ids = [*table.ids, *(test.ids if test else ())]
+    started = time.process_time()
     pairs = find_near_duplicates(table, test).pairs
-    found = {frozenset((ids[a], ids[b])) for a, b in zip(pairs.first, pairs.second, strict=True)}
+    print(f"{len(ids):,} pictures compared in {time.process_time() - started:.0f} s of processor time")
+    found = {"ours": {frozenset((ids[a], ids[b])) for a, b in zip(pairs.first, pairs.second, strict=True)}}
+    if find_spec("imagehash"):
+        found |= hashed_pairs(ids, [*table.images, *(test.images if test else ())])
     true = {frozenset((pair["copy"], pair["of"])): pair["edit"] for pair in planted}
-    every, hit = Counter(true.values()), Counter(edit for pair, edit in true.items() if pair in found)
-    for edit, count in every.items():
-        print(f"{edit}: {hit[edit]} of {count} found")
-    print(f"pairs that are none: {len(found - true.keys())}")
+    every = Counter(true.values())
+    for name, pairs in found.items():
+        hit = Counter(edit for pair, edit in true.items() if pair in pairs)
+        print(f"{name}: {', '.join(f'{edit} {hit[edit]} of {count}' for edit, count in every.items())}")
+        print(f"{name}: {len(pairs - true.keys())} pairs that are none")
+
+
+def hashed_pairs(ids: Sequence[str], files: Sequence[Path]) -> dict[str, set[frozenset[str]]]:
+    """The pairs whose 64-bit hashes differ in at most 8 bits, by the name of the hash."""
+    import imagehash
+
+    found = {}
+    for name in ("phash", "dhash"):
+        bits = np.array([getattr(imagehash, name)(Image.open(file)).hash.ravel() for file in files], np.float32)
+        apart = bits @ (1 - bits.T) + (1 - bits) @ bits.T
+        found[name] = {frozenset((ids[a], ids[b])) for a, b in zip(*np.nonzero(np.triu(apart <= 8, 1)), strict=True)}
+    return found
+
+
+def print_without_relatives(run: Path, table: Table) -> None:
+    """The accuracy out of fold of all rows, and without those that have a near-duplicate in another fold."""
+    parts = [read_predictions(path) for path in sorted(run.glob(f"fold*/{OOF_FILE}"))]
+    cost = {name: each for part in parts for name, each in zip(part.ids, part.answers().costs, strict=True)}
+    fold = {name: number for number, part in enumerate(parts) for name in part.ids}
+    pairs = find_near_duplicates(table, None).within_train()
+    both = [(table.ids[a], table.ids[b]) for a, b in zip(pairs.first, pairs.second, strict=True)]
+    divided = {name for pair in both if fold[pair[0]] != fold[pair[1]] for name in pair}
+    kept = [each for name, each in cost.items() if name not in divided]
+    print(
+        f"accuracy out of fold {1 - np.mean([*cost.values()]):.3%}; without {len(divided):,} rows that have a "
+        f"near-duplicate in another fold {1 - np.mean(kept):.3%}"
+    )
 
 
 def print_coverage(run: Path, draws: int = 2000) -> None:
