@@ -22,7 +22,7 @@ from common.base import files, system
 from common.base.errors import UserError
 from common.base.system import gpus
 from common.data import inputs as inputs_module
-from common.data.batches import Examples
+from common.data.batches import Examples, TrainBatches
 from common.data.decoding import Decoder, Preparation
 from common.data.geometry import affine, written_out
 from common.data.inputs import Photos, Pixels, open_inputs
@@ -491,6 +491,21 @@ def test_a_range_test_that_does_not_fit_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="range test: .* CUDA out of memory.*--batch-size") as caught:
         range_test.range_test(Config(fold="0", threads=1), None, None)
     assert caught.value.exit_code == 3
+
+
+def test_noise_for_a_large_batch_is_drawn_a_block_at_a_time(monkeypatch):
+    """Each process draws for the whole batch, so that all agree, and keeps its own share, 67 MB at most at once."""
+    drawn = []
+
+    def rand(count, k, generator, device):
+        drawn.append(count * k)
+        return torch.empty(count, k)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    batches = SimpleNamespace(batch_size=2048, device=HOST)
+    numbers = TrainBatches._uniform(batches, 0, slice(192, 256), HOST)(3 * 224 * 224)
+    assert numbers.shape == (64, 3 * 224 * 224) and sum(drawn) == 2048 * 3 * 224 * 224
+    assert max(drawn) * 4 <= 67.2e6
 
 
 def test_apples_gpus_draw_noise_without_ndtri():
