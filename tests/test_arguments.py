@@ -40,7 +40,7 @@ OPTIMISERS = [
     *[("sgd", argument) for argument in ("nesterov=7", "nesterov=x", "maximize=7")],
     *[("muon", argument) for argument in ("ns_steps=x", "ns_steps=-1", "ns_steps=2.5", "nesterov=7")],
     *[("adamw", "amsgrad=x"), ("lamb", "always_adapt=x"), ("lion", "caution=7"), ("lookahead_adan", "no_prox=7")],
-    *[("lamb", "max_grad_norm=x"), ("lion", "betas=(2,3)"), ("adafactor", "decay_rate=x"), ("lookahead_adamw", "k=0")],
+    *[("lamb", "max_grad_norm=x"), ("lamb", "max_grad_norm=-1"), ("lion", "betas=(2,3)"), ("adafactor", "decay_rate=x"), ("lookahead_adamw", "k=0")],
     *[("sgd", "momentum=7"), ("adamw", "fused=x"), ("adamw", "foreach=7"), ("rmsprop", "alpha=7")],
     *[("adamw", "betas=(0.9,7)"), ("sgd", "dampening=-1"), ("rmsproptf", "momentum=x"), ("lion", "maximize=3")],
     *[("adahessian", ""), ("lookahead_adahessian", ""), ("lbfgs", ""), ("lookahead_foo", "")],

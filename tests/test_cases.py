@@ -421,6 +421,12 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path, names):
     assert set(labelled.labels) == {name.partition("/")[0] for name in names}
 
 
+def test_a_test_folder_may_have_pieces(tmp_path):
+    """Public and private rows, and batches, are all predicted."""
+    photos(tmp_path, [f"{name}/{number}.jpg" for name in ("public", "private", "batch_1") for number in range(2)])
+    assert len(read_test_table(str(tmp_path), "train.csv").ids) == 6
+
+
 @pytest.mark.parametrize("names", [["c0", "c1"], ["photo", "sketch"], ["s1", "s2"], ["with_mask", "without_mask"]])
 def test_classes_with_numbers_and_of_images_are_classes(tmp_path, names):
     """Drivers' states, ways to draw, persons."""

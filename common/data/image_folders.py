@@ -214,7 +214,8 @@ def refuse_parts(root: Path, images: Mapping[str, Path], wanted: str) -> None:
     """Raise UserError where folders of ``root`` are parts of a data set; of these ``wanted`` (train) is meant."""
     folders = sorted({name.partition("/")[0] for name in images if "/" in name})
     parts = [name for name in folders if len(words := words_of(name)) == 1 and words <= set(_PARTS)]
-    named = {name: words_of(name) & {*_PARTS, *_ROLES} for name in folders}
+    known = {*_PARTS, *(_ROLES if wanted == "train" else ())}
+    named = {name: words_of(name) & known for name in folders}
     if all(len(of_one) == 1 for of_one in named.values()) and len(set(named.values())) > 1:
         parts = folders  # seg_train and seg_test: each is called after a part, and not all after the same
     if wanted == "train" and len(parts) < 2:
@@ -234,9 +235,8 @@ def _no_classes(folders: Sequence[str]) -> list[str]:
     names = [name.lower() for name in folders]
     pieces = [re.fullmatch("([a-z]+?)s?[ _.-]*[0-9]+", name) for name in names]
     is_cut = all(match and match[1] in _PIECES for match in pieces)
-    if is_cut or (
-        any(name in _MASKS for name in names) and any(name in IMAGE_WORDS or name.endswith("images") for name in names)
-    ):
+    of_images = any(name in IMAGE_WORDS or name.endswith("images") for name in names)
+    if is_cut or (of_images and any(name in _MASKS for name in names)):
         return list(folders)
     return [name for name in folders if len(words := words_of(name)) == 1 and words <= {*PART_OF.values(), *_ROLES}]
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.base.cli import Range, check_value
+from common.base.cli import LARGEST, Range, check_value
 from common.base.errors import UserError
 from common.model.networks import CROPS, RECOMPUTE, SYNC_BN, build, current_name
 
 # Names of what is a share or a probability wherever it occurs: rates of dropout, decays of moving averages.
 SHARE = re.compile(r"(.*_)?drop(out)?(_path|_block)?(_rate)?|(.*_)?momentum|alpha|dampening|rho|betas?(_.*)?")
 # What timm takes for something else, or for nothing, without a word where it is another value.
-ALLOWED = {"pad_type": ("same", "valid", "symmetric"), "output_stride": (2, 4, 8, 16, 32), "eps": Range(0)}
+ALLOWED = {"pad_type": ("same", "valid", "symmetric"), "output_stride": (2, 4, 8, 16, 32)}
+ALLOWED |= dict.fromkeys(("eps", "norm_eps", "bn_eps"), Range(0))
 ALLOWED |= dict.fromkeys(("channel_multiplier", "depth_multiplier"), Range(0, above=True))
 MOST_PARAMETERS = 1e11  # of a model that anybody means
 
@@ -28,7 +29,7 @@ MOST_PARAMETERS = 1e11  # of a model that anybody means
 def check_by_signature(flag: str, arguments: Mapping[str, Any], function: Callable[..., Any]) -> None:
     """Refuse arguments of another kind than ``function`` has by annotation or default, or beyond what names say.
 
-    A count whose default is not negative is not either. What is said nowhere passes.
+    A number whose default is not negative is not either. What is said nowhere passes.
 
     Raises:
         UserError: with what is allowed.
@@ -42,11 +43,9 @@ def check_by_signature(flag: str, arguments: Mapping[str, Any], function: Callab
             allowed = Range(0, 1)
         elif kinds == {bool}:
             allowed = (True, False)
-        elif kinds == {int}:
-            default = parameter.default
-            allowed = Range(0, whole=True) if isinstance(default, int) and default >= 0 else Range(whole=True)
-        elif kinds in ({float}, {int, float}) and not allowed:
-            allowed = Range()
+        elif kinds and kinds <= {int, float} and not allowed:
+            is_positive = isinstance(parameter.default, int | float) and parameter.default >= 0
+            allowed = Range(0 if is_positive else -LARGEST, whole=kinds == {int})
         if allowed:
             in_a_list = isinstance(value, tuple | list) and (tuple in kinds or not kinds)
             check_value(flag, name, value, () if in_a_list else None, allowed)

@@ -85,6 +85,9 @@ def _check_timms(name: str, inner: str, opt_args: Mapping[str, Any]) -> None:
             what = f"{inner} came with timm {SINCE[inner]}, this is {timm.__version__}"
             raise UserError("--opt", what, f"pip install 'timm>={SINCE[inner]}', or choose another", ENVIRONMENT)
         raise no_optimiser(name, list_optimizers())
+    for argument, flag in (("lr", "--lr"), ("weight_decay", "--weight-decay")):
+        if argument in opt_args:
+            raise UserError("--opt-args", f"{argument} is set by {flag}", "leave it out")
     info = get_optimizer_info(inner)
     if getattr(info, "second_order", False):  # timm 1.0.13 says so of adahessian
         raise UserError("--opt", f"{name} needs second derivatives, which are not supported", "choose another")
