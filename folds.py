@@ -45,7 +45,7 @@ from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, j
 from common.data.utterances import UTTERANCE
 from common.runs.forms import FORMS
 from common.runs.submission import Wishes, form_line, read_form
-from common.score.metrics import check_metric, check_positive
+from common.score.metrics import check_metric, check_positive, check_targets
 from common.score.task import MULTICLASS, posed
 
 Inputs = Literal["", "images", "features", "sequences"]
@@ -154,6 +154,7 @@ def run(options: Options) -> Result:
         folds = replace(folds, gap=options.gap)
         if competition.metric:
             check_metric(competition.metric, folds.classes, folds.task.metrics)
+            check_targets(competition.metric, folds.targets)
         check_positive(competition.positive, folds.classes)
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():

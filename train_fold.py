@@ -37,7 +37,7 @@ from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, slots_for, spread
-from common.runs.config import Config, check_config, check_file, of_fold
+from common.runs.config import Config, check_config, check_file, check_transform, of_fold
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
 from common.runs.layout import (
     CHECKPOINT_FILE,
@@ -52,7 +52,7 @@ from common.runs.layout import (
 from common.runs.oof import oof_predictions
 from common.runs.predictions import check_store
 from common.runs.teachers import check_teachers, read_unlabelled, with_unlabelled
-from common.score.metrics import show
+from common.score.metrics import check_targets, show
 from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
 
@@ -103,6 +103,9 @@ def run(cfg: Train) -> Result:
     competition = read_competition(beside(cfg.folds))
     table = read_train_table(cfg.data, competition)
     folds = match_folds(read_folds(Path(cfg.folds), cfg.task, cfg.positive), table)
+    check_targets(cfg.metric, folds.targets)
+    if cfg.target_transform != "none":
+        check_transform(folds.targets)
     cfg = with_unlabelled(fitting(cfg, table), competition)
     unlabelled = read_unlabelled(cfg, table, competition) if cfg.unlabelled else None
     wanted = wanted_folds(cfg.fold, folds)
@@ -110,6 +113,8 @@ def run(cfg: Train) -> Result:
         if table.kind is PHOTOS and cfg.model == Config.model:
             what = "is a small net for digits, and these are photos"
             warn(f"{cfg.model} {what}: try a model of timm, such as --model resnet18 --pretrained --lr 1e-3")
+        if folds.task.is_number and table.kind.of_images and cfg.augment == "none" and rank() == 0:
+            print("augment none: a number may change where its image does (--augment NAME, where yours does not)")
         for finding in leaks(folds, unlabelled):
             warn(f"{cfg.folds}: {finding}")
     if cfg.show_batch:

@@ -27,7 +27,7 @@ from common.data.folds import match_folds, read_folds
 from common.data.tables import read_train_table
 from common.model.networks import create_model
 from common.model.units import Units, in_units, scale_of
-from common.runs.config import Config
+from common.runs.config import Config, check_transform
 from common.runs.predictions import read_predictions
 from common.score.blending import OofOutputs, convex, softmax_weights
 from common.score.bootstrap import compare_by, interval_of
@@ -77,6 +77,8 @@ def test_no_rmsle_of_targets_below_minus_one_and_answers_below_zero_are_zero():
     answers = REGRESSION.answers(Outputs(np.array([[-3.0], [1.0]])), np.array([[0.0], [1.0]]), ["a"])
     assert METRICS["rmsle"].of(answers) == 0
     assert np.isnan(METRICS["rmsle"].of(REGRESSION.answers(Outputs(np.zeros((1, 1))), np.array([[-2.0]]), ["a"])))
+    with pytest.raises(UserError, match="log1p takes numbers above -1 only, and a target is -2"):
+        check_transform(np.array([[-2.0], [5.0]]))
 
 
 def test_better_is_lower_and_groups_make_it_less_sure():

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.base.errors import UserError
-
 TRANSFORMS = {"none": (lambda numbers: numbers, lambda numbers: numbers), "log1p": (np.log1p, torch.expm1)}
 
 
@@ -33,14 +31,7 @@ class TargetScale:
 
 
 def scale_of(targets: np.ndarray, transform: str, is_bounded: bool, offset: int = -1) -> TargetScale:
-    """The scale of what is learned of the rows that a fold trains on, targets (n, c); a constant column has step 1.
-
-    Raises:
-        UserError: a number that the transform does not take.
-    """
-    if transform == "log1p" and (targets <= -1).any():
-        what = f"log1p takes numbers above -1 only, and a target is {targets.min():g}"
-        raise UserError("--target-transform", what, "leave it out")
+    """The scale of what is learned of the rows that a fold trains on, targets (n, c); a constant column has step 1."""
     values = TRANSFORMS[transform][0](targets)
     start, step = (values.min(0), np.ptp(values, axis=0)) if is_bounded else (values.mean(0), values.std(0))
     return TargetScale(transform, start, np.where(step > 0, step, 1.0), offset)

@@ -8,6 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from common.base.cli import Range, allowed_by, check_arguments, check_value, chosen, keyword_arguments
 from common.base.errors import UserError
 from common.base.words import in_shares
@@ -299,6 +301,13 @@ def check_lessons(cfg: Config) -> None:
         if "mix" in options_of(cfg.augment, cfg.args("augment"), grey=False):
             what = "mixes labels that no teacher is sure of into others"
             raise UserError("--augment-args", what, "leave out mixup and cutmix")
+
+
+def check_transform(targets: np.ndarray) -> None:
+    """Raise UserError where --target-transform takes no such targets (n, columns)."""
+    if (targets <= -1).any():
+        what = f"log1p takes numbers above -1 only, and a target is {targets.min():g}"
+        raise UserError("--target-transform", what, "leave it out")
 
 
 def check_signatures(cfg: Config) -> None:

@@ -14,6 +14,7 @@ from common.base.cli import chosen
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.logits import Outputs
+from common.score.number_metrics import mae, mean_of_known, mse, r2, rmse, rmsle, spearman
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def auc(answers: Answers) -> float:
 
     Those that no row, or every row, has are left out; NaN where none is left.
     """
-    return _mean(auc_of_columns(answers))
+    return mean_of_known(auc_of_columns(answers))
 
 
 def average_precision(answers: Answers) -> float:
@@ -153,7 +154,7 @@ def average_precision(answers: Answers) -> float:
 
     Those that no row has are left out; NaN where none is left.
     """
-    return _mean(precision_of_columns(answers))
+    return mean_of_known(precision_of_columns(answers))
 
 
 def auc_of_columns(answers: Answers) -> list[float]:
@@ -176,12 +177,6 @@ def areas(answers: Answers, area: Callable[[np.ndarray, np.ndarray], float]) -> 
         negatives = np.bincount(own, minlength=len(positives)) - positives
         found.append(area(positives, negatives))
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are known, NaN where none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
 
 
 def _area(positives: np.ndarray, negatives: np.ndarray) -> float:
@@ -224,52 +219,6 @@ def sample_f1(answers: Answers) -> float:
 def sample_f2(answers: Answers) -> float:
     """Mean of :func:`f_of_rows` in which recall counts twice as much as precision."""
     return float(f_of_rows(answers, 2.0).mean())
-
-
-# ---- numbers, of several columns each the mean over them
-
-
-def mse(answers: Answers) -> float:
-    """Mean squared error, in squared units of the target."""
-    return float(answers.losses.mean())
-
-
-def rmse(answers: Answers) -> float:
-    """Root of the mean squared error, in the target's unit; of several columns the mean of their roots."""
-    return float((((answers.predicted - answers.targets) ** 2).mean(axis=0) ** 0.5).mean())
-
-
-def mae(answers: Answers) -> float:
-    """Mean absolute error, in the target's unit."""
-    return float(answers.costs.mean())
-
-
-def rmsle(answers: Answers) -> float:
-    """:func:`rmse` of log(1 + number), answers below 0 taken as 0; NaN where a target is -1 or less."""
-    if (answers.targets <= -1).any():
-        return math.nan
-    logs = np.log1p(np.maximum(answers.predicted, 0)) - np.log1p(answers.targets)
-    return float(((logs**2).mean(axis=0) ** 0.5).mean())
-
-
-def r2(answers: Answers) -> float:
-    """Share of the variance that is explained, at most 1; of a constant target 0, or 1 where it is met."""
-    left = ((answers.predicted - answers.targets) ** 2).sum(axis=0)
-    whole = ((answers.targets - answers.targets.mean(axis=0)) ** 2).sum(axis=0)
-    constant = np.where(left > 0, 0.0, 1.0)
-    return float(np.where(whole > 0, 1 - left / np.where(whole > 0, whole, 1), constant).mean())
-
-
-def spearman(answers: Answers) -> float:
-    """Correlation of the ranks, -1 to 1, equal numbers sharing their mean rank; NaN where either side is constant."""
-    from scipy.stats import rankdata
-
-    found = []
-    for predicted, target in zip(answers.predicted.T, answers.targets.T, strict=True):
-        ranks = [rankdata(side) - (len(target) + 1) / 2 for side in (predicted, target)]
-        sizes = [float(side @ side) for side in ranks]
-        found.append(float(ranks[0] @ ranks[1]) / (sizes[0] * sizes[1]) ** 0.5 if all(sizes) else math.nan)
-    return _mean(found)
 
 
 def number_words(found: Mapping[str, float]) -> str:
@@ -339,6 +288,7 @@ class Metric:
     # Names of the outputs -> what it lacks of them to have a value at all, "" if nothing.
     lacks: Callable[[Sequence[str]], str] = lambda names: ""
     says_nothing_up_to: int = 1  # with so many outputs its value is always the same
+    above: float = -math.inf  # where all targets must lie for it to have a value
     interval: Callable[[Answers], tuple[float, float]] | None = None  # 95 %; None: the bootstrap's (bootstrap.py)
     costs: Callable[[Answers], np.ndarray] | None = None  # of each row (n), where it is a mean over rows
     words: Callable[[Mapping[str, float]], str] | None = None  # of a score; None: its name and value say enough
@@ -399,7 +349,7 @@ METRICS = Metrics(
         "mae": Metric(
             mae, says_nothing_up_to=0, shown=".5g", lower_is_better=True, costs=lambda answers: answers.costs
         ),
-        "rmsle": Metric(rmsle, says_nothing_up_to=0, shown=".5g", lower_is_better=True),
+        "rmsle": Metric(rmsle, above=-1.0, says_nothing_up_to=0, shown=".5g", lower_is_better=True),
         "r2": Metric(r2, says_nothing_up_to=0, shown=".4f"),
         "spearman": Metric(spearman, says_nothing_up_to=0, shown=".4f"),
         "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
@@ -432,6 +382,14 @@ def check_metric(name: str, outputs: Sequence[str], known: Sequence[str] = tuple
         raise UserError("--metric", f"{name} is always 1 with {len(outputs)} classes", "choose another")
     if needed := metric.lacks(outputs):
         what = f"{name} needs {needed}, but the labels are {names_in_short(outputs)}"
+        raise UserError("--metric", what, "choose another")
+
+
+def check_targets(name: str, targets: np.ndarray) -> None:
+    """Raise UserError where a metric has no value of such targets (n, ...)."""
+    above = METRICS[name].above
+    if targets.dtype.kind == "f" and (targets <= above).any():
+        what = f"{name} needs targets above {above:g}, and one is {targets.min():g}"
         raise UserError("--metric", what, "choose another")
 
 

@@ -226,11 +226,7 @@ def said_by(ema: ModelEmaV3 | None, accelerator: Accelerator) -> Forward | None:
 
 
 def learned_targets(cfg: Config, table: Table, folds: Folds, rows: np.ndarray) -> tuple[np.ndarray, TargetScale | None]:
-    """What the net learns of every row's target, (n, ...), and, of numbers, the scale that the training ``rows`` give.
-
-    Raises:
-        UserError: a number that the transform does not take.
-    """
+    """What the net learns of every row's target, (n, ...), and, of numbers, the scale that training ``rows`` give."""
     if not folds.task.is_number:
         return folds.targets, None
     targets, place = folds.targets, -1
