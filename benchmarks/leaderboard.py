@@ -112,8 +112,8 @@ def print_coverage(name: str, drawn: list[Drawn], options: Options) -> None:
     """How often the test score lies in its interval, and how often it is called a surprise; the gain and its error."""
     held = surprises = 0
     for draw in drawn:
-        error, deviation = with_gain(1.0 - draw.oof, draw.gain)
-        found = expected(1.0 - error, deviation, options.train, options.test)
+        _, deviation = with_gain(1.0 - draw.oof, draw.gain)
+        found = expected(draw.oof, deviation, options.train, options.test, draw.gain)
         held += found.low <= draw.test <= found.high
         surprises += abs(draw.test - found.score) > SURPRISE * (found.high - found.score) / 1.96
     gains = np.array([(draw.test - draw.oof, draw.gain) for draw in drawn])

@@ -32,6 +32,14 @@ def test_the_gain_of_averaging_is_told_without_labels():
     assert averaging_gain(Outputs(np.repeat(models[:1], 5, axis=0)), single) == pytest.approx(0, abs=1e-3)
 
 
+def test_an_estimated_gain_makes_the_interval_wider():
+    """It may be off by a quarter of itself, which on many rows is more than chance."""
+    plain, gained = (expected(0.9, 0.3, 40_000, 40_000, gain) for gain in (0.0, 0.02))
+    assert gained.score == pytest.approx(0.92)
+    assert gained.high - gained.low > 2 * (plain.high - plain.low)
+    assert abs(surprise(Entry("a", 0.9, 0.3, 0.93), 40_000, 40_000, 0.02)) < 2.6
+
+
 def test_submissions_are_chosen_by_both_scores_and_one_of_each_in_doubt():
     """A lucky public score on few rows does not outweigh many rows; in doubt it gets the second place."""
     entries = [Entry("a", 0.93, 0.25, 0.92), Entry("b", 0.925, 0.25, 0.921), Entry("c", 0.90, 0.3, 0.935)]
