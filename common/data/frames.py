@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.data.augment import Augmentation, Uniform
 from common.data.decoding import Preparation
-from common.data.inputs import MIDDLE, RESIDENT, Reading
+from common.data.inputs import RESIDENT, Numbers, Reading
 from common.data.sequences import SequenceFiles
 from common.data.tables import Table
 from common.data.transfer import HOST, constant, copied_ahead, free_bytes, to_device
@@ -46,13 +46,12 @@ class FrameScale:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(Numbers):
     """A sequence a row, padded to the longest of its batch."""
 
     frames: Tensor  # of all n, one after another: float16 or 32 (sum of T, d), on the device where it has room
     starts: Tensor  # int64 (n), where each begins, beside them
     lengths: Tensor  # int64 (n), in the host's memory
-    together: ClassVar[int] = 1
 
     @classmethod
     def of_files(cls, files: SequenceFiles, device: torch.device) -> "Sequences":
@@ -83,21 +82,15 @@ class Sequences:
         longest = augment.crop_frames
         return cropped_frames(raw, longest, uniform(1)[:, 0]) if longest else raw
 
-    def seen(self, raw: Tensor, side: int, place: tuple[float, float] = MIDDLE) -> Tensor:
-        """Whole sequences."""
-        return raw
-
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(Numbers):
     """A frame a row, with ``reach`` frames on either side of it; a sequence's ends are repeated."""
 
     frames: Tensor  # of all sequences, one after another: float16 or 32 (n, d)
     first: Tensor  # int64 (n): where each frame's sequence begins, beside them
     last: Tensor  # int64 (n): its last frame
     reach: int
-    lengths: ClassVar[None] = None
-    together: ClassVar[int] = 1
 
     @classmethod
     def of_files(cls, files: SequenceFiles, reach: int, device: torch.device) -> "Windows":
@@ -124,14 +117,6 @@ class Windows:
     def scale_of(self, rows: Tensor, device: torch.device) -> FrameScale:
         """Every process looks at all rows, each frame counted once."""
         return FrameScale.of_frames(self.frames.cpu(), rows)
-
-    def augmented(self, raw: Tensor, augment: Augmentation, uniform: Uniform, side: int) -> Tensor:
-        """As they are."""
-        return raw
-
-    def seen(self, raw: Tensor, side: int, place: tuple[float, float] = MIDDLE) -> Tensor:
-        """As they are."""
-        return raw
 
 
 @dataclass(frozen=True)

@@ -177,25 +177,30 @@ def _fit(images: Tensor, size: int) -> Tensor:
 # ---- features
 
 
-@dataclass(frozen=True)
-class Features:
-    """Numbers in columns: ``values`` are float (n, width), NaN where one is missing."""
+class Numbers:
+    """What all inputs that are no images share: a model is given them as they are."""
 
-    values: Tensor
-    lengths: ClassVar[None] = None
+    lengths: ClassVar[Tensor | None] = None
     together: ClassVar[int] = 1
-
-    def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
-        return batches_of(self.values, row_batches, device)
-
-    def scale_of(self, rows: Tensor, device: torch.device) -> FeatureScale:
-        return FeatureScale.of_rows(self.values.cpu()[rows].numpy())
 
     def augmented(self, raw: Tensor, augment: Augmentation, uniform: Uniform, side: int) -> Tensor:
         return raw
 
     def seen(self, raw: Tensor, side: int, place: tuple[float, float] = MIDDLE) -> Tensor:
         return raw
+
+
+@dataclass(frozen=True)
+class Features(Numbers):
+    """Numbers in columns: ``values`` are float (n, width), NaN where one is missing."""
+
+    values: Tensor
+
+    def batches(self, row_batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+        return batches_of(self.values, row_batches, device)
+
+    def scale_of(self, rows: Tensor, device: torch.device) -> FeatureScale:
+        return FeatureScale.of_rows(self.values.cpu()[rows].numpy())
 
 
 def open_features(table: Table, prepare: Preparation, device: torch.device, reading: Reading) -> Features:

@@ -38,7 +38,7 @@ class Kind:
     check: str = ""  # (table, workers, as written) -> the table, every row's file having been read once
     augment: tuple[str, str] = ("none", "none")  # the presets that auto stands for: in colour, grey
     views: str = "none"  # the preset of views that --tta auto tries
-    picture: Callable[[Any], Any] = lambda row: row  # of a row of the table, for people
+    picture: Callable[[Any], Any] = lambda row: row  # of a row of the table, for people; None: it has none
     sections: tuple[str, ...] = ()  # of a run's page, beside the task's own (common/report)
     numbers: str = "features"  # what a model's input is made of, where it is no image
     takes: tuple[str, ...] = ()  # settings of a training that other kinds have no use for
@@ -124,6 +124,7 @@ FEATURES = Kind(
     shape=_shape_of_features,
     open="common.data.inputs:open_features",
     scale="common.data.features:FeatureScale",
+    picture=lambda cells: None,
     takes=("drop", "offset"),
     models=("mlp",),
 )
@@ -151,6 +152,7 @@ FRAMES = Kind(
     shape=_shape_of_sequences,
     open="common.data.frames:open_windows",
     scale="common.data.frames:FrameScale",
+    picture=lambda numbers: None,
     sections=("utterances",),
     numbers="numbers a window",
     takes=("window",),

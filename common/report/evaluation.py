@@ -217,8 +217,8 @@ class Evidence:
         """B against A."""
         return compare_by(self.metric, a.answers, b.answers, self.units)
 
-    def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path]:
-        """The images, or pictures of the sequences, of some ids."""
+    def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path | None]:
+        """The pictures of some ids, as the kind of inputs has them."""
         rows, picture = self.images.images, self.images.kind.picture
         return [picture(rows[row]) for row in self.rows_of(ids)]
 

@@ -223,14 +223,13 @@ def sheet(svg: Html) -> Html:
     return element("figure", svg, class_="sheet")
 
 
-def pictures(captioned: Iterable[tuple[np.ndarray | Path | Stack, Sequence[str]]]) -> Html:
-    """Images in a grid, each with the lines below it; the first line is the strongest. Features have lines alone."""
+def pictures(captioned: Iterable[tuple[np.ndarray | Path | Stack | None, Sequence[str]]]) -> Html:
+    """Images in a grid, each with the lines below it; the first line is the strongest. None is lines alone."""
     shown_pictures, kind = [], "pixels"
     for image, (first, *others) in captioned:
-        kind = "photos" if not isinstance(image, np.ndarray) else "pixels"
+        kind = "pixels" if image is None or isinstance(image, np.ndarray) else "photos"
         text = element("figcaption", element("b", first), *(element("span", line) for line in others))
-        is_image = kind == "photos" or image.ndim > 1
-        picture = [element("img", src=data_uri(image), alt=first)] if is_image else []
+        picture = [] if image is None else [element("img", src=data_uri(image), alt=first)]
         shown_pictures.append(element("figure", *picture, text))
     return element("div", *shown_pictures, class_=f"pictures {kind}")
 
