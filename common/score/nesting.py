@@ -172,9 +172,9 @@ def overlap(costs: np.ndarray) -> np.ndarray:
 def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
     """The fewest runs whose plain mean comes within one paired standard error of a blend; empty where none does.
 
-    Starts from the best run and adds the one that lowers the mean's loss most. ``blend`` is what the blend of all runs
-    says (rows, columns), after a temperature. Where the metric is another one than the task's own, it must come
-    within one standard error by that as well.
+    Starts from the best run and adds the one that makes the mean best: by the metric where it is another one than the
+    task's own, and else by the loss. ``blend`` is what the blend of all runs says (rows, columns), after a temperature.
+    With such a metric it must come within one standard error by that as well.
     """
     blend_losses, judged = (
         data.task.loss(blend, data.targets),
@@ -188,7 +188,8 @@ def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
             blended = data.task.average(data.outputs[[*kept, run]])
             tempered = cross_fitted(blended, data.targets, data.fold, data.task)
             candidates[run], means[run] = data.task.loss(tempered, data.targets), tempered
-        kept.append(min(candidates, key=lambda run: candidates[run].mean()))
+        costs = {run: data.cost(means[run], data.targets) if judged else 0 for run in candidates}
+        kept.append(min(candidates, key=lambda run: (costs[run], candidates[run].mean())))
         higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses, data.units)
         if higher > standard_error + 1e-9:  # the blend may be this very run
             continue
