@@ -38,11 +38,11 @@ _ARRAYS = {
     "positive": ("U", 0),
     "form": ("U", 0),
 }
+# What is kept as JSON, by name.
+_SOURCE = {"fold": str, "tta": str, "views": dict, "models": dict}
+_FORM = {"columns": list, "id_column": int, "form": str, "positive": str, "names": int, "separator": str}
 LARGE = 200_000_000  # numbers (0.8 GB): where predictions side by side would hold more, they are taken in short form
 KEPT = (8, 64)  # likeliest classes of each row that the short form then keeps, at least and at most
-
-
-AGAIN = "run the step that writes it again"
 
 
 @dataclass(frozen=True)
@@ -220,6 +220,11 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
     return str(arrays["sha256"])
 
 
+def damaged(where: str | Path, what: str) -> UserError:
+    """The error of a file that must be written again."""
+    return UserError(str(where), what, "run the step that writes it again")
+
+
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Sha256 of names, kinds, shapes and bytes of arrays, but for the one that states it."""
     found = hashlib.sha256()
@@ -244,21 +249,19 @@ def read_predictions(path: Path) -> Predictions:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(str(path), what, "run the step that writes it") from error
     except Exception as error:  # on damaged bytes numpy and zipfile raise a dozen kinds
-        what = "is damaged or truncated, or contains pickles"
-        raise UserError(str(path), what, AGAIN) from error
+        raise damaged(path, "is damaged or truncated, or contains pickles") from error
     if unknown := sorted(arrays.keys() - _ARRAYS.keys() - {"sha256"}):
-        raise UserError(str(path), f"contains an unknown {unknown[0]!r}", AGAIN)
+        raise damaged(path, f"contains an unknown {unknown[0]!r}")
     for name, (kind, dimensions) in _ARRAYS.items():
         needed = name in ("ids", "logits", "classes")
         if (name in arrays or needed) and _kind(arrays.get(name)) != (kind, dimensions):
             what = f"has no {name} of the right type ({'text' if kind == 'U' else 'numbers'})"
-            raise UserError(str(path), what, AGAIN)
+            raise damaged(path, what)
     content = digest(arrays)
     if "sha256" not in arrays:
         warn_of_unhashed(path.name)
     elif str(arrays["sha256"]) != content:
-        what = "is damaged or was edited: its arrays do not match their sha256"
-        raise UserError(str(path), what, AGAIN)
+        raise damaged(path, "is damaged or was edited: its arrays do not match their sha256")
     check_stated(path, content)
     task = str(arrays.get("task", MULTICLASS.name))  # older files do not say
     if task not in TASKS:
@@ -272,11 +275,11 @@ def read_predictions(path: Path) -> Predictions:
         fold=arrays.get("fold", empty.fold).astype(np.int64),
         id_name=str(arrays.get("id_name", empty.id_name)),
         label_name=str(arrays.get("label_name", empty.label_name)),
-        source=_source(path, str(arrays.get("source", "{}"))),
+        source=_stated(path, str(arrays.get("source", "{}")), _SOURCE, "how it was made"),
         columns=arrays.get("columns", empty.columns).astype(np.int32),
         decision=tuple(arrays["decision"].tolist()) if "decision" in arrays else (),
         task=posed(task, str(arrays.get("positive", ""))),
-        form=_form(path, str(arrays.get("form", "{}"))),
+        form=_stated(path, str(arrays.get("form", "{}")), _FORM, "what its submission looks like"),
     )
     check_predictions(path, predictions)
     return predictions
@@ -309,17 +312,16 @@ def check_predictions(where: str | Path, predictions: Predictions) -> None:
     shape = (rows, predictions.columns.shape[1] + 1) if predictions.is_short else (rows, width)
     if np.shape(predictions.logits) != shape or len(set(predictions.classes)) != width or predictions.others < 1:
         what = f"has logits of shape {np.shape(predictions.logits)} for {rows} ids and {width} classes"
-        raise UserError(str(where), what, AGAIN)
+        raise damaged(where, what)
     if predictions.is_short and not _is_shortlist(predictions, rows, width):
         what = "invalid short form: a row has a class twice, an unknown class, or others rated above all its classes"
-        raise UserError(str(where), what, AGAIN)
+        raise damaged(where, what)
     for name in ("labels", "fold"):
         if len(getattr(predictions, name)) not in (0, rows):
-            what = f"has {len(getattr(predictions, name))} {name} for {rows} ids"
-            raise UserError(str(where), what, AGAIN)
+            raise damaged(where, f"has {len(getattr(predictions, name))} {name} for {rows} ids")
     if len(set(predictions.ids)) != rows:
         names, counts = np.unique(np.asarray(predictions.ids, dtype=str), return_counts=True)
-        raise UserError(str(where), f"contains duplicate ids: {rows_named(names[counts > 1])}", AGAIN)
+        raise damaged(where, f"contains duplicate ids: {rows_named(names[counts > 1])}")
     broken = np.zeros(rows, dtype=bool)
     for some in blocks(*shape):
         broken[some] = ~np.isfinite(predictions.logits[some]).all(axis=1)
@@ -337,34 +339,15 @@ def _is_shortlist(predictions: Predictions, rows: int, classes: int) -> bool:
     return not doubled and not (logits[:, :-1].max(axis=1, initial=-np.inf) < logits[:, -1]).any()
 
 
-def _source(path: Path, text: str) -> dict[str, Any]:
+def _stated(path: Path, text: str, kinds: Mapping[str, type], of_what: str) -> dict[str, Any]:
+    """What a file says in JSON of a thing, by name; empty where it says nothing."""
     try:
-        source = dict(json.loads(text))
+        found = dict(json.loads(text))
     except (TypeError, ValueError, RecursionError):
-        source = {"models": None}
-    if source and [type(source.get(name)) for name in ("fold", "tta", "views", "models")] != [str, str, dict, dict]:
-        raise UserError(str(path), "does not state how it was made", AGAIN)
-    return source
-
-
-FORM_PARTS = {
-    "columns": list,
-    "id_column": int,
-    "form": str,
-    "positive": str,
-    "names": int,
-    "separator": str,
-}  # Sheet.as_stored
-
-
-def _form(path: Path, text: str) -> dict[str, Any]:
-    try:
-        form = dict(json.loads(text))
-    except (TypeError, ValueError, RecursionError):
-        form = {"form": None}
-    if form and {name: type(value) for name, value in form.items()} != FORM_PARTS:
-        raise UserError(str(path), "does not state what its submission looks like", AGAIN)
-    return form
+        found = {"": None}
+    if found and {name: type(value) for name, value in found.items()} != kinds:
+        raise damaged(path, f"does not state {of_what}")
+    return found
 
 
 def _kind(array: np.ndarray | None) -> tuple[str, int] | None:
