@@ -15,21 +15,15 @@ from functools import partial
 
 import numpy as np
 
-SIDE = 64  # px of the grey pictures that are aligned
+from common.data.alignment import SHARED, SIDE, affine_of, checked, halved, sampled
+
 SMALLEST = 48  # px of a picture's shorter side, below which nothing is aligned
-ALIKE = 0.92  # correlation of the aligned detail: chosen on real photos and planted edits, docs/trust.md
-# Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall at the first.
-LEVELS = ((16, 6, "all", 0.65), (32, 4, "detail", 0.6), (SIDE, 6, "detail", ALIKE))
-SHARED = 0.5  # of either picture
 SAME_DRAWING = 0.99  # correlation of small pictures
 NEIGHBOURS = 4  # of each picture, under each descriptor
 CLOSE = 0.45  # cosine of descriptors below which no neighbour is a candidate
 BLOCK = 4_000_000  # numbers of a matrix of similarities that are held at a time
-AT_ONCE = 128  # pairs that are aligned at a time
 SHARE = 2048  # candidates that a thread takes
 CONSTANT = 10.0  # grey levels within which a border is one colour
-PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
-BUSY = 0.15  # share of the points that must show more than that, or all shared points are compared
 RIM, WRITTEN, ON_THE_WHOLE = 0.9, 0.25, 0.6  # shares in a bar's colour: of its first row, of any row, of all of it
 SMALLEST_BAR, LARGEST_BAR = 4, 16  # rows of SIDE
 PARTS = ((0, -0.125, 1, 0.875), (0, 0.125, 1, 0.875))  # of a picture that a bar over it may leave, tried as candidates
@@ -137,7 +131,7 @@ def aligned_pairs(pictures: np.ndarray, workers: int = 1) -> Pairs:
     with ThreadPoolExecutor(workers) as pool:
         for mirrored in (False, True):
             shares = _parts(_all_candidates(pictures, frames, mirrored), SHARE)
-            for found in pool.map(partial(_checked, pictures, frames, mirrored), shares):
+            for found in pool.map(partial(checked, pictures, frames, mirrored), shares):
                 for one, two, value in found:
                     key = (min(one, two), max(one, two))
                     likeness[key] = max(value, likeness.get(key, 0.0))
@@ -223,15 +217,10 @@ def _windows(pictures: np.ndarray, boxes: np.ndarray, numbers: np.ndarray | None
 
 def _cut(pictures: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Each picture's box at 32 x 32, float32."""
-    small = _halved(pictures.astype(np.float32))
+    small = halved(pictures.astype(np.float32))
     if (boxes == _everything(1)).all():
         return small
-    return _sampled(small, _affine(boxes), 32)[0].reshape(-1, 32, 32)
-
-
-def _halved(pictures: np.ndarray) -> np.ndarray:
-    n, height, width = pictures.shape
-    return pictures.reshape(n, height // 2, 2, width // 2, 2).mean(axis=(2, 4), dtype=np.float32)
+    return sampled(small, affine_of(boxes), 32)[0].reshape(-1, 32, 32)
 
 
 def _descriptors(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,189 +257,3 @@ def _candidates(queries: Windows, windows: Windows) -> np.ndarray:
     own, other = queries.box[np.searchsorted(queries.picture, both[:, 0])], windows.box[both[:, 1]]
     scale = other[:, 2:] / own[:, 2:]  # the whole of the query onto what shows its own box as the other box
     return np.column_stack([both[:, 0], windows.picture[both[:, 1]], other[:, :2] - own[:, :2] * scale, scale])
-
-
-# ---- alignment
-
-
-def _checked(
-    pictures: np.ndarray, frames: np.ndarray, mirrored: bool, candidates: np.ndarray
-) -> list[tuple[int, int, float]]:
-    """Those candidates that pass every level of the alignment: (picture, picture, correlation of the detail)."""
-    one, two = candidates[:, :2].T.astype(int)
-    affine, values = _affine(candidates[:, 2:].astype(np.float32)), np.empty(0)
-    for side, steps, what, gate in LEVELS:
-        values = np.full(len(one), -1.0)
-        for start in range(0, len(one), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            fixed, moving = (_at_side(pictures[numbers[some]], side) for numbers in (one, two))
-            fixed_frame, moving_frame = frames[one[some]], frames[two[some]]
-            if mirrored:
-                fixed, fixed_frame = fixed[:, :, ::-1], fixed_frame * np.array([-1, 1, 1, 1], np.float32)
-            affine[some] = _align(fixed, moving, affine[some], fixed_frame, moving_frame, steps)
-            judge = _detail_likeness if what == "detail" else _likeness
-            values[some] = judge(fixed, moving, affine[some], fixed_frame, moving_frame)
-        kept = values >= gate
-        one, two, affine, values = one[kept], two[kept], affine[kept], values[kept]
-    return list(zip(one.tolist(), two.tolist(), values.tolist(), strict=True))
-
-
-def _affine(boxes: np.ndarray) -> np.ndarray:
-    """The maps of a whole picture onto boxes, (b, 2, 3)."""
-    affine = np.zeros((len(boxes), 2, 3), np.float32)
-    affine[:, 0, 0], affine[:, 1, 1], affine[:, :, 2] = boxes[:, 2], boxes[:, 3], boxes[:, :2]
-    return affine
-
-
-def _at_side(pictures: np.ndarray, side: int) -> np.ndarray:
-    values = pictures.astype(np.float32)
-    while values.shape[1] > side:
-        values = _halved(values)
-    return values
-
-
-def _points(side: int) -> np.ndarray:
-    """The middles of the pixels, (3, side * side): x, y from -1 to 1, and 1."""
-    along = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
-    y, x = np.meshgrid(along, along, indexing="ij")
-    return np.stack([x.ravel(), y.ravel(), np.ones(side * side, np.float32)])
-
-
-def _sampled(
-    pictures: np.ndarray, affine: np.ndarray, side: int, frames: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (b, s, s) at the affine images of ``side``² points, bilinear, and which of these lie in the frames."""
-    b, size = pictures.shape[:2]
-    places = affine @ _points(side)
-    inside = (np.abs(places) <= 1).all(1)
-    if frames is not None:
-        inside &= (np.abs(places - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
-    places = np.clip((places + 1) * (size / 2) - 0.5, 0, size - 1.001)
-    whole = places.astype(np.int32)
-    x, y = (places - whole).transpose(1, 0, 2)
-    corner = whole[:, 1] * size + whole[:, 0] + (np.arange(b, dtype=np.int32) * (size * size))[:, None]
-    flat = pictures.reshape(-1)
-    above = flat.take(corner) * (1 - x) + flat.take(corner + 1) * x
-    below = flat.take(corner + size) * (1 - x) + flat.take(corner + size + 1) * x
-    return above * (1 - y) + below * y, inside
-
-
-def _in_frame(frames: np.ndarray, side: int) -> np.ndarray:
-    return (np.abs(_points(side)[None, :2] - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
-
-
-def _normal(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Zero mean and unit deviation over the mask, 0 outside of it."""
-    count = np.maximum(mask.sum(1, keepdims=True), 1)
-    values = (values - (values * mask).sum(1, keepdims=True) / count) * mask
-    return values / (np.sqrt((values**2).sum(1, keepdims=True) / count) + 1e-3)
-
-
-def _align(
-    fixed: np.ndarray,
-    moving: np.ndarray,
-    affine: np.ndarray,
-    fixed_frame: np.ndarray,
-    moving_frame: np.ndarray,
-    steps: int,
-) -> np.ndarray:
-    """The affine maps (b, 2, 3) from points of ``fixed`` to points of ``moving`` after some Gauss-Newton steps.
-
-    Inverse compositional: the gradients are the fixed picture's, so that they are taken once.
-    """
-    b, side = fixed.shape[:2]
-    x, y, _ = _points(side)
-    own, flat = _in_frame(fixed_frame, side), fixed.reshape(b, -1)
-    scale = flat.std(1)[:, None, None] + 1e-3
-    down, across = np.gradient(fixed / scale, 2 / side, axis=(1, 2))
-    down, across = down.reshape(b, -1), across.reshape(b, -1)
-    slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)
-    for _ in range(steps):
-        values, inside = _sampled(moving, affine, side, moving_frame)
-        mask = (inside & own).astype(np.float32)
-        error = _normal(values, mask) - _normal(flat, mask)
-        masked = slopes * mask[:, None]
-        hessian = masked @ masked.transpose(0, 2, 1)
-        hessian += np.eye(6, dtype=np.float32) * (1e-3 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] + 1e-3)
-        move = np.linalg.solve(hessian, masked @ error[:, :, None]).reshape(b, 2, 3)
-        move = np.clip(move, -0.3, 0.3)
-        affine = _composed(affine, _inverse(move + np.eye(2, 3, dtype=np.float32)))
-    return affine
-
-
-def _inverse(affine: np.ndarray) -> np.ndarray:
-    turned = np.linalg.inv(affine[:, :, :2])
-    return np.concatenate([turned, -turned @ affine[:, :, 2:]], axis=2)
-
-
-def _composed(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [outer[:, :, :2] @ inner[:, :, :2], outer[:, :, :2] @ inner[:, :, 2:] + outer[:, :, 2:]], axis=2
-    )
-
-
-def _likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
-    """Correlation of the aligned pictures over what both show; -1 where that is too little, (b)."""
-    side = fixed.shape[1]
-    values, inside = _sampled(moving, affine, side, moving_frame)
-    mask = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
-    found = (_normal(values, mask) * _normal(fixed.reshape(len(fixed), -1), mask)).sum(1) / np.maximum(mask.sum(1), 1)
-    return np.where(_is_shared(mask, affine, fixed_frame, moving_frame), found, -1.0)
-
-
-def _is_shared(mask, affine, fixed_frame, moving_frame) -> np.ndarray:
-    """Whether the common part is half of either picture, and the map no distortion that nobody makes."""
-    turn = affine[:, :, :2].astype(float)
-    area, stretch = np.linalg.det(turn), np.linalg.svd(turn, compute_uv=False)
-    part = mask.mean(1)
-    enough = part >= SHARED * fixed_frame[:, 2] * fixed_frame[:, 3]
-    enough &= part * area >= SHARED * moving_frame[:, 2] * moving_frame[:, 3]
-    return enough & (stretch[:, 0] < 1.6 * stretch[:, 1])
-
-
-def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
-    """Correlation of the aligned pictures' detail, each measured beside the detail around it, (b).
-
-    Divided by its own strength nearby, so that one black corner does not outweigh the rest of the picture.
-    """
-    b, side = fixed.shape[:2]
-    values, inside = _sampled(moving, affine, side, moving_frame)
-    shared = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
-    busy = ~(_filled(fixed, fixed) | _filled(values.reshape(b, side, side), moving)).reshape(b, -1)
-    mask = np.where((shared * busy).mean(1, keepdims=True) >= BUSY, shared * busy, shared).reshape(b, side, side)
-    details = [_detail(each.reshape(b, side, side), mask) for each in (fixed, values)]
-    mask = _eroded(mask).reshape(b, -1)
-    one, two = (_normal(each.reshape(b, -1), mask) for each in details)
-    found = (one * two).sum(1) / np.maximum(mask.sum(1), 1)
-    return np.where(_is_shared(shared, affine, fixed_frame, moving_frame), found, -1.0)
-
-
-def _filled(pictures: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Where pictures show the plain colour of a corner of the ``whole`` ones: background, or what a rotation fills."""
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    is_plain = maximum_filter(pictures, (1, 3, 3)) - minimum_filter(pictures, (1, 3, 3)) <= PLAIN
-    corners = whole[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    return is_plain & (np.abs(pictures[:, None] - corners[:, :, None, None]) <= PLAIN).any(1)
-
-
-def _detail(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture minus its blurred self, divided by the strength of that nearby, within the mask, (b, s, s)."""
-    from scipy.ndimage import gaussian_filter
-
-    def blurred(values: np.ndarray, width: float) -> np.ndarray:
-        over = gaussian_filter(mask, (0, width, width))
-        return gaussian_filter(values * mask, (0, width, width)) / (over + 1e-3)
-
-    pictures = blurred(pictures, 0.7)
-    rough = pictures - blurred(pictures, 3)
-    power = blurred(rough**2, 5)
-    overall = (power * mask).sum((1, 2), keepdims=True) / np.maximum(mask.sum((1, 2), keepdims=True), 1)
-    return rough / np.sqrt(power + 0.2 * overall + 1)
-
-
-def _eroded(mask: np.ndarray) -> np.ndarray:
-    """The mask without the two pixels at its edge, where the blur mixes in what is not shared."""
-    from scipy.ndimage import minimum_filter
-
-    return minimum_filter(mask, size=(1, 5, 5))

@@ -17,9 +17,10 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_file, write_json
 from common.base.strict_csv import text_array
 from common.base.system import cpu_count
+from common.data.alignment import SIDE
 from common.data.column_probes import columns_of, label_columns
 from common.data.folds import Folds
-from common.data.near_duplicates import SIDE, SMALLEST, Pairs, groups_of, pairs_of
+from common.data.near_duplicates import SMALLEST, Pairs, groups_of, pairs_of
 from common.data.probes import in_words, probes_of, separation, shifts, strongest, told_by
 from common.data.quotes import quoted_targets
 from common.data.tables import Table
