@@ -133,7 +133,7 @@ class Teaching:
             raise UserError("--pseudo-threshold", what, "lower it, or train a better teacher")
         numbers = np.arange(len(folds.classes))
         known = np.asarray(folds.task.soft(folds.targets[rows], numbers, 0.0), dtype=np.float64).mean(axis=0)
-        given = (found[sure].nan_to_num(0.0) > 0.5).double().mean(dim=0).numpy()
+        given = (found > 0.5).double().where(~found.isnan(), torch.nan).nanmean(dim=0).nan_to_num().numpy()
         accelerator.print(f"{folder.name}: {shares_text(folds.classes, given, known)}")
         labels = torch.full((len(self.unlabelled.ids), len(folds.classes)), torch.nan)
         labels[torch.from_numpy(others)] = found
