@@ -13,9 +13,9 @@ from statistics import NormalDist
 import numpy as np
 
 from common.base.cli import parse
+from common.score.answers import Answers
 from common.score.bootstrap import compare_by, interval_of
 from common.score.logits import Outputs
-from common.score.metrics import Answers
 from common.score.task import MULTICLASS
 
 POSITIVES = (25, 100, 1000)

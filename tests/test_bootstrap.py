@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from common.score.answers import Answers
 from common.score.bootstrap import compare_by, drawn_rows, interval_of, prepared
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers
+from common.score.metrics import METRICS
 from common.score.task import MULTICLASS
 
 RANDOM = np.random.default_rng(0)

@@ -7,17 +7,9 @@ from scores import softmax
 from sklearn import metrics as sklearn_metrics
 
 from common.base.errors import UserError
+from common.score.answers import Answers, joined_answers
 from common.score.logits import Outputs
-from common.score.metrics import (
-    METRICS,
-    Answers,
-    best_epoch,
-    check_metric,
-    describe,
-    goodness,
-    joined_answers,
-    wilson,
-)
+from common.score.metrics import METRICS, best_epoch, check_metric, describe, goodness, wilson
 from common.score.task import MULTICLASS, TASKS, posed, targets_of
 
 MULTILABEL = TASKS["multilabel"]

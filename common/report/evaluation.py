@@ -20,10 +20,11 @@ from common.runs.decision import learned_decision
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.runs.oof import join_oof, units_of
 from common.runs.predictions import Predictions, kept_classes, read_predictions, rows_in_order, short_form
+from common.score.answers import Answers
 from common.score.bootstrap import compare_by, interval_of
 from common.score.calibration import PARTS, cross_fitted
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, accuracy, errors, goodness, what_lacks
+from common.score.metrics import METRICS, accuracy, errors, goodness, what_lacks
 from common.score.significance import Comparison, holm, noise_floor
 
 COPIES = 4  # of a run's logits that its tables and figures hold at a time, about

@@ -37,9 +37,10 @@ from common.runs.oof import join_oof, oof_answers
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
 from common.runs.teachers import TAUGHT_BY, check_same_teachers, taught_by
+from common.score.answers import Answers
 from common.score.bootstrap import interval_of
 from common.score.decisions import can_be_learned
-from common.score.metrics import Answers, describe, score_of, show
+from common.score.metrics import describe, score_of, show
 
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:

@@ -12,7 +12,8 @@ from common.base.words import names_in_short, rows_named
 from common.data.folds import Folds
 from common.runs.layout import MODEL_FILE, OOF_FILE, TTA_OOF_FILE, fold_folder, model_sha256, read_metrics
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, short_form
-from common.score.metrics import METRICS, Answers, joined_answers, score_of, shown_metrics
+from common.score.answers import Answers, joined_answers
+from common.score.metrics import METRICS, score_of, shown_metrics
 
 
 def oof_predictions(

@@ -17,8 +17,9 @@ from common.base.errors import UserError, warn_of_unhashed
 from common.base.files import write_file
 from common.base.words import rows_named
 from common.runs.layout import check_stated
+from common.score.answers import Answers
 from common.score.logits import Outputs, blocks
-from common.score.metrics import Answers, score_of
+from common.score.metrics import score_of
 from common.score.shortlist import lengthen, on_columns, shared_columns, shorten
 from common.score.task import MULTICLASS, TASKS, Task, posed
 

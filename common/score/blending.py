@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from common.score.answers import Answers
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, accuracy, errors, goodness
+from common.score.metrics import METRICS, accuracy, errors, goodness
 from common.score.task import MULTICLASS, Task
 
 GREEDY_ROUNDS = 50  # picks of the greedy selection: its weights are multiples of 1/50

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from common.score.metrics import METRICS, Answers, goodness
+from common.score.answers import Answers
+from common.score.metrics import METRICS, goodness
 from common.score.significance import Comparison, are_errors, compare
 
 DRAWS = (200, 500)  # at least and at most

@@ -6,8 +6,9 @@ or, for grades, each column's grade and then, in order, the cut points between w
 
 import numpy as np
 
+from common.score.answers import Answers
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, goodness
+from common.score.metrics import METRICS, goodness
 
 STEPS = 200  # candidates for a threshold or a cut point, equally many rows between them
 ROUNDS = 3  # over the cut points, each time with the others held

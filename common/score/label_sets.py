@@ -13,8 +13,8 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
+from common.score.answers import Answers
 from common.score.logits import Outputs, blocks
-from common.score.metrics import Answers
 
 SEPARATOR = "|"  # in our own files; a competition's may have another (common/data/labels.py)
 Decision = Sequence[float]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from common.score.answers import Answers
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, goodness
+from common.score.metrics import METRICS, goodness
 
 Z = 1.96  # of a 95 % interval
 SURPRISE = 2.6  # deviations: 1 % of honest cases

@@ -2,30 +2,28 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from common.score.metrics import Answers
+from common.score.answers import Answers
 
 
-def mse(answers: "Answers") -> float:
+def mse(answers: Answers) -> float:
     """Mean squared error, in squared units of the target."""
     return float(answers.losses.mean())
 
 
-def rmse(answers: "Answers") -> float:
+def rmse(answers: Answers) -> float:
     """Root of the mean squared error, in the target's unit; of several columns the mean of their roots."""
     return float((((answers.predicted - answers.targets) ** 2).mean(axis=0) ** 0.5).mean())
 
 
-def mae(answers: "Answers") -> float:
+def mae(answers: Answers) -> float:
     """Mean absolute error, in the target's unit."""
     return float(answers.costs.mean())
 
 
-def rmsle(answers: "Answers") -> float:
+def rmsle(answers: Answers) -> float:
     """:func:`rmse` of log(1 + number), answers below 0 taken as 0; NaN where a target is -1 or less."""
     if (answers.targets <= -1).any():
         return math.nan
@@ -33,7 +31,7 @@ def rmsle(answers: "Answers") -> float:
     return float(((logs**2).mean(axis=0) ** 0.5).mean())
 
 
-def r2(answers: "Answers") -> float:
+def r2(answers: Answers) -> float:
     """Share of the variance that is explained, at most 1; of a constant target 0, or 1 where it is met."""
     left = ((answers.predicted - answers.targets) ** 2).sum(axis=0)
     whole = ((answers.targets - answers.targets.mean(axis=0)) ** 2).sum(axis=0)
@@ -41,7 +39,7 @@ def r2(answers: "Answers") -> float:
     return float(np.where(whole > 0, 1 - left / np.where(whole > 0, whole, 1), constant).mean())
 
 
-def spearman(answers: "Answers") -> float:
+def spearman(answers: Answers) -> float:
     """Correlation of the ranks, -1 to 1, equal numbers sharing their mean rank; NaN where either side is constant."""
     from scipy.stats import rankdata
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
+from common.score.answers import Answers
 from common.score.logits import Outputs
-from common.score.metrics import Answers
 
 SEPARATOR = ";"  # between the numbers of several columns, in our own files
 BINS = 10  # strata of equal size, by which folds and --train-fraction keep the numbers even

@@ -14,6 +14,7 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
+from common.score.answers import Answers
 from common.score.class_decisions import cut_points, decided_class, likeliest_class, threshold
 from common.score.label_sets import (
     binary_log_loss,
@@ -35,7 +36,7 @@ from common.score.label_sets import (
     smoothed_membership,
 )
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
-from common.score.metrics import Answers, score_of
+from common.score.metrics import score_of
 from common.score.numbers import (
     absolute_error,
     as_they_are,

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from common.score.answers import Answers
 from common.score.label_sets import chosen_labels
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, Answers, goodness
+from common.score.metrics import METRICS, goodness
 
 GRID = np.round(np.arange(0.02, 0.99, 0.02), 2)  # of one threshold for all labels
 COARSE = np.round(np.arange(0.04, 0.97, 0.04), 2)  # of each label's own
