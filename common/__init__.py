@@ -6,6 +6,7 @@ Each script imports this before anything else, so that a missing package is one 
 needed later, run_script says it (common/base/errors.py).
 """
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -15,3 +16,6 @@ if _missing := [package for name, package in _NEEDED.items() if find_spec(name) 
     _remedy = f"pip install {' '.join(_missing)}, or activate the environment that has them, such as .venv"
     print(f"error: {sys.executable}: lacks {', '.join(_missing)}; {_remedy}", file=sys.stderr)
     sys.exit(3)
+
+if sys.platform == "darwin":  # what Apple's GPUs lack, torch does on the CPU, if it is told so before it is loaded
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

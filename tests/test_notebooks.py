@@ -14,6 +14,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+import train_fold
 from notebooks.cells import NOTEBOOKS, notebook
 from notebooks.pack import bare, copy_scripts, lacking
 
@@ -146,6 +147,16 @@ def test_in_a_cell_without_tyro(packed, tmp_path):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def test_without_tyro_folds_follow_one_another(tiny, tmp_path, monkeypatch, capsys):
+    """Jobs read their settings with tyro: a cell that asks for two at a time still gets all folds, and a word."""
+    monkeypatch.setattr(train_fold, "can_parse", lambda: False)
+    places = {"data": str(tiny / "train.csv"), "folds": str(tiny / "folds.csv"), "runs_dir": str(tmp_path)}
+    small = {"epochs": 1, "batch_size": 8, "threads": 1, "channels_last": "no", "warmup_epochs": 0.5}
+    result = train_fold.run(train_fold.Train(**places, **small, jobs=2))
+    assert result.score["n"] == 60
+    assert "tyro is missing" in capsys.readouterr().err
 
 
 def test_the_notebooks_are_what_their_source_says():
