@@ -53,6 +53,20 @@ def test_rooms_import_from_the_rooms_to_their_left():
             assert {own, other} not in STRANGERS, f"{path} imports {other}"
 
 
+def test_no_files_import_one_another_in_a_circle():
+    """Those at the top of a file count, type hints' too."""
+    left = {}
+    for path in (ROOT / "common").glob("*/*.py"):
+        top = [
+            node for node in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(node, ast.FunctionDef)
+        ]
+        named = {each.module for node in top for each in ast.walk(node) if isinstance(each, ast.ImportFrom)}
+        left[f"common.{path.parent.name}.{path.stem}"] = named
+    while free := {name for name, named in left.items() if not named & left.keys()}:
+        left = {name: named for name, named in left.items() if name not in free}
+    assert not left
+
+
 def test_no_module_has_a_name_that_says_nothing():
     """No utils, helpers or misc."""
     assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *MODULES.keys()}

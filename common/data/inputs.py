@@ -21,11 +21,11 @@ from common.data.cache import Cache, keep
 from common.data.decoding import Decoder, Preparation, check_photos
 from common.data.features import FeatureScale, encoded
 from common.data.geometry import cropped
-from common.data.pixels import PAD_UP_TO
 from common.data.scales import Normalise, Scale, levels_of
 from common.data.tables import Table
 from common.data.transfer import HOST, copied_ahead, free_bytes, to_device
 
+PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
 RESIDENT = 1 / 3  # of the device's free memory may hold photos, so that a batch is an index into them
 WORTH_A_THREAD = 1e6  # bytes of a batch; smaller ones are gathered before a thread has woken up
 MEASURED_AT_ONCE = 256  # images, when their mean is taken
@@ -144,6 +144,18 @@ def open_pixels(table: Table, prepare: Preparation, device: torch.device, readin
     """
     images = _fit(torch.from_numpy(table.images)[:, None], prepare.side)
     return Pixels(images.to(device).expand(-1, prepare.channels, -1, -1))
+
+
+def lines_on_pixels(table: Table, prepare: Preparation) -> list[str]:
+    """What is done to the images before a model sees them; nothing where they stay as they are."""
+    (own_channels, own_size), img_size = table.kind.shape(table), prepare.side
+    said = []
+    if img_size != own_size:
+        how = "padded" if own_size < img_size <= own_size * PAD_UP_TO else "resized"
+        said.append(f"{own_size} px {how} to {img_size} px")
+    if prepare.channels != own_channels:
+        said.append("grey repeated as three channels")
+    return [", ".join(said)] if said else []
 
 
 def open_photos(table: Table, prepare: Preparation, device: torch.device, reading: Reading) -> Pixels | Photos:

@@ -1,23 +1,19 @@
 """The kinds of inputs, a row each in KINDS: what a row of a table is, and what follows from it before torch is loaded.
 
 What a training and a prediction do with them is in common/data/inputs.py. Functions are named as text, as their files
-need torch or read tables themselves.
+need torch or read tables themselves. A table is common/data/tables.py's, which imports this file.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from common.data.features import width
 from common.data.sequences import picture_of
 from common.data.stacks import Stack, content_of
-
-if TYPE_CHECKING:
-    from common.data.decoding import Preparation
-    from common.data.tables import Table
 
 PHOTO_SIDE = 224  # of photos, whose sizes vary, unless the model says otherwise
 
@@ -31,7 +27,7 @@ class Kind:
     in_files: bool  # a file for each row, which may be missing, broken or another than before
     grey: bool  # without colours, in however many channels
     content: Callable[[Any], bytes]  # of a row of the table, for its hash
-    shape: Callable[["Table"], tuple[int, int]]  # channels and side of the images as they are; (0, n) of n numbers
+    shape: Callable[[Any], tuple[int, int]]  # channels and side of the images as they are; (0, n) of n numbers
     open: str  # the function of common/data/inputs.py that makes them ready for a training
     scale: str  # the class of what brings them to zero mean and unit deviation
     describe: str = ""  # (table, preparation) -> lines that say what is done to them before a model sees them
@@ -54,11 +50,11 @@ class Kind:
         """The preset of augmentation that auto stands for; any other name is its own."""
         return self.augment[channels != 3] if asked == "auto" else asked
 
-    def described(self, table: "Table", prepare: "Preparation") -> list[str]:
+    def described(self, table: Any, prepare: Any) -> list[str]:
         """What is done to them before a model sees them, a line each."""
         return resolve_name(self.describe)(table, prepare) if self.describe else []
 
-    def checked(self, tables: "list[Table]", workers: int, as_written: bool) -> "list[Table]":
+    def checked(self, tables: list[Any], workers: int, as_written: bool) -> list[Any]:
         """The tables, every row's file having been read once; raises UserError where one is broken."""
         return resolve_name(self.check)(tables, workers, as_written) if self.check else tables
 
@@ -67,20 +63,20 @@ class Kind:
         return resolve_name(self.scale)(**said)
 
 
-def _shape_of_pixels(table: "Table") -> tuple[int, int]:
+def _shape_of_pixels(table: Any) -> tuple[int, int]:
     return 1, table.images.shape[1]
 
 
-def _shape_of_photos(table: "Table") -> tuple[int, int]:
+def _shape_of_photos(table: Any) -> tuple[int, int]:
     first = table.images[0]
     return len(first.files) if isinstance(first, Stack) else 3, PHOTO_SIDE
 
 
-def _shape_of_features(table: "Table") -> tuple[int, int]:
+def _shape_of_features(table: Any) -> tuple[int, int]:
     return 0, width(table.plan)
 
 
-def _shape_of_sequences(table: "Table") -> tuple[int, int]:
+def _shape_of_sequences(table: Any) -> tuple[int, int]:
     return 0, table.images.width
 
 
@@ -97,7 +93,7 @@ PIXELS = Kind(
     shape=_shape_of_pixels,
     open="common.data.inputs:open_pixels",
     scale="common.data.scales:Normalise",
-    describe="common.data.pixels:lines_on_pixels",
+    describe="common.data.inputs:lines_on_pixels",
     augment=("digits", "digits"),
     views="digits",
 )

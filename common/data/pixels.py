@@ -13,7 +13,6 @@ from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,17 +20,12 @@ from common.base.errors import UserError
 from common.base.files import cache_folder, make_room, sha256, write_file
 from common.base.strict_csv import row_of, text_array, wrong_width
 
-if TYPE_CHECKING:
-    from common.data.decoding import Preparation
-    from common.data.tables import Table
-
 # How pixel columns are called, and how many there must be: a bare number may be anything, but a square of them is not.
 _CALLED = (
     (re.compile(r"(?:pixels?|pix|px)[ _.-]?([0-9]+)", re.IGNORECASE), 1),
     (re.compile(r"p?[_.-]?([0-9]+)", re.IGNORECASE), 16),
     (re.compile(r"([0-9]+)[x_-]([0-9]+)", re.IGNORECASE), 16),  # row and column
 )
-PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border
 _ANY_NAME = re.compile(r"(.*?)[ _.-]?([0-9]+)")  # x0, f0, v_1: as often features, so that a user says which
 _LEAST = 16  # of those
 _COMMA, _NEWLINE, _ZERO = b",\n0"
@@ -44,18 +38,6 @@ _PARSER = 1  # to be raised when this file reads the same table to other values
 def is_pixel_header(header: list[str], any_name: bool = False) -> bool:
     """Whether a table with these columns holds its images' pixels, which may have ``any_name`` with a number."""
     return bool(_numbered_columns(header, any_name))
-
-
-def lines_on_pixels(table: "Table", prepare: "Preparation") -> list[str]:
-    """What is done to the images before a model sees them; nothing where they stay as they are."""
-    (own_channels, own_size), img_size = table.kind.shape(table), prepare.side
-    said = []
-    if img_size != own_size:
-        how = "padded" if own_size < img_size <= own_size * PAD_UP_TO else "resized"
-        said.append(f"{own_size} px {how} to {img_size} px")
-    if prepare.channels != own_channels:
-        said.append("grey repeated as three channels")
-    return [", ".join(said)] if said else []
 
 
 def look_like_pixels(columns: Mapping[str, np.ndarray]) -> list[str]:
