@@ -67,8 +67,8 @@ class Options:
     # what the files hold
     images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
     image_suffixes: tuple[str, ...] = ()  # several files are one image, a grey one a channel: _red _green _blue _yellow
-    image_column: str = ""  # column that names the photos, or the rows of a pixel table (default: by its name)
-    label_column: str = ""  # column with the labels (default: by its name)
+    image_column: str = ""  # column that names the photos or rows (default: image, id ... or the one with files' names)
+    label_column: str = ""  # column with the labels (default: label, predict, target or class, in any case)
     label_columns: tuple[str, ...] = ()  # several in place of it: one-hot, 0/1 of each label, or several numbers a row
     label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
