@@ -82,14 +82,15 @@ class FrameConvolutions(nn.Module):
 class SequenceModel(nn.Module):
     """What the nets share: one linear layer at the end, of ``inputs`` numbers.
 
-    ``fewest`` are the frames that a sequence must have for one answer.
+    ``fewest`` are the frames that a sequence must have for one answer. ``noise`` is the deviation of Gaussian noise
+    that is added in training to the frames, whose numbers have deviation 1.
     """
 
     fewest = 1
 
-    def __init__(self, num_classes: int, inputs: int, drop_rate: float):
+    def __init__(self, num_classes: int, inputs: int, drop_rate: float, noise: float):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.noise = num_classes, noise
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(inputs, num_classes)
 
@@ -97,12 +98,19 @@ class SequenceModel(nn.Module):
         """The last layer, by timm's name for it."""
         return self.head
 
+    def heard(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The frames (n, T, d) as the net sees them, 0 where they are padded, and which are real, bool (n, T)."""
+        frames, real = without_padding(inputs)
+        if self.training and self.noise:
+            frames = masked(frames + self.noise * torch.randn_like(frames), real)
+        return frames, real
+
 
 class PooledModel(SequenceModel):
     """An answer for each sequence: the mask at the entry, and statistics over what the net makes of the frames."""
 
-    def __init__(self, num_classes: int, width: int, drop_rate: float):
-        super().__init__(num_classes, 2 * width, drop_rate)
+    def __init__(self, num_classes: int, width: int, drop_rate: float, noise: float):
+        super().__init__(num_classes, 2 * width, drop_rate, noise)
         self.pool = StatisticsPooling()
 
     def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +118,7 @@ class PooledModel(SequenceModel):
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.drop(self.pool(*self.encoded(*without_padding(inputs)))))
+        return self.head(self.drop(self.pool(*self.encoded(*self.heard(inputs)))))
 
 
 class SequenceCNN(PooledModel):
@@ -130,8 +138,9 @@ class SequenceCNN(PooledModel):
         halvings: int = 1,
         drop_rate: float = 0.1,
         head_drop_rate: float = 0.3,
+        noise: float = 0.0,
     ):
-        super().__init__(num_classes, widths[-1], head_drop_rate)
+        super().__init__(num_classes, widths[-1], head_drop_rate, noise)
         self.convolutions = FrameConvolutions(img_size, widths, kernel, halvings, drop_rate)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -162,8 +171,9 @@ class SequenceTransformer(PooledModel):
         halvings: int = 1,
         drop_rate: float = 0.1,
         head_drop_rate: float = 0.3,
+        noise: float = 0.0,
     ):
-        super().__init__(num_classes, width, head_drop_rate)
+        super().__init__(num_classes, width, head_drop_rate, noise)
         self.stem = FrameConvolutions(img_size, (width, width), kernel, halvings, drop_rate)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, drop_rate, "gelu", batch_first=True, norm_first=True)
@@ -220,8 +230,9 @@ class FrameCNN(SequenceModel):
         kernel: int = 5,
         drop_rate: float = 0.2,
         head_drop_rate: float = 0.2,
+        noise: float = 0.0,
     ):
-        super().__init__(num_classes, widths[-1], head_drop_rate)
+        super().__init__(num_classes, widths[-1], head_drop_rate, noise)
         if kernel % 2 == 0 or len(widths) != len(dilations):
             what = f"a kernel of {kernel}, {len(widths)} widths and {len(dilations)} dilations"
             raise ValueError(f"{what}: the kernel must be odd, and each width have a dilation")
@@ -238,7 +249,7 @@ class FrameCNN(SequenceModel):
         return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        frames, real = without_padding(inputs)
+        frames, real = self.heard(inputs)
         return self.head(self.drop(self.layers(frames)[real[:, 2 * self.reach :]]))
 
 
