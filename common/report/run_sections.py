@@ -73,9 +73,10 @@ def run_sections(evidence: Evidence) -> list[Section]:
 
 def summary_section(evidence: Evidence, run: Evaluation) -> Section:
     """The score, what the run was as far as it was not chosen, and what was chosen."""
-    settings = changed_settings(run)
+    settings, ranking = changed_settings(run), evidence.ranking
+    bounds = ranking.loc[ranking.run == run.name, list(evidence.bounds)].iloc[0].to_dict() if evidence.in_errors else {}
     body = [
-        element("p", f"{describe(score_of(run.answers, run.oof.task.metrics))}."),
+        element("p", f"{describe(score_of(run.answers, run.oof.task.metrics) | bounds)}."),
         note(facts(run, evidence.images.kind)),
         element("h3", "Settings that differ from the defaults"),
         table(settings) if len(settings) else element("p", "None."),

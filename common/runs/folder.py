@@ -143,14 +143,18 @@ def finished_line(folder: Path, fold: str, metric: str) -> str:
     return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "n" in metrics else "")
 
 
-def by_groups(answers: Answers, folds: Folds, metric: str) -> str:
-    """The interval that groups allow, and what the most frequent class alone is worth, in words.
+def in_groups(scores: dict[str, Any], answers: Answers, folds: Folds, metric: str) -> str:
+    """A score in words, with the interval that groups allow, and what the most frequent class alone is worth.
 
     ``answers`` are those of :func:`common.runs.oof.oof_answers`.
     """
     groups = np.concatenate([folds.groups[folds.fold == k] for k in range(folds.count)]).astype(str)
-    low, high = (show(metric, value) for value in interval_of(metric, answers, groups))
-    says = f"95 % interval of {metric} {low} - {high} by {len(set(groups)):,} groups, whose rows are alike"
+    first = "accuracy" if "accuracy" in scores else metric
+    low, high = interval_of(first, answers, groups)
+    says = describe(scores | {"low": low, "high": high}, metric)
+    if first != "accuracy":
+        says = f"{describe(scores, metric)}, 95 % interval of {first} {show(first, low)} - {show(first, high)}"
+    says += f" by {len(set(groups)):,} groups, whose rows are alike"
     if folds.task.is_one_of:
         often = np.bincount(answers.targets).argmax()
         others = answers.targets != often
@@ -173,10 +177,9 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
     answers = oof_answers(run_folder, folds, metric)
     scores = score_of(answers, folds.task.metrics, metric)
-    print(f"local CV of {run_folder.name}: {describe(scores, metric)}")
-    if folds.groups.size:
-        print(f"local CV of {run_folder.name}: {by_groups(answers, folds, metric)}")
-    elif folds.task.is_number:
+    said = in_groups(scores, answers, folds, metric) if folds.groups.size else describe(scores, metric)
+    print(f"local CV of {run_folder.name}: {said}")
+    if folds.task.is_number and not folds.groups.size:
         copies = np.concatenate([folds.row_shas[folds.fold == k] for k in range(folds.count)]).astype(str)
         low, high = interval_of(metric, answers, copies)
         print(f"local CV of {run_folder.name}: 95 % interval of {metric} {show(metric, low)} - {show(metric, high)}")

@@ -185,8 +185,9 @@ def accuracy_interval(answers: Answers) -> tuple[float, float]:
 
 
 def accuracy_words(found: Mapping[str, float]) -> str:
-    """Accuracy, errors of n, 95 % interval; ``found`` holds at least these and n."""
-    low, high = wilson(int(found["errors"]), int(found["n"]))
+    """Accuracy, errors of n, 95 % interval; ``found`` holds at least these and n, and ``low`` and ``high`` where rows
+    are not independent."""
+    low, high = (found["low"], found["high"]) if "low" in found else wilson(int(found["errors"]), int(found["n"]))
     counts = f"{found['errors']:,} errors of {found['n']:,}"
     return f"{100 * found['accuracy']:.3f} %, {counts}, 95 % interval {100 * low:.3f} - {100 * high:.3f} %"
 
