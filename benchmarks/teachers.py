@@ -1,8 +1,8 @@
 """What teachers are worth with few labels, and whether they leak: python -m benchmarks.teachers --data train.csv.gz
 
-Few labels: of Digit Recognizer's training rows 42 a class keep their labels, drawn anew for each seed, the other 41,580
-lose them, are learned from as unlabelled rows, and then count as the test: no label of theirs is given to a training.
-Each way of WAYS is a training on all 420 labelled rows; "plain" also trains the folds that the temperature of
+Few labels: of Digit Recognizer's training rows 42 a class keep their labels, drawn anew for each seed, the others lose
+them, are learned from as unlabelled rows, and then count as the test: no label of theirs is given to a training.
+Each way of WAYS is a training on all labelled rows; "plain" also trains the folds that the temperature of
 pseudo-labels is told by.
 
 Leaks (--leaks 400): the labels of so many embedded digits are shuffled, so that nothing can be learned and an honest
@@ -30,7 +30,7 @@ import train_fold
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
-from common.data.tables import read_train_table
+from common.data.tables import EMBEDDED, read_train_table
 from common.runs.layout import MODEL_FILE, TEST_FILE, read_metrics
 from common.runs.predictions import read_predictions
 from common.score.metrics import wilson
@@ -40,11 +40,10 @@ from common.train import teachers
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE_FOLD = teachers.outputs_of
 REPORT = Path(__file__).with_suffix(".csv")
-A_CLASS = 42  # labels
 NET = ("--model-args", "widths=(16,32,64)", "--channels-last", "yes", "--batch-size", "64", "--threads", "1")
 BASE = "plain, as long"  # as the ways that it is compared with
-PLAIN = ("--epochs", "1", "--steps", "500", "--lr", "4e-3", "--warmup-epochs", "0.2")
-TAUGHT = ("--epochs", "4", "--steps", "1000", "--lr", "4e-3", "--warmup-epochs", "0.4")
+PLAIN = ("--epochs", "1", "--steps", "{half}", "--lr", "4e-3", "--warmup-epochs", "0.2")
+TAUGHT = ("--epochs", "4", "--steps", "{steps}", "--lr", "4e-3", "--warmup-epochs", "0.4")
 WAYS = {
     "plain": PLAIN,
     "plain, as long": TAUGHT,
@@ -67,9 +66,11 @@ LEAKS = {
 class Options:
     """Train with few labels, score on the rows that lost theirs: python -m benchmarks.teachers --data train.csv.gz"""
 
-    data: str = "../shared/data/digits/train.csv.gz"  # train table of Digit Recognizer
+    data: str = "../shared/data/digits/train.csv.gz"  # train table of Digit Recognizer, or digits (embedded)
     work: str = "/tmp/teachers"  # folder for tables and runs
     seeds: int = 3  # draws of the labelled rows
+    a_class: int = 42  # rows of each class that keep their labels
+    steps: int = 1000  # of a student; the teacher has half of them
     leaks: int = 0  # embedded digits with shuffled labels, at most 700; 0: few labels instead
 
 
@@ -96,12 +97,18 @@ def run(*command: object) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
-def rows_of(options: Options, seed: int, a_class: int) -> tuple[list[str], list[list[str]], np.ndarray, np.ndarray]:
+def rows_of(options: Options, seed: int) -> tuple[list[str], list[list[str]], np.ndarray, np.ndarray]:
     """The train table's header and rows, and the numbers of those that keep their labels and of the others."""
-    with gzip.open(options.data, "rt", newline="") as file:
-        header, *rows = csv.reader(file)
+    if options.data == EMBEDDED:
+        table = read_train_table(EMBEDDED)
+        pixels = table.images.reshape(len(table.ids), -1).tolist()
+        header = ["label", *(f"pixel{number}" for number in range(64))]
+        rows = [[label, *row] for label, row in zip(table.labels, pixels, strict=True)]
+    else:
+        with gzip.open(options.data, "rt", newline="") as file:
+            header, *rows = csv.reader(file)
     labels, order = np.array([row[0] for row in rows]), np.random.default_rng(seed).permutation(len(rows))
-    kept = np.sort(np.concatenate([order[labels[order] == name][:a_class] for name in np.unique(labels)]))
+    kept = np.sort(np.concatenate([order[labels[order] == name][: options.a_class] for name in np.unique(labels)]))
     return header, rows, kept, np.setdiff1d(np.arange(len(rows)), kept)
 
 
@@ -116,14 +123,15 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, np.ndarray, float]]:
     """Each way, the seed, which of the rows without labels it gets wrong, and the seconds that its training took."""
     folder = Path(options.work) / f"seed{seed}"
-    header, rows, kept, rest = rows_of(options, seed, A_CLASS)
+    header, rows, kept, rest = rows_of(options, seed)
     write_rows(folder / "labelled.csv", header, (rows[row] for row in kept))
     write_rows(folder / "rest.csv", header[1:], (rows[row][1:] for row in rest))
     truth = np.array([rows[row][0] for row in rest])
     if not (folder / "folds.csv").exists():
         run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3)
     for way, flags in WAYS.items():
-        own = ["--run", way, "--seed", seed, *NET, *(flag.format(rest=folder / "rest.csv") for flag in flags)]
+        known = {"rest": folder / "rest.csv", "steps": options.steps, "half": options.steps // 2}
+        own = ["--run", way, "--seed", seed, *NET, *(flag.format(**known) for flag in flags)]
         for fold in ("all", "full") if way == "plain" else ("full",):
             run("train_fold.py", "--work", folder, "--fold", fold, "--jobs", 1, *own)
         test = folder / "runs" / way / TEST_FILE
