@@ -255,7 +255,7 @@ def test_the_chain_on_a_product_like_table(tmp_path, capsys):
     make_photos(tmp_path, 700, 60)
     places = ["--folds", str(tmp_path / "folds.csv")]
     data, runs = ["--data", str(tmp_path / "train.csv")], ["--runs-dir", str(tmp_path / "runs")]
-    made = run_script("folds.py", *data, *places, *GROUPED, "--k", 2)
+    made = run_script("folds.py", *data, *places, *GROUPED, "--k", 2, "--task", "multiclass")
     assert made.returncode == 0 and "rows that are only trained on" in made.stdout, made.stderr
     training = ["--fold", "all", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "8", "--augment", "none"]
     training += ["--batch-size", "32", "--threads", "1", "--channels-last", "no", "--jobs", "1"]
