@@ -387,9 +387,9 @@ def test_a_sweep_finds_learning_rates_of_any_task(place, request, tmp_path):
     """The cells are trained with the task's own loss and scored by it."""
     folder = request.getfixturevalue(place)
     at = [f"--runs-dir={tmp_path}", "--run=grid", f"--folds={folder / 'folds.csv'}", *SMALL, "--epochs=1"]
-    sweep.main(["run", *at, "--batch-sizes", "8", "--lrs", "0.01", "0.03", "--jobs=1"])
+    sweep.main(["run", *at, "--batch-sizes", "8", "--lrs", "0.02", "--jobs=1"])
     cells = list(csv.DictReader((tmp_path / "grid_sweep" / "sweep.csv").open()))
-    assert len(cells) == 2 and all(cell["status"] == "done" and float(cell["nll_calibrated"]) > 0 for cell in cells)
+    assert len(cells) == 1 and all(cell["status"] == "done" and float(cell["nll_calibrated"]) > 0 for cell in cells)
 
 
 def test_images_are_left_as_they_are_unless_a_user_says_so(tiny, tmp_path):
