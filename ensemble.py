@@ -61,7 +61,7 @@ from common.score.blend_study import (
     worth_text,
 )
 from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
-from common.score.leaderboard import of_a_blend, worth_in_words
+from common.score.leaderboard import BLEND_ERROR, of_a_blend, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric, describe, what_lacks
 from common.score.nesting import noise_members, smallest_set
@@ -169,7 +169,7 @@ def run(options: Options) -> Result:
         print(f"test {data.task.metrics[0]} of {study.method}: {said}")
     if test and data.task.is_one_of:
         right, models = 1.0 - data.answers(study.outputs).costs, len(runs) * len(np.unique(data.fold))
-        print(worth_in_words(right, len(test.ids), models, gain))
+        print(worth_in_words(right, len(test.ids), models, gain, BLEND_ERROR))
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
