@@ -136,7 +136,7 @@ def test_0_1_columns_are_those_that_the_sample_names(tmp_path):
     table = table_of(tmp_path, ["y2", "state", "y10"], [["1", "1", "1"], ["0", "1", "0"], ["1", "0", "0"]])
     (tmp_path / "sample.csv").write_text("id,y10,y2\n9,0.5,0.5\n")
     found = read_train_table(table, Competition(task="multilabel", sample=str(tmp_path / "sample.csv")))
-    assert found.labels.tolist() == ["y10|y2", "", "y2"] and list(found.columns) == ["state"]
+    assert found.labels.tolist() == ["y10|y2", "", "y2"] and list(found.columns) == ["id", "state"]
 
 
 def test_what_looks_like_sets_is_asked_about(tmp_path):
