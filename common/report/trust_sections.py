@@ -19,6 +19,8 @@ from common.report.page import Html, Section, element, findings, is_share, join,
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, WEIGHTS_FILE
 from common.runs.predictions import read_predictions
 from common.score.leaderboard import (
+    BLEND_ERROR,
+    GAIN_ERROR,
     PER_ROW,
     SURPRISE,
     Entry,
@@ -114,10 +116,11 @@ def worth_section(evidence: Evidence, verdict: Verdict | None, public: dict[str,
     n_oof, n_test = len(entrants[0].oof.ids), test_rows(evidence)
     entries = [entry_of(each, metric, public) for each in entrants]
     n_public = max(1, round(share * n_test))
-    rows = []
+    blends, rows = {each.name for each in evidence.blends}, []
     for each in entries:
         gain = gain_of(evidence, each.name) if metric == "accuracy" else 0.0
-        found = expected(each.oof, each.row_deviation, n_oof, n_test, gain)
+        of_gain = BLEND_ERROR if each.name in blends else GAIN_ERROR
+        found = expected(each.oof, each.row_deviation, n_oof, n_test, gain, of_gain)
         row = {"run": each.name, "oof": each.oof, "by averaging": gain, "test from": found.low, "test to": found.high}
         if public:
             row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public, gain)}
