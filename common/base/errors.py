@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-from common.base.system import local_rank, processes
+from common.base.system import local_rank, processes, spin_briefly
 
 INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
@@ -74,6 +74,7 @@ def run_script(main: Callable[[], None]) -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):  # a log file sees each line at once, in any locale
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    spin_briefly()
     try:
         main()
     except UserError as error:

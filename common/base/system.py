@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 NO_GPU = ("", "-1", "NoDevFiles")  # in CUDA_VISIBLE_DEVICES
+SPINS = 1000  # turns of a waiting loop: a few microseconds
 STARTED_BY_US = "FIVEFOLD_JOB"  # in a job's environment: the process that started it, and that it must not outlive
 _PARENT = os.getppid()  # who started us, unless that one was quick to die
 
@@ -130,6 +131,18 @@ def die_of_ctrl_c() -> None:
     One of several training processes that waits for the others in C++ code would not come to that chance.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def spin_briefly() -> bool:
+    """Let OpenMP's threads sleep soon after they begin to wait, unless the user has set how; whether we did.
+
+    By default they spin at each barrier for as long as it takes, in time that a busy neighbour needs, and wait so for
+    the thread that has lost its core to it (benchmarks/busy.py). libgomp reads this when torch loads it.
+    Source: GCC's libgomp manual, GOMP_SPINCOUNT.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    return os.environ.get("GOMP_SPINCOUNT") == str(SPINS)
 
 
 def keep_freed_memory() -> bool:

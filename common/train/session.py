@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from common.base.errors import warn
 from common.base.files import check_folder
 from common.base.locks import locked
-from common.base.system import cpu_count, is_job, keep_freed_memory, local_processes
+from common.base.system import cpu_count, is_job, keep_freed_memory, local_processes, spin_briefly
 from common.base.words import in_shares
 from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
@@ -104,6 +104,7 @@ def open_session(
         UserError: something that ``cfg`` names does not exist or does not work here, or an image is broken.
     """
     kept = ", freed memory kept for the next step" if keep_freed_memory() else ""
+    kept += ", waiting threads sleep" if cfg.threads != 1 and spin_briefly() else ""
     asked = cfg.model
     cfg, precision = set_up_machine(cfg, table)
     accelerator = create_accelerator(cfg, precision)
