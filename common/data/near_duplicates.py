@@ -74,7 +74,10 @@ def same_drawings(pictures: np.ndarray, least: float = SAME_DRAWING) -> Pairs:
     if len(units) < 2:
         return NO_PAIRS
     sample = units[:: max(1, len(units) // 2000)]
-    axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :32].astype(np.float32)
+    if len(sample) < sample.shape[1]:  # few large pictures: the other product is the smaller one
+        axes = np.linalg.svd(sample, full_matrices=False)[2][:32].T
+    else:
+        axes = np.linalg.eigh(sample.T @ sample)[1][:, ::-1][:, :32].astype(np.float32)
     near = units @ axes
     order = np.argsort(near[:, 0], kind="stable")
     near, limit = near[order], np.float32(2 - 2 * least + 1e-5)
