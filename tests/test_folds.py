@@ -415,11 +415,18 @@ def test_real_digits():
 
 @pytest.mark.skipif(not (DATA / "photos").exists(), reason="needs shared/data/photos")
 def test_real_photos(tmp_path):
-    """The photo table is dealt and audited against its test table by the script."""
+    """The photo table is dealt, and a part of it audited against a part of its test table, by the script."""
     flags = ["--data", str(DATA / "photos" / "train.csv"), "--test", str(DATA / "photos" / "test.csv")]
     made = folds_script(tmp_path, *flags)
     assert made.returncode == 0
     assert "2,115 rows, 30 classes" in made.stdout
+    images = str(DATA / "photos")
+    flags = ["--images", images, "--test-images", images]
+    for flag, name, rows in (("--data", "train", 500), ("--test", "test", 60)):
+        lines = (DATA / "photos" / f"{name}.csv").read_text(encoding="utf-8").splitlines()[: rows + 1]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
+        flags += [flag, str(tmp_path / f"{name}.csv")]
+    dealt = folds_script(tmp_path, "--force", *flags)
+    assert dealt.returncode == 0, dealt.stderr
     checked = folds_script(tmp_path, "--check", *flags)
-    assert checked.returncode == 0
-    assert "none of 529 test rows" in checked.stdout
+    assert "none of 60 test rows" in checked.stdout, checked.stderr
