@@ -18,8 +18,9 @@ import folds
 from common.base.errors import UserError, run_script
 from common.base.strict_csv import text_array
 from common.data.competition import Competition, beside, read_competition
-from common.data.decoding import check_photos, read_photo
+from common.data.decoding import read_photo
 from common.data.folds import read_folds
+from common.data.photo_check import check_photos
 from common.data.spelling import look_alikes
 from common.data.tables import Table, read_test_table, read_train_table
 

@@ -134,3 +134,25 @@ def test_a_python_without_the_packages_gets_one_line(script):
     answer = subprocess.run(bare, capture_output=True, text=True)
     [line] = answer.stderr.splitlines()
     assert answer.returncode == 3 and "lacks numpy, pandas" in line and "pip install numpy pandas" in line
+
+
+HOW_THREADS_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+@pytest.mark.parametrize(
+    ("said", "found"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_waiting_threads_sleep_unless_the_user_says_how_they_wait(said, found):
+    """libgomp reads its setting when torch loads it, so it stands before a script begins; the user's own stays."""
+    code = (
+        "import os; from common.base.errors import run_script as run; run(lambda: print(os.getenv('GOMP_SPINCOUNT')))"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name not in HOW_THREADS_WAIT}
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(HOW_THREADS_WAIT[0])],
+        cwd=ROOT,
+        env=inherited | said,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == found, done.stderr

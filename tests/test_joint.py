@@ -1,9 +1,10 @@
 """Several sweeps in one fit: what the batch does and what the steps do, on studies whose answer is known."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -78,5 +79,4 @@ def test_carry_and_joint_from_the_command_line(capsys, tmp_path):
         sweep.joint(sweep.JointFit(("docs/sweeps/adamw",)))
     with pytest.raises(UserError, match="never measured"):
         scale = sweep.Carry("docs/sweeps/adamw", tuned_at=128, batch_size=512, noise_scale=100.0)
-        sweep.noise_ratio(scale, sweep.Sweep(tmp_path, sweep.Config(), sweep.Grid((8,)), "epochs", 0.1))
-    assert np.isfinite(found["lr"])
+        sweep.noise_ratio(scale, dataclasses.replace(sweep.read_sweep(Path("docs/sweeps/adamw")), folder=tmp_path))

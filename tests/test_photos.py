@@ -20,9 +20,10 @@ from common.base.files import cache_folder, read_json
 from common.data.augment import create_augmentation
 from common.data.cache import Cache
 from common.data.dealing import make_folds
-from common.data.decoding import MAX_PIXELS, Decoder, Preparation, check_photos, read_photo, share_kept
+from common.data.decoding import MAX_PIXELS, Decoder, Preparation, read_photo, share_kept
 from common.data.folds import changed_rows, match_folds, read_folds, write_folds
 from common.data.inputs import Photos, Reading, open_inputs
+from common.data.photo_check import check_photos
 from common.data.tables import Table, read_test_table, read_train_table
 from common.model.networks import photo_preparation, photo_size
 from common.runs.config import Config

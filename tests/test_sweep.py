@@ -1,5 +1,6 @@
 """Sweeps: the plan follows the losses, every cell is trained exactly once, and what has ended is never lost."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from benchmarks.law_coverage import Truth
 from common.base.cli import parse
 from common.base.errors import UserError
 from common.base.files import write_file, write_json
+from common.data.folds import read_folds
+from common.data.tables import read_train_table
+from common.runs.config import Config
 from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, VERIFY_FOLDER, claim_sweep, read_cells, read_sweep
 from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
 from common.sweep.law import fit_law
@@ -326,6 +330,21 @@ def test_the_noise_scale_is_that_of_the_gradients():
     halves = signal + spread / np.sqrt(32) * random.normal(size=(50, 2, 1000))
     squares = [((half**2).sum(1).mean(), (half.mean(0) ** 2).sum()) for half in halves]
     assert noise_scale(np.array(squares), 64) == pytest.approx(200, rel=0.15)
+
+
+def test_the_noise_scale_along_a_training_covers_each_step_once(tiny):
+    """Parts follow one another over all steps that --steps asks for; a batch without halves is refused."""
+    from common.sweep.range_test import noise_along
+
+    table = read_train_table(str(tiny / "train.csv"))
+    folds = read_folds(tiny / "folds.csv")
+    small = {"batch_size": 8, "steps": 23, "epochs": 1, "fold": "0", "threads": 1, "channels_last": "no"}
+    cfg = Config(data=table.source, mixed_precision="no", **small)
+    parts = noise_along(cfg, table, folds)
+    assert [step for part in parts for step in range(part.first_step, part.last_step + 1)] == list(range(23))
+    assert len(parts) == 10 and all(0 <= part.noise_scale < np.inf for part in parts)
+    with pytest.raises(UserError, match="no halves"):
+        noise_along(dataclasses.replace(cfg, batch_size=7), table, folds)
 
 
 def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd):

@@ -10,10 +10,10 @@ from sklearn.datasets import load_iris
 
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
-from common.data.decoding import check_photos
 from common.data.features import plan_of
 from common.data.kinds import FEATURES
 from common.data.near_duplicates import aligned_pairs, same_drawings
+from common.data.photo_check import check_photos
 from common.data.probes import kolmogorov_smirnov, probes_of, shifts, told_by
 from common.data.tables import Table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings, shift_findings

@@ -34,7 +34,7 @@ class Examples:
     """What a fold trains on: ``rows`` of a table, its inputs and targets."""
 
     inputs: Inputs  # of all n rows of the table
-    targets: Tensor  # their class numbers, int64 (n), on the training device
+    targets: Tensor  # of all n rows, as the task encodes them, on the training device
     rows: Tensor  # those to train on, int64 (m), in the host's memory
     classes: Sequence[str]
     lessons: Lessons = Lessons()
@@ -77,8 +77,8 @@ class Share:
 class TrainBatches:
     """The micro-batches that one process trains on, epoch by epoch.
 
-    ``rows``, in the host's memory, index ``inputs`` (of all rows of the table) and ``targets`` (int64 class
-    numbers), which are on the training device, and so are the batches. An epoch's order and mixtures are drawn on the
+    ``rows``, in the host's memory, index ``inputs`` and ``targets``, which are of all rows of the table (as the task
+    encodes them) and on the training device, where the batches are too. An epoch's order and mixtures are drawn on the
     host and moved once, before its first batch, so that no step waits for the device.
 
     The order of an epoch and each image's augmentation follow from (seed, epoch) alone: every process walks the same

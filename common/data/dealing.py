@@ -45,16 +45,8 @@ def make_folds(
         raise UserError(table.source, f"every label is {labels[0]}", "a model needs at least two to learn from")
     strata = task.stratum(labels)
     groups = _column(table, group, "--group") if group else text_array([])
-    if split == "column":
-        fold = fold_numbers(_column(table, fold_column, "--fold-column"), f"{table.source}, column {fold_column}")
-        return Folds(table.ids, labels, fold, row_shas, groups, task)
-    if split == "folders":
-        fold = np.where(_column(table, PART, "--split folders") == "valid", 0, ALWAYS_TRAINING)
-        return Folds(table.ids, labels, fold, row_shas, groups, task)
-    if split == "time":
-        times = _column(table, fold_column, "--time-column")
-        fold = _blocks(moments_of(times, f"{table.source}, column {fold_column}"), k)
-        refuse_holes(fold, table.source, "lower --k: a block needs a time of its own")
+    if split in ("column", "folders", "time"):
+        fold, times = _as_told(table, split, fold_column, k)
         return Folds(table.ids, labels, fold, row_shas, groups, task, times)
     images = _numbered(_one_name(row_shas, table.pixel_shas) if table.pixel_shas.size else row_shas)
     units = _linked(images, _numbered(groups)) if "group" in split else images
@@ -79,14 +71,11 @@ def make_folds(
         number = _dealt(split, strata[rows], units[rows], k, seed)
         fold_of_unit[units[rows]] = np.where((split == "holdout") & (number > 0), ALWAYS_TRAINING, number)
     fold[dealt] = fold_of_unit[units[dealt]]
-    if (
-        (missing := missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task)))
-        and rare == "train"
-        and task.is_one_of
-    ):
+    missing = missing_classes(Folds(table.ids, labels, fold, row_shas, groups, task)) if task.is_one_of else []
+    if missing and rare == "train":
         in_one_fold = np.isin(strata, [name for name, _ in missing])
         fold[np.isin(units, units[in_one_fold])] = ALWAYS_TRAINING
-    elif missing and task.is_one_of:
+    elif missing:
         name, number = missing[0]
         what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
         raise UserError(
@@ -96,6 +85,19 @@ def make_folds(
     if "group" in split:
         _warn_of_a_giant(table.source, groups[dealt], units[dealt], fold[dealt])
     return Folds(table.ids, labels, fold, row_shas, groups, task)
+
+
+def _as_told(table: Table, split: Split, column: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The folds that a column or the folders tell, int64 (n), and the rows' times where they are blocks of time."""
+    if split == "folders":
+        return np.where(_column(table, PART, "--split folders") == "valid", 0, ALWAYS_TRAINING), text_array([])
+    where = f"{table.source}, column {column}"
+    if split == "column":
+        return fold_numbers(_column(table, column, "--fold-column"), where), text_array([])
+    times = _column(table, column, "--time-column")
+    fold = _blocks(moments_of(times, where), k)
+    refuse_holes(fold, table.source, "lower --k: a block needs a time of its own")
+    return fold, times
 
 
 def _blocks(moments: np.ndarray, k: int) -> np.ndarray:

@@ -18,9 +18,10 @@ from torch import Tensor
 from common.base.errors import UserError
 from common.data.augment import Augmentation, Uniform
 from common.data.cache import Cache, keep
-from common.data.decoding import Decoder, Preparation, check_photos
+from common.data.decoding import Decoder, Preparation
 from common.data.features import FeatureScale, encoded
 from common.data.geometry import cropped
+from common.data.photo_check import check_photos
 from common.data.scales import Normalise, Scale, levels_of
 from common.data.tables import Table
 from common.data.transfer import HOST, copied_ahead, free_bytes, to_device

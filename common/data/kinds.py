@@ -107,7 +107,7 @@ PHOTOS = Kind(
     open="common.data.inputs:open_photos",
     scale="common.data.scales:Normalise",
     describe="common.data.decoding:lines_on_photos",
-    check="common.data.decoding:check_photos",
+    check="common.data.photo_check:check_photos",
     augment=("photos", "photos_light"),
     views="hflip",
 )

@@ -4,9 +4,6 @@ Ids and labels stay the text that was written; a mistake names its row (the firs
 """
 
 import os
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,19 +16,19 @@ from common.base.strict_csv import (
     columns_of,
     csv_bytes,
     header_of,
-    names_in_header,
     read_columns,
     row_of,
     text_array,
 )
 from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition, task_of
-from common.data.features import is_feature_table, is_number, plan_of
+from common.data.features import is_feature_table, plan_of
 from common.data.image_folders import class_folders, images_in, named_as_in, refuse_parts, words_of
 from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES, Kind
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, look_like_pixels, read_pixels
+from common.data.row_ids import id_column, plain_name, refuse_doubles
 from common.data.sequences import (
     LENGTH_COLUMNS,
     SUFFIX,
@@ -47,8 +44,6 @@ EMBEDDED = "digits"
 PART = "part of the data set"  # column of a folder table: train or valid, by the folder that an image lies in
 # The first one present names the photo, or a pixel table's rows; in any case, with or without _.
 IMAGE_COLUMNS = ("image", "filename", "file", "path", "image_id", "name", "id")
-ID_COLUMNS = ("id", "image_id", "ImageId")
-ID_WORDS = ("id", "ids", "index", "idx", "key", "uid", "uuid", "guid")  # the last word of such a column's name
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Table:
     plan: str = ""  # what these become (common/data/features.py); empty in a test table
     separator: str = ""  # between the names of a label set, as the table was written
     pixel_shas: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n: of decoded photos; empty: unknown
-    facts: dict[str, np.ndarray] = field(default_factory=dict)  # of decoded photos, n each: common/data/decoding.py
+    facts: dict[str, np.ndarray] = field(default_factory=dict)  # of decoded photos, n each: common/data/photo_check.py
 
     @property
     def kind(self) -> Kind:
@@ -184,9 +179,9 @@ def _sequence_table(
         raise UserError(str(path), what, f"its columns: {', '.join(columns)}")
     names = columns.pop(column)
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample, of_features=True)
+    id_name = id_column(path, columns, competition, test, sample, of_features=True)
     ids = columns.pop(id_name) if id_name else text_array(Path(name).stem for name in names)
-    _refuse_doubles(path, ids, id_name or column)
+    refuse_doubles(path, ids, id_name or column)
     length = next((name for name in columns if name.lower() in LENGTH_COLUMNS and name not in competition.drop), "")
     files = read_sequences(str(path), path.parent, names, columns.get(length, ()))
     taken = (
@@ -238,10 +233,10 @@ def _feature_table(
 ) -> Table:
     """Ids are those of an id column, or else row numbers from 1; every column that is neither id nor label is one."""
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample, of_features=True)
+    id_name = id_column(path, columns, competition, test, sample, of_features=True)
     rows = len(next(iter(columns.values()), ()))
     ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, rows + 1))
-    _refuse_doubles(path, ids, id_name)
+    refuse_doubles(path, ids, id_name)
     if missing := [name for name in competition.drop if name not in columns and not test]:
         raise UserError(
             str(path), f"has no column {missing[0]!r} for --drop", f"its columns: {names_in_short([*columns])}"
@@ -273,9 +268,9 @@ def _pixel_table(
     """Ids are those of an id column, or else row numbers from 1."""
     images, columns = read_pixels(path, header, content)
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = _id_column(path, columns, competition, test, sample, of_features=False)
+    id_name = id_column(path, columns, competition, test, sample, of_features=False)
     ids = columns[id_name] if id_name else text_array(str(number) for number in range(1, len(images) + 1))
-    _refuse_doubles(path, ids, id_name)
+    refuse_doubles(path, ids, id_name)
     called = f"column {id_name}" if id_name else "the rows' numbers from 1"
     taken = (f"ids          {called} (--image-column)", *labels.taken)
     label_name = labels.name if labels.name not in ("", "label") else "Label"
@@ -293,62 +288,6 @@ def _pixel_table(
     )
 
 
-def _id_column(
-    path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str, of_features: bool
-) -> str:
-    """The column that names the rows of a table of pixels or features; empty where they are numbered.
-
-    It is told by what was said, by the sample submission, by its name, and by its cells: numbers in its place would
-    put answers on other rows, and a model would learn from it as from a feature.
-
-    Raises:
-        UserError: there is no column of the name that was said; several columns may name the rows.
-    """
-    if competition.image_column in columns:
-        return competition.image_column
-    if competition.image_column and not test:
-        raise UserError(
-            str(path), f"has no column {competition.image_column!r}", f"its columns: {names_in_short([*columns])}"
-        )
-    unique = [name for name, cells in columns.items() if len(set(cells)) == len(cells)]
-    sample = sample or competition.sample
-    asked = next(iter(names_in_header(Path(sample))), "") if sample else ""
-    if asked in columns and (test or asked in unique):
-        return asked
-    known = [name for name in ID_COLUMNS if name in columns]
-    known += [name for name in columns if _is_called_id(name) and (test or name in unique)]
-    if known:
-        return known[0]
-    likely = unique
-    if of_features:  # few rows of a test table may differ in any column: what the train table has for ids is said there
-        likely = [] if test else [name for name in unique if _names_rows(columns[name])]
-    if len(likely) > 1:
-        what = f"has several columns that may be the ids: {', '.join(likely)}"
-        raise UserError(str(path), what, "name the right one with --image-column")
-    if likely:
-        warn(f"{path}: its ids are taken from the column {likely[0]}, where all cells differ")
-    return next(iter(likely), "")
-
-
-def _is_called_id(name: str) -> bool:
-    """Whether the last word of a column's name says id: PassengerId, row_id, imageid, guid."""
-    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
-    return bool(words) and (words[-1].lower() in ID_WORDS or _plain(name) in ("imageid", "imgid", "sampleid", "rowid"))
-
-
-def _names_rows(cells: np.ndarray) -> bool:
-    """Whether cells that all differ are names, or whole numbers counted up, rather than a measured quantity."""
-    if not all(re.fullmatch("[0-9]{1,15}", cell) for cell in cells):
-        return not any(map(is_number, cells))
-    numbers = sorted(map(int, cells))
-    return len(numbers) > 1 and numbers[-1] - numbers[0] == len(numbers) - 1
-
-
-def _plain(name: str) -> str:
-    """A column's name without regard to case, spaces and underscores."""
-    return re.sub("[^a-z0-9]", "", name.lower())
-
-
 def _photo_table(
     path: Path, columns: dict[str, np.ndarray], competition: Competition, images: Sequence[str], test: bool
 ) -> Table:
@@ -356,7 +295,7 @@ def _photo_table(
     search = PhotoSearch(path, images, competition.image_suffixes)
     id_name = _image_column(path, columns, competition, search)
     ids = columns.pop(id_name)
-    _refuse_doubles(path, ids, id_name)
+    refuse_doubles(path, ids, id_name)
     files = search.files(ids, id_name)
     labels = take_labels(path, columns, ids, competition, test, alone=True)
     places = ", ".join(sorted({str(file.parent) for file in files})[:3])
@@ -384,8 +323,8 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
             raise UserError(str(path), f"has no column {name!r}", f"its columns: {', '.join(columns)}")
         return name
     usual = [name for name in IMAGE_COLUMNS if name in columns]
-    plain = [_plain(name) for name in IMAGE_COLUMNS]
-    usual += sorted((name for name in columns if _plain(name) in plain and name not in usual), key=len)
+    plain = [plain_name(name) for name in IMAGE_COLUMNS]
+    usual += sorted((name for name in columns if plain_name(name) in plain and name not in usual), key=len)
     for name in usual:
         if any(map(search.has, columns[name])):
             return name
@@ -453,18 +392,6 @@ def _with_whole_labels(table: Table, competition: Competition) -> Table:
         if what := flaw(label):
             raise UserError(row_of(table.source, index), f"the label {what}", "fill it in or remove the row")
     return table
-
-
-def _refuse_doubles(path: Path, ids: np.ndarray, column: str) -> None:
-    first = {}
-    for index, name in enumerate(ids):
-        if not name:
-            raise UserError(f"{row_of(path, index)}, column {column}", "is empty", "fill it in or remove the row")
-        if (earlier := first.setdefault(name, index)) != index:
-            raise UserError(row_of(path, index), f"id {name!r} is also in row {earlier + 1}", "remove one of them")
-    if len({unicodedata.normalize("NFC", name) for name in first}) < len(first):
-        twins = Counter(unicodedata.normalize("NFC", name) for name in first).most_common(1)[0][0]
-        warn(f"{path}: two rows are named {twins} and differ only in the Unicode form of an accent")
 
 
 def _embedded_digits(test: bool) -> Table:

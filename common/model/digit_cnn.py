@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from timm.models import register_model
 from torch import Tensor, nn
 
-from common.base.errors import UserError
+from common.model.registration import register
 
 
 class DigitCNN(nn.Module):
@@ -69,11 +68,4 @@ class DigitCNN(nn.Module):
         return self.head(self.features(images))
 
 
-@register_model
-def digit_cnn(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> DigitCNN:
-    """:class:`DigitCNN` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model digit_cnn", "has no pretrained weights", "train it from scratch")
-    return DigitCNN(**model_args)
+register("digit_cnn", DigitCNN)

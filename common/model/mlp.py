@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from timm.models import register_model
 from torch import Tensor, nn
 
-from common.base.errors import UserError
+from common.model.registration import register
 
 
 class MLP(nn.Module):
@@ -56,11 +55,4 @@ class MLP(nn.Module):
         return outputs if self.skip is None else outputs + self.skip(inputs)
 
 
-@register_model
-def mlp(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> MLP:
-    """:class:`MLP` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model mlp", "has no pretrained weights", "train it from scratch")
-    return MLP(**model_args)
+register("mlp", MLP)

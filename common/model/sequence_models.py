@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 
 from common.base.errors import UserError
+from common.model.registration import register
 
 
 def without_padding(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,31 +280,6 @@ def places(frames: Tensor) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width].to(frames.dtype)
 
 
-@register_model
-def frame_cnn(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> FrameCNN:
-    """:class:`FrameCNN` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model frame_cnn", "has no pretrained weights", "train it from scratch")
-    return FrameCNN(**model_args)
-
-
-@register_model
-def sequence_cnn(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> SequenceCNN:
-    """:class:`SequenceCNN` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model sequence_cnn", "has no pretrained weights", "train it from scratch")
-    return SequenceCNN(**model_args)
-
-
-@register_model
-def sequence_transformer(
-    pretrained: bool = False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **model_args
-) -> SequenceTransformer:
-    """:class:`SequenceTransformer` with the signature that timm calls; there are no pretrained weights."""
-    if pretrained:
-        raise UserError("--model sequence_transformer", "has no pretrained weights", "train it from scratch")
-    return SequenceTransformer(**model_args)
+register("frame_cnn", FrameCNN)
+register("sequence_cnn", SequenceCNN)
+register("sequence_transformer", SequenceTransformer)

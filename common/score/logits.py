@@ -90,4 +90,6 @@ def paired_difference(
     if of_unit.max() == n - 1:  # each row is its own
         return mean, float(difference.std(ddof=1) / n**0.5)
     sums = np.bincount(of_unit, weights=difference - mean)
-    return mean, float((np.square(sums).sum() * len(sums) / max(1, len(sums) - 1)) ** 0.5 / n)
+    if len(sums) == 1:  # nothing varies that could be seen to
+        return mean, float("inf")
+    return mean, float((np.square(sums).sum() * len(sums) / (len(sums) - 1)) ** 0.5 / n)

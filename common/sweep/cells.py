@@ -323,11 +323,12 @@ class CellRunner:
         """What all cells have in common, in one line."""
         cfg, sizes = self.sweep.config, sorted({cell.batch_size for cell in self.plan(self._cells())})
         steps = {size: self.sweep.steps_of(Cell(size, 0.0), self.rows) for size in sizes}
-        count = sorted({f"{number:,}" for number in (max(steps.values()), min(steps.values()))}, key=len, reverse=True)
+        most, least = max(steps.values()), min(steps.values())
+        count = f"{most:,}" if most == least else f"{most:,} to {least:,}"
         short = [str(size) for size in sizes if steps[size] < MIN_STEPS]
         return (
             f"{cfg.model}, {' '.join((cfg.opt, *cfg.opt_args))}, fold {cfg.fold}, {self.rows:,} rows, "
-            f"{' to '.join(count)} steps, warm-up {self.sweep.warmup:.0%} of them, "
+            f"{count} steps, warm-up {self.sweep.warmup:.0%} of them, "
             f"schedule {' '.join((cfg.schedule, *cfg.schedule_args))}, weight decay {cfg.weight_decay:g}, "
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
             + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
