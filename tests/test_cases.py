@@ -218,6 +218,33 @@ def test_a_missing_photo_names_the_folders_and_the_flag(tmp_path):
         read_train_table(path, Competition(images=(str(tmp_path / "images"),)))
 
 
+def test_a_missing_photo_of_a_test_table_shows_every_folder_that_has_it(tmp_path):
+    """The first of them may be the training photos'; the flag is the one for a test table."""
+    photos(tmp_path, ["first_stage/0.jpg", "second_stage/0.jpg"])
+    path = write(tmp_path / "sample_submission.csv", "id,breed\n0,x\n")
+    with pytest.raises(UserError, match=r"may be .*first.*/0.jpg or .*second.*/0.jpg: .* folds.py --test-images$"):
+        read_test_table(path, "")
+
+
+@pytest.mark.parametrize(("cell", "file"), [("7", "007.jpg"), ("7.0", "7.jpg"), ("0", "000.jpg"), ("a ", "a.jpg")])
+def test_a_name_that_a_spreadsheet_changed_is_shown(tmp_path, cell, file):
+    """Lost zeros, a fraction, a space: the file of that name is there, and no folder would help."""
+    photos(tmp_path, [f"train/{file}"])
+    with pytest.raises(UserError, match=f"no image '{cell}' in .*; .*{file[:-4]}.* is there: correct a copy"):
+        read_train_table(write(tmp_path / "train.csv", f"image,label\n{cell},x\n"))
+
+
+def test_paths_may_come_from_windows(tmp_path):
+    """With its slashes, whether a folder is below the csv, named, or a part of the file's own name."""
+    photos(tmp_path, ["train/a/0.jpg", "train/b/0.jpg"])
+    path = write(tmp_path / "list.csv", "image,label\ntrain\\a\\0.jpg,x\ntrain\\b\\0.jpg,y\n")
+    expected = ["train/a/0.jpg", "train/b/0.jpg"]
+    assert found(tmp_path, read_train_table(path)) == expected
+    assert found(tmp_path, read_train_table(path, Competition(images=(str(tmp_path / "train"),)))) == expected
+    photos(tmp_path, ["train\\a\\0.jpg", "train\\b\\0.jpg"])
+    assert found(tmp_path, read_train_table(path)) == ["train\\a\\0.jpg", "train\\b\\0.jpg"]
+
+
 def test_a_link_out_of_the_tables_folder_says_what_to_name(tmp_path):
     """A linked folder of photos is used where the user names it, not where a table leads into it."""
     photos(tmp_path, ["far/0.jpg"])
@@ -442,7 +469,15 @@ def test_folders_within_classes_are_fine(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "litter", ["__MACOSX/cat/._0.jpg", "@eaDir/0.jpg", "cat/@eaDir/0.jpg", ".ipynb_checkpoints/0.jpg", "lost+found/x"]
+    "litter",
+    [
+        "__MACOSX/cat/._0.jpg",
+        "@eaDir/0.jpg",
+        "cat/@eaDir/0.jpg",
+        ".ipynb_checkpoints/0.jpg",
+        "lost+found/x",
+        "#recycle/0.jpg",
+    ],
 )
 def test_what_a_zip_file_or_a_disk_leaves_is_left_out(tmp_path, litter):
     """On Kaggle the folder is read-only: nothing can be removed there."""
@@ -451,7 +486,7 @@ def test_what_a_zip_file_or_a_disk_leaves_is_left_out(tmp_path, litter):
     assert read_train_table(str(tmp_path)).ids.tolist() == ["cat/0.jpg", "dog/0.jpg"]
 
 
-def test_linked_folders_are_followed_or_refused_by_name(tmp_path):
+def test_linked_folders_are_followed_or_refused_by_name(tmp_path, capsys):
     """Never left out without a word: within the folder they count, out of it they are refused unless named."""
     photos(tmp_path, ["far/0.jpg", "test/a/1.jpg", "test/b/c/2.jpg"])
     test = tmp_path / "test"
@@ -464,11 +499,19 @@ def test_linked_folders_are_followed_or_refused_by_name(tmp_path):
     named = Competition(test_images=(str(test),))
     assert read_test_table(str(test), "", "", named).ids.tolist() == ["a/1.jpg", "b/c/2.jpg", "part2/0.jpg"]
     (test / "part2").unlink()
-    for link, target, message in (("loop", test, "a folder that it lies in"), ("dead.jpg", "gone", "not there")):
+    gone = "to what cannot be found"
+    links = ("loop", test, "a folder that it lies in"), ("dead.jpg", "gone", gone), ("dead", "../gone", gone)
+    for link, target, message in (*links, ("itself", "itself", gone)):
         (test / link).symlink_to(target)
         with pytest.raises(UserError, match=message):
             read_test_table(str(test), "")
         (test / link).unlink()
+    (test / "notes.txt").symlink_to("gone")
+    assert read_test_table(str(test), "").ids.tolist() == ["a/1.jpg", "b/c/2.jpg"]
+    assert "notes.txt: is left out: a link" in capsys.readouterr().err
+    os.mkfifo(test / "pipe.jpg")
+    with pytest.raises(UserError, match="pipe.jpg: is neither a file nor a folder"):
+        read_test_table(str(test), "")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_without_a_sample_rows_stay_in_test_order(tmp_path):
 
 def test_sample_decides_columns_and_order(tmp_path):
     """Columns and row order are the sample's, each id keeps its own prediction; which class it predicts is ignored."""
-    sample = sample_file(tmp_path, '\ufeffId,Category\r\nNA,dog\r\n"b,""",dog\r\nc,\r\n001,0\r\n')
+    sample = sample_file(tmp_path, '\ufeffId,Category\r\nNA,dog\r\n"b,""",dog\r\nc,\r\n001,cat\r\n')
     assert written(tmp_path, sample=sample) == 'Id,Category\nNA,cat\n"b,""",猫\nc,cat\n001,dog\n'
 
 
@@ -66,9 +66,41 @@ def test_a_sample_without_a_class_is_refused(tmp_path, cell):
         written(tmp_path, sample=sample, form="votes")
 
 
+@pytest.mark.parametrize("cell", ["bird", "Dog", "3"])
+def test_a_sample_of_classes_and_others_is_refused(tmp_path, cell):
+    """A single label that is no class may show another numbering, or another competition."""
+    sample = sample_file(tmp_path, f'Id,Category\nNA,dog\n"b,""",cat\nc,{cell}\n001,\n')
+    with pytest.raises(UserError, match=f"has {cell} in column Category, and that is no class; .*--submit label$"):
+        written(tmp_path, sample=sample)
+    assert written(tmp_path, sample=sample, form="label").startswith("Id,Category\nNA,cat\n")
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog"], ["0", "1"]])
+@pytest.mark.parametrize("cells", [("0.0", "1.0"), ("0.0", "0.0")])
+def test_codes_that_may_be_probabilities_are_asked_for(tmp_path, classes, cells):
+    """Nobody can tell whether 0.0 stands for a label or for a probability; one cell of 0.3 tells it."""
+    test = Predictions(text_array("ab"), np.array([[3, 0], [0, 3]], dtype=np.float32), classes)
+    sample = sample_file(tmp_path, f"id,target\na,{cells[0]}\nb,{cells[1]}\n")
+    with pytest.raises(UserError, match="--submit label, or --submit probability where a number is asked for$"):
+        written(tmp_path, test, sample)
+    shares = "id,target\na,0.0474258732\nb,0.952574127\n"
+    assert (
+        written(tmp_path, test, sample, form="probability") == written(tmp_path, test, sample, metric="auc") == shares
+    )
+    assert written(tmp_path, test, sample_file(tmp_path, "id,target\na,1\nb,0.3\n")) == shares
+
+
 @pytest.mark.parametrize(
     ("classes", "column", "positive", "expected"),
-    [(["0", "1"], "has_cactus", "", 1), (["cat", "dog"], "cat", "", 0), (["no", "yes"], "target", "yes", 1)],
+    [
+        (["0", "1"], "has_cactus", "", 1),
+        (["cat", "dog"], "cat", "", 0),
+        (["cat", "dog"], "IsCat", "", 0),
+        (["cactus", "no cactus"], "has_cactus", "", 0),
+        (["cactus", "no cactus"], "p_no_cactus", "", 1),
+        (["1", "2"], "target", "", 1),
+        (["no", "yes"], "target", "yes", 1),
+    ],
 )
 def test_a_sample_of_one_half_gets_the_probability_of_the_positive_class(tmp_path, classes, column, positive, expected):
     """The class is told by 0 and 1, by the column's name, or asked for."""
@@ -81,7 +113,7 @@ def test_a_sample_of_one_half_gets_the_probability_of_the_positive_class(tmp_pat
     np.testing.assert_allclose(found, softmax(logits)[[1, 0, 2], expected], rtol=1e-6)
     with pytest.raises(UserError, match="--positive: maybe is no class; the classes are cat, dog"):
         written(tmp_path, replace(test, classes=["cat", "dog"]), sample, positive="maybe")
-    if column == "target":
+    if positive == "yes":
         assert written(tmp_path, test, sample) == written(tmp_path, test, sample, positive="yes")
 
 

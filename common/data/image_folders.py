@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from common.base.errors import UserError, warn
@@ -11,7 +11,9 @@ from common.base.strict_csv import read_columns, row_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Folders that unzipping, a file server or a disk leaves among the others, in lower case.
-LITTER = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
+LITTER = ("__macosx", "_macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "@recently-snapshot")
+LITTER += ("system volume information", "found.000", "network trash folder", "temporary items", "lost+found")
+LITTER += ("__pycache__", "resource.frk")
 
 # A folder or table called by nothing but these words says nothing of what it holds.
 IMAGE_WORDS = frozenset(
@@ -61,6 +63,9 @@ class NamedImages:
 
     def find(self, name: str) -> list[Path]:
         """Every file that ``name`` may mean: none, one, or several where it cannot be told."""
+        return first_found(self._find, name)
+
+    def _find(self, name: str) -> list[Path]:
         parts = PurePosixPath(name).parts
         if not parts:
             return []
@@ -71,6 +76,11 @@ class NamedImages:
                 shared.append((same, file.name == parts[-1], file))
         best = max((each[:2] for each in shared), default=None)
         return list(dict.fromkeys(file for *closeness, file in shared if tuple(closeness) == best))
+
+
+def first_found(find: Callable[[str], list[Path]], name: str) -> list[Path]:
+    """What ``find`` finds of a name as it is written, or else with a Windows path's slashes turned."""
+    return find(name) or (find(name.replace("\\", "/")) if "\\" in name else [])
 
 
 def _folded(name: str) -> str:
@@ -154,9 +164,15 @@ def files_below(root: Path, trusted: bool = False, above: tuple[Path, ...] = ())
         file = root / entry.name
         if entry.name.startswith("."):
             continue
+        is_image = file.suffix.lower() in IMAGE_SUFFIXES
+        if entry.is_symlink() and not os.path.exists(file):
+            if is_image or not file.suffix:
+                raise UserError(str(file), "is a link to what cannot be found", "restore that or remove the link")
+            warn(f"{file}: is left out: a link to what cannot be found")
+            continue
         if entry.is_symlink() and not trusted:
             remedy = f"if it is meant, name {above[0]} with folds.py --images, or --test-images, as well"
-            refuse_outside(above[0], file, f"{root}, {entry.name}", remedy)
+            refuse_outside(above[0], file, f"{root}, {entry.name}", remedy=remedy)
         if entry.is_dir():
             if entry.name.lower() in LITTER:
                 warn(f"{file}: is left out: no folder of images, but what a program left there")
@@ -167,8 +183,8 @@ def files_below(root: Path, trusted: bool = False, above: tuple[Path, ...] = ())
                     yield f"{entry.name}/{name}", inner
         elif entry.is_file():
             yield entry.name, file
-        elif entry.is_symlink() and (not file.suffix or file.suffix.lower() in IMAGE_SUFFIXES):
-            raise UserError(str(file), "is a link to a file that is not there", "restore the file or remove the link")
+        elif is_image:
+            raise UserError(str(file), "is neither a file nor a folder", "remove it")
 
 
 def entries_of(folder: Path) -> list[os.DirEntry]:
@@ -181,12 +197,12 @@ def entries_of(folder: Path) -> list[os.DirEntry]:
         raise UserError(str(folder), what, "check its permissions or name another folder") from error
 
 
-def refuse_outside(root: Path, file: Path, where: str, remedy: str = "") -> None:
-    """Raise UserError where ``file`` is a link to what does not lie below ``root``."""
+def refuse_outside(root: Path, file: Path, where: str, flag: str = "", remedy: str = "") -> None:
+    """Raise UserError where ``file`` is a link to what does not lie below ``root``; ``flag`` names another folder."""
     real = Path(os.path.realpath(file))
     if not real.is_relative_to(os.path.realpath(root)):
         what = f"{file.name} is a link that points outside of {root}"
-        raise UserError(where, what, remedy or f"name the folder that it points into: --images {real.parent}")
+        raise UserError(where, what, remedy or f"name the folder that it points into: {flag} {real.parent}")
 
 
 def class_folders(root: Path, trusted: bool = False) -> tuple[dict[str, Path], list[str]]:

@@ -13,6 +13,7 @@ from common.data.image_folders import (
     NamedImages,
     entries_of,
     files_below,
+    first_found,
     refuse_outside,
     words_of,
 )
@@ -32,8 +33,9 @@ class PhotoSearch:
     - the csv's folder itself, and images/ in it, but not for some rows of a table whose others lie in the former.
     """
 
-    def __init__(self, path: Path, folders: Sequence[str] = (), suffixes: Sequence[str] = ()):
-        self.path, self.root, self.suffixes = path, path.parent, suffixes
+    def __init__(self, path: Path, folders: Sequence[str] = (), suffixes: Sequence[str] = (), flag: str = "--images"):
+        """``flag`` is what a user names folders with, for messages."""
+        self.path, self.root, self.suffixes, self.flag = path, path.parent, suffixes, flag
         self._listed: dict[str, NamedImages] = {}
         self._below: dict[Path, NamedImages] = {}
         self.named = [Path(folder) for folder in folders]
@@ -50,8 +52,9 @@ class PhotoSearch:
 
     def find(self, name: str) -> list[Path]:
         """Every file that a cell may mean: none, one, or several where it cannot be told."""
-        if self.named:
-            return self.known.find(name)
+        return self.known.find(name) if self.named else first_found(self._find, name)
+
+    def _find(self, name: str) -> list[Path]:
         if "/" in name and (found := self._in(self.root, name)):
             return found
         return self._called_alike(name) or _merged(self._in(folder, name) for folder in self.plain)
@@ -77,16 +80,16 @@ class PhotoSearch:
             where = row_of(self.path, index)
             written = PureWindowsPath(name)  # knows both kinds of slashes and drives
             if ".." in written.parts or (written.anchor and not self.named):
-                remedy = "name the images' folder with --images"
+                remedy = f"name the images' folder with {self.flag}"
                 raise UserError(where, f"{name!r} points outside of {self.root}", remedy)
             found = self.find(name)
             if not found:
                 raise UserError(where, f"there is no image {name!r} in {self._places()}", self._proposal(name, column))
             if len(found) > 1:
                 what = f"{name!r} may mean {' or '.join(map(self._shown, found[:3]))}"
-                raise UserError(where, what, "add the suffix or folder, or name the right folder with --images")
+                raise UserError(where, what, f"add the suffix or folder, or name the right folder with {self.flag}")
             if not self.named:
-                refuse_outside(self.root, found[0], where)
+                refuse_outside(self.root, found[0], where, self.flag)
             files.append(found[0])
         if not self.named:
             self._refuse_a_mixture(names, files)
@@ -112,13 +115,13 @@ class PhotoSearch:
         elsewhere = [
             index
             for index, (name, file) in enumerate(zip(names, files, strict=True))
-            if "/" not in name and not any(file.is_relative_to(folder) for folder in self.called_alike)
+            if not _has_folder(name) and not any(file.is_relative_to(folder) for folder in self.called_alike)
         ]
-        if elsewhere and len(elsewhere) < sum("/" not in name for name in names):
+        if elsewhere and len(elsewhere) < sum(not _has_folder(name) for name in names):
             first, folders = elsewhere[0], ", ".join(map(self._shown, self.called_alike))
             shown = self._shown(files[first])
             what = f"{names[first]!r} is not in {folders}, where others are, but {shown} is there"
-            raise UserError(row_of(self.path, first), what, "restore it, or name all folders with --images")
+            raise UserError(row_of(self.path, first), what, f"restore it, or name all folders with {self.flag}")
 
     def _shown(self, path: Path) -> str:
         return str(path if self.named else path.relative_to(self.root))
@@ -128,20 +131,27 @@ class PhotoSearch:
         return " or ".join(filter(None, [", ".join(folders[:-1]), folders[-1]]))
 
     def _proposal(self, name: str, column: str) -> str:
-        """What to do about a missing image: the folder below the csv's that has it, if there is one."""
-        remedy = f"name the images' folder with --images, or another column than {column} with --image-column"
-        if not self.named:
-            try:
-                found = NamedImages(islice(_images_below(self.root), MOST_LOOKED_AT)).find(name)
-            except UserError:  # a folder that cannot be read, or a link, says nothing of this name
-                return remedy
-            if not found and not self.suffixes:
-                of_several = [file for _, file in islice(_images_below(self.root), MOST_LOOKED_AT)]
-                ends = sorted({file.stem[len(name) :] for file in of_several if file.stem.startswith(f"{name}_")})
-                if len(ends) > 1:
-                    return f"several files are one image: name its channels with --image-suffixes {' '.join(ends)}"
-            if found and "/" not in name:
-                return f"it may be {found[0]}: name its folder with --images {found[0].parent}"
+        """What to do about a missing image: a folder below the csv's that has it, or a name that nearly is its own."""
+        remedy = f"name the images' folder with {self.flag}, or another column than {column} with --image-column"
+        if self.named:
+            return remedy
+        try:
+            images = list(islice(_images_below(self.root), MOST_LOOKED_AT))
+        except UserError:  # a folder that cannot be read, or a link, says nothing of this name
+            return remedy
+        known, files = NamedImages(images), [file for _, file in images]
+        if (found := known.find(name)) and not _has_folder(name):
+            folders = list(dict.fromkeys(file.parent for file in found))
+            named = " or ".join(map(str, found[:3]))
+            return f"it may be {named}: name the right folder with {self.flag}" + f" {folders[0]}" * (len(folders) == 1)
+        if not self.suffixes:
+            ends = sorted({file.stem[len(name) :] for file in files if file.stem.startswith(f"{name}_")})
+            if len(ends) > 1:
+                return f"several files are one image: name its channels with --image-suffixes {' '.join(ends)}"
+        if known.find(name.strip()):
+            return f"{name.strip()!r} is there: correct a copy of the table"
+        if alike := [file for file in files if name and file.stem.lstrip("0") == _without_zeros(name)]:
+            return f"{alike[0]} is there: correct a copy of the table"
         return remedy
 
 
@@ -149,6 +159,18 @@ def _with_suffix(name: str, suffix: str) -> str:
     """A name with what tells the files of an image apart, in front of its file extension if it has one."""
     stem, extension = os.path.splitext(name)
     return f"{stem}{suffix}{extension}" if extension.lower() in IMAGE_SUFFIXES else f"{name}{suffix}"
+
+
+def _has_folder(name: str) -> bool:
+    """Whether a cell says more than the file's own name."""
+    return "/" in name or "\\" in name
+
+
+def _without_zeros(name: str) -> str:
+    """A number as what counted it wrote it before leading zeros were lost, or a .0 was added; else the name."""
+    stem, extension = os.path.splitext(name)
+    stem = name if extension.lower() not in (*IMAGE_SUFFIXES, ".0") else stem
+    return stem.lstrip("0")
 
 
 def _merged(found: Iterable[list[Path]]) -> list[Path]:

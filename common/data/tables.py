@@ -292,7 +292,7 @@ def _photo_table(
     path: Path, columns: dict[str, np.ndarray], competition: Competition, images: Sequence[str], test: bool
 ) -> Table:
     """Ids are the image column's cells; where the files lie, common/data/photos.py says."""
-    search = PhotoSearch(path, images, competition.image_suffixes)
+    search = PhotoSearch(path, images, competition.image_suffixes, "folds.py --test-images" if test else "--images")
     id_name = _image_column(path, columns, competition, search)
     ids = columns.pop(id_name)
     refuse_doubles(path, ids, id_name)
@@ -335,7 +335,7 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
         return usual[0]  # whose missing photo is then named
     places = ", ".join(map(str, search.searched))
     what = f"has neither pixel columns nor one that names an image file ({', '.join(columns)}) in {places}"
-    remedy = "name the image column with --image-column and the images' folder with --images"
+    remedy = f"name the image column with --image-column and the images' folder with {search.flag}"
     raise UserError(str(path), what, remedy)
 
 
@@ -376,7 +376,7 @@ def _stacks_in(root: Path, sample: str, competition: Competition) -> Table:
         what = "needs a sample submission to name the images of a test folder"
         raise UserError("--image-suffixes", what, "name it with --sample, or give --test a table")
     column, ids = next(iter(read_columns(Path(sample)).items()))
-    files = PhotoSearch(Path(sample), [str(root)], competition.image_suffixes).files(ids, column)
+    files = PhotoSearch(Path(sample), [str(root)], competition.image_suffixes, "--test").files(ids, column)
     return Table(str(root), ids, NO_LABELS.cells, files, "image", "label", {}, PHOTOS.name)
 
 

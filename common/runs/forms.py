@@ -61,6 +61,11 @@ class Asked:
         return set(list(self.cells.values())[1]) - {""}
 
     @property
+    def are_shares(self) -> bool:
+        """Whether every cell of the second column is a number from 0 to 1."""
+        return all(map(_is_probability, self.answers))
+
+    @property
     def wants_probabilities(self) -> bool:
         """Whether the metric tells apart what 0 and 1 do not."""
         return bool(self.metric) and METRICS[self.metric].looks_at == "probabilities"
@@ -136,10 +141,11 @@ def check_probabilities(rows: Iterable[Sequence[str]], outputs: Sequence[str], s
 
 
 def reads_probability(asked: Asked, outputs: Sequence[str]) -> int | None:
-    """Two classes, an id, and numbers from 0 to 1 that are no classes; or 0 and 1, where the metric looks at more."""
-    if len(asked.cells) != 2 or len(outputs) != 2 or not all(map(_is_probability, asked.answers)):
+    """Two classes, an id, and numbers from 0 to 1, one of them in between and no class unless the metric tells more."""
+    if len(asked.cells) != 2 or len(outputs) != 2 or not asked.are_shares:
         return None
-    return 0 if asked.wants_probabilities or asked.answers and not asked.answers & set(outputs) else None
+    between = [cell for cell in asked.answers if 0 < float(cell) < 1 and cell not in outputs]
+    return 0 if asked.wants_probabilities or between else None
 
 
 def check_probability(rows: Iterable[Sequence[str]], outputs: Sequence[str], separator: str) -> Iterator[Fault]:
@@ -290,14 +296,22 @@ def form_named(form: str, known: Sequence[str]) -> tuple[str, int]:
 
 
 def positive_class(column: str, outputs: Sequence[str], positive: str = "") -> str:
-    """The class whose probability is asked for: ``positive``, the one that its column is called like, 1 of 0 and 1,
-    or else the second one.
+    """The class whose probability is asked for: ``positive``, the one that its column names, or else the second one.
 
     Raises:
         UserError: ``positive`` is no class.
     """
     check_positive(positive, outputs)
-    return next(name for name in (positive, column, "1", outputs[-1]) if name in outputs)
+    if positive or column in outputs:
+        return positive or column
+    words = _words(column)
+    named = [name for name in outputs if name and f" {_words(name)} " in f" {words} "]
+    return max(named, key=len, default=outputs[-1])  # of no_tumour and tumour the longer
+
+
+def _words(name: str) -> str:
+    """A name's words in small letters, with one space between: is_malignant and IsMalignant say the same."""
+    return " ".join(re.findall("[^\\W_]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower()))
 
 
 def _is_probability(cell: str) -> bool:

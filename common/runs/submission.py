@@ -56,16 +56,27 @@ def read_form(
             sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
             if FORMS[name].has_more and (new := sorted(set(sheet.without_id(columns)) - set(outputs))):
                 warn(f"{sample}: no training row has {names_in_short(new)}: 0 in every row")
+            if name == "label" and not form and (strange := asked.answers - set(outputs)):
+                raise _no_classes(sample, asked, strange, task, outputs)
             wishes = replace(wishes, separator=asked.separator or wishes.separator)
             return _filled_in(sheet, outputs, wishes, names or (asked.names if len(columns) == 2 else 0))
     known = f"the {task.outputs_are} are {names_in_short(outputs)}"
     if len(columns) == 2 and not form and not task.is_number:
         _check_ids(sample, asked.cells[columns[0]], ids)
-        what = f"has {names_in_short(sorted(asked.answers))} in column {columns[1]}, and none of them is a class"
-        remedy = f"{known}; if these are wanted nevertheless, say --submit {task.forms[0]}"
-        raise UserError(sample, what, remedy)
+        raise _no_classes(sample, asked, asked.answers, task, outputs)
     words = " nor ".join(FORMS[name].words for name in ([form] if form else task.forms))
     raise UserError(sample, f"has the columns {', '.join(columns[:12])}, neither {words}", known)
+
+
+def _no_classes(sample: str, asked: Asked, strange: set[str], task: Task, outputs: Sequence[str]) -> UserError:
+    """What is said where the cells ``strange`` of a sample are no classes, with the flags to go on."""
+    what = f"has {names_in_short(sorted(strange))} in column {list(asked.cells)[1]}, and "
+    what += "none of them is a class" if strange == asked.answers else "that is no class"
+    remedy = f"the {task.outputs_are} are {names_in_short(outputs)}; if these are wanted nevertheless, say --submit "
+    remedy += task.forms[0]
+    if len(outputs) == 2 and asked.are_shares:
+        remedy += ", or --submit probability where a number is asked for"
+    return UserError(sample, what, remedy)
 
 
 def _filled_in(sheet: Sheet, outputs: Sequence[str], wishes: Wishes, names: int) -> Sheet:
