@@ -38,6 +38,7 @@ from common.data.folds import Folds, match_folds, read_folds
 from common.data.tables import Table, read_train_table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
+from common.runs.fitting import fitting
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
-    sweep = sweep_of(options)
+    sweep = fitted(sweep_of(options))[0]
     check_signatures(sweep.config)
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
@@ -310,7 +311,7 @@ def find(options: Find) -> Result:
     sweep = settled(find_sweep(options))
     batch_size = options.batch_size or middle_size(sweep)
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
-    table, folds = table_and_folds(sweep)
+    sweep, table, folds = fitted(sweep)
 
     from common.sweep.range_test import range_test
 
@@ -329,10 +330,11 @@ def middle_size(sweep: Sweep) -> int:
     return sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
 
 
-def table_and_folds(sweep: Sweep) -> tuple[Table, Folds]:
-    """What a sweep's cells train on."""
+def fitted(sweep: Sweep) -> tuple[Sweep, Table, Folds]:
+    """The sweep with the model that fits what its cells train on, and that."""
     table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
-    return table, match_folds(read_folds(Path(sweep.config.folds), sweep.config.task, sweep.config.positive), table)
+    folds = match_folds(read_folds(Path(sweep.config.folds), sweep.config.task, sweep.config.positive), table)
+    return dataclasses.replace(sweep, config=fitting(sweep.config, table)), table, folds
 
 
 def noise(options: Noise) -> Result:
@@ -340,7 +342,7 @@ def noise(options: Noise) -> Result:
     sweep = settled(find_sweep(options))
     batch_size = options.batch_size or middle_size(sweep)
     lr = options.lr or fit_law(read_cells(sweep.folder)).predict(batch_size).value
-    table, folds = table_and_folds(sweep)
+    sweep, table, folds = fitted(sweep)
 
     from common.sweep.range_test import noise_along
 

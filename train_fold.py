@@ -30,14 +30,14 @@ from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, told
-from common.data.features import column_at, without
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
-from common.data.kinds import FEATURES, KINDS, PHOTOS
+from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, slots_for, spread
 from common.runs.config import Config, check_config, check_file, check_transform, of_fold
+from common.runs.fitting import fitting
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
 from common.runs.layout import (
     CHECKPOINT_FILE,
@@ -160,44 +160,6 @@ def other_flags(cfg: Train) -> list[str]:
     settings = dataclasses.replace(settings, data=Train.data, runs_dir=Train.runs_dir)
     kept = {name: getattr(Train, name) for name, value in said.items() if value == getattr(cfg, name, None)}
     return flags_of(dataclasses.replace(settings, **kept))
-
-
-def fitting(cfg: Train, table: Table) -> Train:
-    """The settings with the model that fits the table's kind of inputs where none was chosen.
-
-    Raises:
-        UserError: something that only images have, or a model of images.
-    """
-    kind = table.kind
-    dropped = read_competition(beside(cfg.folds)).drop  # already, from the table
-    cfg = dataclasses.replace(cfg, drop=tuple(name for name in cfg.drop if name not in dropped))
-    for name in {name for each in KINDS.values() for name in each.takes}.difference(kind.takes):
-        if getattr(cfg, name):
-            whose = " and ".join(each.name for each in KINDS.values() if name in each.takes)
-            what = f"is for {whose}, but {table.source} has {kind.name}"
-            raise UserError(f"--{name.replace('_', '-')}", what, "leave it out")
-    if kind is FEATURES:
-        plan = without(table.plan, cfg.drop)
-        if cfg.offset:
-            column_at(plan, cfg.offset)
-    if kind.of_images:
-        return cfg
-    images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
-    refused = [name for name, default in images_alone.items() if getattr(cfg, name) != default]
-    refused += ["augment"] * (cfg.augment not in ("auto", "none")) + ["augment_args"] * bool(cfg.augment_args)
-    if refused:
-        flag = f"--{refused[0].replace('_', '-')}"
-        raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")
-    for flag, is_set in (("--sampling", cfg.sampling == "balanced"), ("--unlabelled, --pseudo", cfg.joins_rows)):
-        if is_set and cfg.model in kind.in_runs:
-            raise UserError(flag, f"would tear apart the {kind.name} that {cfg.model} takes in a row", "leave it out")
-    if cfg.model == Config.model:
-        return dataclasses.replace(cfg, model=kind.models[0])
-    if cfg.model not in kind.models:
-        sees = next((each.name for each in KINDS.values() if cfg.model in each.models), "images")
-        what = f"{cfg.model} looks at {sees}, but {table.source} has {kind.name}"
-        raise UserError("--model", what, f"use {' or '.join(kind.models)}")
-    return cfg
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:

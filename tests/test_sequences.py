@@ -202,18 +202,17 @@ def test_runs_of_frames_hold_each_row_once_and_follow_seed_and_epoch(saved):
     assert (orders[0].diff() != 1).sum() < 12  # pieces of 100 frames
 
 
-def test_crops_are_drawn_by_the_row_whatever_the_process(saved):
+@pytest.mark.parametrize("most", [0, 20])
+def test_shares_are_parts_of_the_global_batch_padded_to_its_longest(saved, most):
+    """Crops are drawn by the row, whatever the process, and all processes compute in one shape."""
     inputs = Sequences.of_files(saved(*drawn(*range(5, 37))), torch.device("cpu"))
-    cropped = {"augment": Augmentation(crop_frames=6)}
+    cropped = {"augment": Augmentation(crop_frames=most)}
     whole = list(batches_of(inputs, 32, **cropped).epoch(0))
     shares = [list(batches_of(inputs, 32, process=at, processes=2, **cropped).epoch(0)) for at in (0, 1)]
-    for step, batch in enumerate(whole):
-        assert batch.inputs.shape[1] <= 6
-        both = torch.cat(
-            [nn.functional.pad(share[step].inputs, (0, 0, 0, 6), value=torch.nan)[:, :6] for share in shares]
-        )
-        longest = batch.inputs.shape[1]
-        assert torch.equal(both[:, :longest].nan_to_num(), batch.inputs.nan_to_num())
+    for batch, *parts in zip(whole, *shares, strict=True):
+        lengths = inputs.lengths[batch.rows]
+        assert batch.inputs.shape[1] == min(most or 99, int(lengths.max()))
+        torch.testing.assert_close(torch.cat([part.inputs for part in parts]), batch.inputs, equal_nan=True)
 
 
 # ---- the whole chain

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.base.profiling import part
 from common.data.augment import Augmentation, Uniform
-from common.data.inputs import Inputs
+from common.data.inputs import Inputs, padded_to
 from common.data.lessons import Lessons
 from common.data.mixing import Mixture, size_of_batch
 from common.data.scales import Scale
@@ -71,6 +71,7 @@ class Share:
     rows: Tensor  # int64 (m)
     partners: Tensor  # the rows that they are mixed with, int64 (m); empty without mixing
     mixture: Mixture | None  # how
+    longest: int  # of the global batch, where lengths differ; 0: they do not
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,12 @@ class TrainBatches:
         """Whether images are augmented before they are copied: a GPU would idle for a policy's many small steps."""
         return self.augment.on_host and self.device.type != "cpu"
 
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        """How long each row of the table is in training, int64 (n), in the host's memory; None: all have one shape."""
+        lengths, most = self.inputs.lengths, self.augment.crop_frames
+        return lengths.clamp_max(most) if lengths is not None and most else lengths
+
     @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
@@ -148,7 +155,7 @@ class TrainBatches:
         order = self.order_of(epoch)
         wanted = (torch.cat([share.rows, share.partners]) for share in self._shares(order, steps, mixes))
         mixtures = self._mixtures(epoch, steps) if mixes else ()
-        shares = self._shares(to_device(order, self.device), steps, mixes, mixtures)
+        shares = self._shares(to_device(order, self.device), steps, mixes, mixtures, self._longest(order))
         found = self.inputs.batches(wanted, HOST if self.augments_ahead else self.device)
         if self.augments_ahead:
             of_shares = zip(found, shares, strict=True)
@@ -169,8 +176,17 @@ class TrainBatches:
             torch.from_numpy(np.stack([self.augment.mix(seed, self.batch_size) for seed in seeds])), self.device
         )
 
+    def _longest(self, order: Tensor) -> list[int]:
+        """The longest row of each global batch of a pass, whose rows are in ``order``; nothing where all are alike."""
+        return [] if self.lengths is None else [int(self.lengths[rows].max()) for rows in order.split(self.batch_size)]
+
     def _shares(
-        self, order: Tensor, steps: range, mixes: bool, mixtures: Sequence[Tensor] | Tensor = ()
+        self,
+        order: Tensor,
+        steps: range,
+        mixes: bool,
+        mixtures: Sequence[Tensor] | Tensor = (),
+        longest: Sequence[int] = (),
     ) -> list[Share]:
         """What this process takes of each global batch of some steps of a pass, whose rows are in ``order``, int64 (n).
 
@@ -185,7 +201,8 @@ class TrainBatches:
                 place = slice(first, first + size)
                 partners = batch.flip(0)[place] if mixes else batch[:0]
                 mixture = Mixture(*mixtures[number][:, place]) if len(mixtures) else None
-                shares.append(Share(step, place, batch[place], partners, mixture))
+                of_all = longest[step] if longest else 0
+                shares.append(Share(step, place, batch[place], partners, mixture, of_all))
         return shares
 
     def _augmented(self, pixels: Tensor, share: Share, epoch: int, device: torch.device) -> list[list[Tensor]]:
@@ -198,6 +215,8 @@ class TrainBatches:
         for purpose in ("augmentation", "second augmentation")[: 1 + self.twice]:
             seed = seed_of(purpose, self.seed, epoch, share.step)
             images = [self.augmented(pixels[:count], self._uniform(seed, share.place, device))]
+            if share.longest:
+                images[0] = padded_to(share.longest, images[0])
             if share.mixture is not None:
                 uniform = self._uniform(seed, share.place, device, from_end=True)
                 images.append(self.augmented(pixels[count:], uniform))
@@ -266,14 +285,11 @@ class TrainBatches:
         Pools of POOL batches are sorted, and all batches shuffled again. What is left over after the last whole batch
         stays at the end, as it was drawn.
         """
-        lengths = self.inputs.lengths
-        if lengths is None:
+        if self.lengths is None:
             return order
-        if self.augment.crop_frames:
-            lengths = lengths.clamp_max(self.augment.crop_frames)
         whole, left = order.tensor_split([self.steps_of_a_pass * self.batch_size])
         pools = whole.split(POOL * self.batch_size)
-        batches = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools]).view(-1, self.batch_size)
+        batches = torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools]).view(-1, self.batch_size)
         return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), left])
 
     def augmented(self, raw: Tensor, uniform: Uniform) -> Tensor:

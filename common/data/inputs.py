@@ -222,6 +222,11 @@ def open_features(table: Table, prepare: Preparation, device: torch.device, read
     return Features(torch.from_numpy(found).to(device))
 
 
+def padded_to(longest: int, batch: Tensor) -> Tensor:
+    """Sequences (m, T, d) with frames of NaN behind each: (m, longest, d), or as they are where they are as long."""
+    return F.pad(batch, (0, 0, 0, longest - batch.shape[1]), value=torch.nan) if batch.shape[1] < longest else batch
+
+
 # ---- of two tables
 
 
@@ -264,7 +269,7 @@ class Joined:
         if self.lengths is None:
             return parts
         longest = max(part.shape[1] for part in parts)
-        return [F.pad(part, (0, 0, 0, longest - part.shape[1]), value=torch.nan) for part in parts]
+        return [padded_to(longest, part) for part in parts]
 
     def scale_of(self, rows: Tensor, device: torch.device) -> Scale:
         """Of rows of the first table alone."""

@@ -1,0 +1,48 @@
+"""Settings against the kind of inputs that a table has."""
+
+import dataclasses
+
+from common.base.errors import UserError
+from common.data.competition import beside, read_competition
+from common.data.features import column_at, without
+from common.data.kinds import FEATURES, KINDS
+from common.data.tables import Table
+from common.runs.config import Config
+
+
+def fitting(cfg: Config, table: Table) -> Config:
+    """The settings with the model that fits the table's kind of inputs where none was chosen.
+
+    Raises:
+        UserError: something that only images have, or a model of images.
+    """
+    kind = table.kind
+    dropped = read_competition(beside(cfg.folds)).drop  # already, from the table
+    cfg = dataclasses.replace(cfg, drop=tuple(name for name in cfg.drop if name not in dropped))
+    for name in {name for each in KINDS.values() for name in each.takes}.difference(kind.takes):
+        if getattr(cfg, name):
+            whose = " and ".join(each.name for each in KINDS.values() if name in each.takes)
+            what = f"is for {whose}, but {table.source} has {kind.name}"
+            raise UserError(f"--{name.replace('_', '-')}", what, "leave it out")
+    if kind is FEATURES:
+        plan = without(table.plan, cfg.drop)
+        if cfg.offset:
+            column_at(plan, cfg.offset)
+    if kind.of_images:
+        return cfg
+    images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
+    refused = [name for name, default in images_alone.items() if getattr(cfg, name, default) != default]
+    refused += ["augment"] * (cfg.augment not in ("auto", "none")) + ["augment_args"] * bool(cfg.augment_args)
+    if refused:
+        flag = f"--{refused[0].replace('_', '-')}"
+        raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")
+    for flag, is_set in (("--sampling", cfg.sampling == "balanced"), ("--unlabelled, --pseudo", cfg.joins_rows)):
+        if is_set and cfg.model in kind.in_runs:
+            raise UserError(flag, f"would tear apart the {kind.name} that {cfg.model} takes in a row", "leave it out")
+    if cfg.model == Config.model:
+        return dataclasses.replace(cfg, model=kind.models[0])
+    if cfg.model not in kind.models:
+        sees = next((each.name for each in KINDS.values() if cfg.model in each.models), "images")
+        what = f"{cfg.model} looks at {sees}, but {table.source} has {kind.name}"
+        raise UserError("--model", what, f"use {' or '.join(kind.models)}")
+    return cfg
