@@ -7,6 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,34 @@ if "CI" not in os.environ:  # a build machine has it
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray has clusters on Linux only")
 
 
+@contextmanager
+def nodes(folder: Path, **arguments: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """Nodes with these names, of one CPU each, started one after another with ``ray start``."""
+    options = ["--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--block"]
+    processes = []
+    try:
+        for name, own in arguments.items():
+            said = folder / f"{name}.log"
+            with said.open("wb") as output:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-name={name}", *own, *options],
+                        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        for name in arguments:
+            said = folder / f"{name}.log"
+            wait_until(lambda said=said: "Ray runtime started" in said.read_text(), f"node {name}")
+        yield processes
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=60)
+
+
 @pytest.fixture(scope="module")
 def address():
     """Two nodes, called first and second, with one CPU each; the address of the first."""
@@ -30,31 +61,9 @@ def address():
         port = free.getsockname()[1]
     # Not below pytest's folder: a Unix socket's path has at most 107 characters.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        options = ["--num-cpus=1", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--block"]
         head = [f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir={folder}"]
-        nodes = [("first", [*head, *options]), ("second", [f"--address=127.0.0.1:{port}", *options])]
-        processes = []
-        try:
-            for name, arguments in nodes:
-                said = Path(folder, f"{name}.log")
-                with said.open("wb") as output:
-                    processes.append(
-                        subprocess.Popen(
-                            [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-name={name}", *arguments],
-                            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-                            stdout=output,
-                            stderr=subprocess.STDOUT,
-                        )
-                    )
-            for name, _ in nodes:
-                said = Path(folder, f"{name}.log")
-                wait_until(lambda said=said: "Ray runtime started" in said.read_text(), f"node {name}")
+        with nodes(Path(folder), first=head, second=[f"--address=127.0.0.1:{port}"]):
             yield f"127.0.0.1:{port}"
-        finally:
-            for process in reversed(processes):
-                process.terminate()
-            for process in processes:
-                process.wait(timeout=60)
 
 
 def run(script: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess:
@@ -136,6 +145,45 @@ def test_a_clusters_jobs_are_repeated_once_and_end_with_us(address, tmp_path):
     assert "gone ended with 3" in said.read_text()
     for name in ("a", "b"):
         assert said.read_text().count(f"{name} was killed by SIGKILL: starting it once more") == 1
+
+
+LOST_DRIVER = """
+import sys
+from common.base.errors import run_script
+from common.jobs.runner import Job, SideBySide, run_jobs, slots_for
+slots, threads = slots_for(SideBySide(engine="ray", address=sys.argv[1]), 0, 9)
+run_script(lambda: run_jobs([Job(name, ("job.py", name), folder=sys.argv[2]) for name in "abc"], slots))
+"""
+
+WAITER = """
+import os, sys, time
+from common.base.system import end_with_parent
+end_with_parent(int(os.environ["FIVEFOLD_JOB"]))
+print("is there", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_node_that_dies_is_one_line(address, tmp_path):
+    """Of three nodes the third is killed: its job is lost, which is said in a line of ours, and waits for room."""
+    (tmp_path / "job.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{WAITER}")
+    said = tmp_path / "said"
+    with nodes(tmp_path, third=[f"--address={address}"]) as (third,), said.open("wb") as output:
+        command = [sys.executable, "-c", LOST_DRIVER, address, str(tmp_path)]
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        wait_until(lambda: said.read_text().count("is there") == 3, "three starts")
+        there = said.read_text()
+        raylet = subprocess.run(["pgrep", "-P", str(third.pid), "raylet"], capture_output=True, text=True).stdout
+        os.kill(int(raylet), signal.SIGKILL)
+        wait_until(lambda: "once more" in said.read_text(), "the news of the node")
+        time.sleep(2)  # for Ray's own lines to come
+        driver.terminate()
+        assert driver.wait(timeout=20) == 143
+    name = re.search(r"\[(\w)\] third: is there", there)[1]
+    lost, again = said.read_text().removeprefix(there).splitlines()[:2]
+    assert re.fullmatch(rf"\[{name}\] lost: [^.]*\bnode\b[^.]*\.", lost)
+    assert again == f"{name} was killed by SIGKILL: starting it once more"
+    assert "raylet" not in said.read_text().lower() and len(said.read_text().splitlines()) <= 6
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
