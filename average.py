@@ -21,7 +21,7 @@ from common.base.errors import UserError, refuse_several_processes, run_script
 from common.base.files import check_folder, write_json
 from common.base.locks import locked
 from common.base.result import Result
-from common.base.system import cpu_count, keep_freed_memory
+from common.base.system import torch_loaded
 from common.data.cache import photo_cache
 from common.data.competition import beside, competition_flags, read_competition, told
 from common.data.folds import Folds, match_folds, read_folds, split_rows
@@ -99,20 +99,16 @@ def run(options: Options) -> Result:
     of_each_run = [finished_folds(runs_dir / name) for name in options.runs]
     table = read_train_table(options.data, read_competition(beside(options.folds)))
     folds = match_folds(read_folds(Path(options.folds)), table)
+    with torch_loaded(options.threads):
+        from common.train.fold_models import FoldModels
 
-    keep_freed_memory()
-    import torch
-
-    from common.train.fold_models import FoldModels
-
-    torch.set_num_threads(options.threads or cpu_count())
-    averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
-    models = FoldModels(averages, table, TTA["none"], folds.row_shas, photo_cache())
-    for k, model in enumerate(averages):
-        folder = fold_folder(run_folder, model.saved.fold)
-        with locked(folder):
-            metrics = save_average(folder, models, k, folds, options.store)
-        print(f"fold {model.saved.fold}: {describe(metrics)}")
+        averages = [average(paths, options, folds) for paths in zip(*of_each_run, strict=True)]
+        models = FoldModels(averages, table, TTA["none"], folds.row_shas, photo_cache())
+        for k, model in enumerate(averages):
+            folder = fold_folder(run_folder, model.saved.fold)
+            with locked(folder):
+                metrics = save_average(folder, models, k, folds, options.store)
+            print(f"fold {model.saved.fold}: {describe(metrics)}")
     for name in options.runs:
         print(f"local CV of {name}: {describe(oof_score(runs_dir / name, folds))}")
     return Result(oof_score(run_folder, folds), run_folder)

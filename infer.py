@@ -21,18 +21,20 @@ import numpy as np
 
 from common.base.cli import parse
 from common.base.errors import UserError, refuse_several_processes, run_script, warn
-from common.base.files import check_folder, write_json
+from common.base.files import check_folder, read_json, write_json
 from common.base.result import Result
-from common.base.system import cpu_count, keep_freed_memory
+from common.base.system import torch_loaded
 from common.data.cache import DEFAULT_GB, Cache
-from common.data.competition import beside, competition_flags, next_command, read_competition, told
+from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
 from common.data.folds import Folds, match_folds, read_folds
 from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
+from common.runs.config import saved_config
 from common.runs.decision import check_clip, clipped, learned_decision, temperature_of
 from common.runs.forms import FORMS, Sheet
 from common.runs.layout import (
+    CONFIG_FILE,
     INFERENCE_FILE,
     OOF_FILE,
     SUBMISSION_FILE,
@@ -131,40 +133,40 @@ def run(options: Options) -> Result:
         check_folder(Path(options.submission).parent)
     train = read_train(runs, options) if options.tta != "none" else None
     test = read_test_table(options.test, options.data, options.sample, read_competition(beside(options.folds)))
-    load_torch(options.threads)
-    from common.train.fold_models import read_models
-
     scores = {}
-    for name in runs:
-        models = read_models(finished_folds(runs_dir / name, options.fold))
-        if test.source == EMBEDDED and not options.test:
-            check_trained_on_digits(name, models[0].saved, test)
-        asked = what_is_asked(name, models[0].saved, test, options)  # a wrong sample is said before the work
-        views, said_of_views, oof = TTA.get(options.tta, []), [], None
-        if train:
-            fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
-            views, said_of_views, oof = score_out_of_fold(name, fold_models, *train, options)
-            # Before test.npz: a blend refuses the two where their views differ.
-            write_predictions(out_dir / name / TTA_OOF_FILE, oof, options.store)
-        predicted = predict_test(name, models, test, views, said_of_views, asked, options, oof)
-        metric = options.metric or models[0].saved.cfg.metric
-        if len(predicted.labels):
-            scores[name] = predicted.score(metric)
-            print(f"test {describe(scores[name], metric)}")
-        print(f"submission: {options.submission or out_dir / name / SUBMISSION_FILE}")
+    with torch_loaded(options.threads):
+        from common.train.fold_models import read_models
+
+        for name in runs:
+            models = read_models(finished_folds(runs_dir / name, options.fold))
+            if test.source == EMBEDDED and not options.test:
+                check_trained_on_digits(name, models[0].saved, test)
+            asked = what_is_asked(name, models[0].saved, test, options)  # a wrong sample is said before the work
+            views, said_of_views, oof = TTA.get(options.tta, []), [], None
+            if train:
+                fold_models = models if options.fold == "all" else read_models(finished_folds(runs_dir / name))
+                views, said_of_views, oof = score_out_of_fold(name, fold_models, *train, options)
+                # Before test.npz: a blend refuses the two where their views differ.
+                write_predictions(out_dir / name / TTA_OOF_FILE, oof, options.store)
+            predicted = predict_test(name, models, test, views, said_of_views, asked, options, oof)
+            metric = options.metric or models[0].saved.cfg.metric
+            if len(predicted.labels):
+                scores[name] = predicted.score(metric)
+                print(f"test {describe(scores[name], metric)}")
+            print(f"submission: {options.submission or out_dir / name / SUBMISSION_FILE}")
     return Result(scores or None, out_dir)
 
 
 def score_only(runs: Sequence[str], options: Options) -> Result:
     """Print what each of ``--views`` would have done on OOF, and write nothing; the result scores each run's OOF."""
     train = read_train(runs, options)
-    load_torch(options.threads)
-    from common.train.fold_models import read_models
-
     runs_dir, scores = Path(options.runs_dir), {}
-    for name in runs:
-        _, _, oof = score_out_of_fold(name, read_models(finished_folds(runs_dir / name)), *train, options)
-        scores[name] = oof.score()
+    with torch_loaded(options.threads):
+        from common.train.fold_models import read_models
+
+        for name in runs:
+            _, _, oof = score_out_of_fold(name, read_models(finished_folds(runs_dir / name)), *train, options)
+            scores[name] = oof.score()
     return Result(scores, runs_dir)
 
 
@@ -209,7 +211,11 @@ def next_step(options: Options) -> str:
     if options.score_tta:
         return next_command("infer.py", options, "--tta", "auto")
     if options.fold == "full" and not list(Path(options.runs_dir).glob(f"*/fold[0-9]*/{OOF_FILE}")):
-        return next_command("train_fold.py", options)  # what its folds' models score is what can be known of it
+        # What its folds' models score is what can be known of it.
+        run = Path(options.runs[0] if options.runs else finished_runs(Path(options.runs_dir), "full")[0]).name
+        settings = saved_config(read_json(Path(options.runs_dir, run, "full", CONFIG_FILE)))
+        settings = replace(settings, run=run, folds=options.folds)
+        return next_command("train_fold.py", options, *settings_flags(settings))
     predicted = Path(options.out_dir or options.runs_dir).glob(f"*/{TEST_FILE}")
     runs = [path for path in predicted if not path.with_name(WEIGHTS_FILE).exists()]
     return next_command("ensemble.py" if len(runs) > 1 else "report.py", options)
@@ -279,14 +285,6 @@ def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) 
     if line := form_line(sheet):
         print(f"{run}: {options.sample or 'submission'}: {line}")
     return sheet
-
-
-def load_torch(threads: int) -> None:
-    """Load torch, the inputs being checked, and set its threads (0: all cores)."""
-    keep_freed_memory()
-    import torch
-
-    torch.set_num_threads(threads or cpu_count())
 
 
 # ---- the test rows

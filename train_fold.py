@@ -27,9 +27,9 @@ from common.base.files import read_json, write_file
 from common.base.locks import locked
 from common.base.profiling import part, parts_timed, traced
 from common.base.result import Result
-from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank
+from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank, torch_loaded
 from common.data.cache import DEFAULT_GB, photo_cache
-from common.data.competition import beside, competition_flags, next_command, read_competition, told
+from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
 from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
@@ -149,17 +149,8 @@ def next_step(cfg: Train) -> str:
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     of_run = [] if cfg.fold == "full" else [f"{k}" for k in range(read_folds(Path(cfg.folds)).count)]
     if not cfg.limit and unfinished(run_folder, of_run):
-        return next_command("train_fold.py", cfg, *other_flags(cfg))
+        return next_command("train_fold.py", cfg, *settings_flags(cfg))
     return next_command("infer.py", cfg, *(["--fold", "full"] if cfg.fold == "full" else []))
-
-
-def other_flags(cfg: Train) -> list[str]:
-    """The flags that say the run's settings, for all folds."""
-    said = dataclasses.asdict(read_competition(beside(cfg.folds)))
-    settings = dataclasses.replace(cfg, fold="all", config="", restart=False, work=".", folds="folds.csv")
-    settings = dataclasses.replace(settings, data=Train.data, runs_dir=Train.runs_dir)
-    kept = {name: getattr(Train, name) for name, value in said.items() if value == getattr(cfg, name, None)}
-    return flags_of(dataclasses.replace(settings, **kept))
 
 
 def wanted_folds(asked: str, folds: Folds) -> list[str]:
@@ -233,6 +224,7 @@ def train_in_jobs(
     train_side_by_side(run_folder, todo, cfg.epochs, command, slots, threads, deadline)
 
 
+@torch_loaded(0)  # the session says how many threads
 def train_in_turn(
     cfg: Train,
     table: Table,

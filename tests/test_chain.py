@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -225,14 +226,17 @@ def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
         read_models(finished_folds(tmp_path / "one"))
 
 
-def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path):
-    """--fold full has no validation; infer.py --fold full uses its one model."""
+def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path, capsys):
+    """--fold full has no validation; infer.py --fold full uses its one model; its folds are what comes next."""
     train(tiny, tmp_path, "--fold", "full", "--epochs", 1)
     folder = tmp_path / "digit_cnn" / "full"
     assert not (folder / "oof.npz").exists()
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 60 // 8
     infer.main(["--runs-dir", str(tmp_path), "--fold", "full", "--test", str(tiny / "test.csv")])
     assert len(read_predictions(tmp_path / "digit_cnn" / "test.npz").ids) == 24
+    following = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: python "))
+    assert following[0] == "train_fold.py" and {"--run", "digit_cnn", "--epochs", "--batch-size"} <= {*following}
+    assert not {"--fold", "--config"} & {*following}
 
 
 def test_a_run_in_use_is_refused_at_once(tiny, tmp_path):

@@ -11,9 +11,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
+import infer
 import train_fold
 from notebooks.cells import NOTEBOOKS, notebook
 from notebooks.pack import bare, copy_scripts, lacking
@@ -157,6 +159,21 @@ def test_without_tyro_folds_follow_one_another(tiny, tmp_path, monkeypatch, caps
     result = train_fold.run(train_fold.Train(**places, **small, jobs=2))
     assert result.score["n"] == 60
     assert "tyro is missing" in capsys.readouterr().err
+
+
+def test_a_run_in_a_cell_leaves_the_kernels_threads(tiny, tmp_path):
+    """What torch computes in the next cell has as many threads as before."""
+    before = torch.get_num_threads()
+    places = {"folds": str(tiny / "folds.csv"), "runs_dir": str(tmp_path), "threads": 1}
+    small = {"epochs": 1, "batch_size": 8, "channels_last": "no", "warmup_epochs": 0.5, "jobs": 1}
+    torch.set_num_threads(3)
+    try:
+        train_fold.run(train_fold.Train(data=str(tiny / "train.csv"), **places, **small))
+        assert torch.get_num_threads() == 3
+        infer.run(infer.Options(test=str(tiny / "test.csv"), **places))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_notebooks_are_what_their_source_says():

@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -156,3 +158,20 @@ def keep_freed_memory() -> bool:
         return False
     kept = any(libc.mallopt(-3, most) for most in (1 << 30, 32 << 20))
     return bool(kept and libc.mallopt(-1, 1 << 30) and libc.mallopt(-2, 64 << 20))
+
+
+@contextmanager
+def torch_loaded(threads: int) -> Iterator[None]:
+    """Load torch and give it so many threads (0: all cores) meanwhile; a notebook's kernel then has its own again.
+
+    What a kernel's C library keeps (:func:`keep_freed_memory`) cannot be asked for, and stays.
+    """
+    keep_freed_memory()
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or cpu_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.base.cli import flag_of, value_of
+from common.base.cli import flag_of, flags_of, value_of
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
 from common.base.strict_csv import names_in_header
@@ -150,6 +150,15 @@ def next_command(script: str, options: Any, *flags: str) -> str:
     if script == "infer.py" and data != usual["data"] and not (said["test"] or "--test" in words):
         words += ["--test", "TEST"]
     return f"next: {shlex.join(['python', script, *words, *flags])}"
+
+
+def settings_flags(cfg: Any) -> list[str]:
+    """The flags that say a training's settings, for all folds; not its places, nor what competition.json says."""
+    said = asdict(read_competition(beside(cfg.folds)))
+    usual = {field.name: field.default for field in fields(cfg)}
+    left_out = {"fold", "config", "restart", "work", "data", *PLACES}
+    left_out |= {name for name, value in said.items() if value == getattr(cfg, name, None)}
+    return flags_of(replace(cfg, **{name: usual[name] for name in left_out & usual.keys()}))
 
 
 def write_competition(path: Path, competition: Competition) -> None:
