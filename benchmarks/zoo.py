@@ -9,22 +9,25 @@ of what is best. The same command again goes on where it was stopped.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import write_file
 from common.jobs.process import Job
 from common.jobs.runner import LocalSlot, run_jobs
-from common.model.networks import create_model, working_settings
-from common.model.weights import head_names
+from common.model.networks import create_model, photo_size, working_settings
+from common.model.weights import COUNTER, head_names, load_weights
 from common.runs.layout import is_finished, read_metrics
 from common.score.metrics import describe
 
@@ -162,11 +165,12 @@ def step_table() -> None:
 
 
 def check_heads() -> None:
-    """Build every model of timm for 10 and for 13 classes, as shapes alone, and print those that our heads miss.
+    """Build every model of timm for 10 and for 13 classes, as shapes alone, and print those that our heads miss; then
+    the smallest model of each family for real, and print those that do not start and load as they should.
 
-    It takes about a quarter of an hour on one core.
+    It takes about a quarter of an hour on one core, and the second part ten minutes.
     """
-    names, right = timm.list_models(), 0
+    names, right, smallest = timm.list_models(), 0, {}
     for name in names:
         with torch.device("meta"):
             model, other = (timm.create_model(name, num_classes=count) for count in (10, 13))
@@ -178,9 +182,40 @@ def check_heads() -> None:
             print(f"{name}: has no head, so it cannot be trained", flush=True)
             continue
         right += found == depend
+        size = (sum(tensor.numel() for tensor in model.parameters()), name)
+        smallest[type(model).__module__] = min(size, smallest.get(type(model).__module__, size))
         if found != depend:
             print(f"{name}: {depend} depend on the classes, found {found}", flush=True)
     print(f"{right:,} of {len(names):,} models: what depends on the classes is what last_layers names")
+    check_families([name for _, name in sorted(smallest.values())])
+
+
+def check_families(names: Sequence[str]) -> None:
+    """Print those of some models that do not start from equal logits, or that lose more than their last layers where
+    weights have another number of classes."""
+    right, classes = 0, [f"class {number}" for number in range(10)]
+    for name in names:
+        size = photo_size(name) or 224
+        try:
+            source, model = (create_model(name, {}, count, 3, size) for count in (13, 10))
+            is_even = not model.train()(torch.rand(2, 3, size, size)).any()
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "weights.safetensors"
+                save_file({each: tensor.clone().contiguous() for each, tensor in source.state_dict().items()}, path)
+                load_weights(model, name, path, classes, 3)
+        except UserError as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        heads, own = head_names(model), model.state_dict()
+        lost = [
+            each
+            for each, tensor in source.state_dict().items()
+            if each not in heads and not each.endswith(COUNTER) and not torch.equal(own[each], tensor)
+        ]
+        right += is_even and not lost
+        if not is_even or lost:
+            print(f"{name}: starts from {'equal' if is_even else 'other'} logits, loses {lost[:3]}", flush=True)
+    print(f"{right} of {len(names)} families start from equal logits and keep all but the last layers of weights")
 
 
 if __name__ == "__main__":

@@ -298,6 +298,16 @@ def test_one_hot_columns_are_labels(tmp_path, cells):
         read_train_table(path, Competition(label_columns=("cat", "dog")))
 
 
+@pytest.mark.parametrize("cells", [("yes", "no"), ("x", ""), (" 1", " 0"), ("1", "-1")])
+def test_one_hot_columns_written_otherwise_are_named(tmp_path, cells):
+    """The label column that a message alone proposes would train one class against all others."""
+    photos(tmp_path, ["0.jpg", "1.jpg"])
+    rows = [",".join(cells[at != row] for at in range(2)) for row in range(2)]
+    path = write(tmp_path / "t.csv", f"image,cat,dog\n0.jpg,{rows[0]}\n1.jpg,{rows[1]}\n")
+    with pytest.raises(UserError, match=rf"cat, dog look like one-hot .* in place of .*{cells[0]!r}"):
+        read_train_table(path)
+
+
 @pytest.mark.parametrize(
     ("names", "expression", "labels"),
     [
@@ -506,6 +516,10 @@ def test_linked_folders_are_followed_or_refused_by_name(tmp_path, capsys):
         with pytest.raises(UserError, match=message):
             read_test_table(str(test), "")
         (test / link).unlink()
+    write(test / "part3", "../far")
+    with pytest.raises(UserError, match="part3: is a file with the path of a folder"):
+        read_test_table(str(test), "")
+    (test / "part3").unlink()
     (test / "notes.txt").symlink_to("gone")
     assert read_test_table(str(test), "").ids.tolist() == ["a/1.jpg", "b/c/2.jpg"]
     assert "notes.txt: is left out: a link" in capsys.readouterr().err
@@ -664,7 +678,32 @@ def test_sixteen_bits_that_hold_fewer_are_asked_for(tmp_path, most, kind):
     with pytest.raises(UserError, match="6 images have 16 bits but no value above .* grey levels; .*--as-written"):
         folds.main(arguments)
     folds.main([*arguments, "--as-written"])
-    Image.fromarray(np.full((8, 8), 50000, np.uint16)).save(tmp_path / f"data/a/0.{kind}")
+    for number, file in enumerate((tmp_path / "data").rglob(f"*.{kind}")):
+        bright = np.random.default_rng(number).integers(0, 50000, (8, 8))
+        Image.fromarray(bright.astype(np.uint16)).save(file)
+    folds.main([*arguments, "--force"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "odd"),
+    [(0, 4095, 65535), (30000, 31000, 30000), (32768, 36863, 32768), (0.0, 0.01, 0.0), (0, 255, 40000)],
+)
+def test_deep_images_that_keep_few_grey_levels_are_asked_for(tmp_path, low, high, odd):
+    """Whatever their largest value is: one bright pixel, a narrow band, floats near 0. A few dark photos are fine."""
+    kind = np.float32 if isinstance(high, float) else np.uint16
+    for row in range(24):
+        values = np.random.default_rng(row).uniform(low, high, (16, 16))
+        values[0, 0] = odd
+        file = tmp_path / f"data/{'ab'[row % 2]}/{row}.tif"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.astype(kind)).save(file)
+    arguments = ["--data", str(tmp_path / "data"), "--folds", str(tmp_path / "folds.csv"), "--k", "2"]
+    with pytest.raises(UserError, match="24 of 24 images with more than 8 bits would lose most .*--as-written"):
+        folds.main(arguments)
+    folds.main([*arguments, "--as-written"])
+    for row in range(2, 24):
+        values = np.random.default_rng(row).uniform(0, 1 if kind is np.float32 else 65535, (16, 16))
+        Image.fromarray(values.astype(kind)).save(tmp_path / f"data/{'ab'[row % 2]}/{row}.tif")
     folds.main([*arguments, "--force"])
 
 

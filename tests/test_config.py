@@ -216,6 +216,35 @@ def test_a_broken_recipe_is_named(content, tmp_path):
         recipe_flags(path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["lr: 1\nlr: 2\n", "{lr: 1, lr: 2}\n", "batch-size: 1\nbatch_size: 2\n", "no-tf32: true\ntf32: true\n"],
+)
+def test_a_recipe_says_everything_once(content, tmp_path):
+    """Whatever its lines and dashes: of two values nobody knows which one is meant."""
+    path = tmp_path / "twice.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"twice.yaml, line [12]: .* is given twice, first in line 1"):
+        recipe_flags(path)
+
+
+def test_a_recipe_of_a_recipe_is_refused(tmp_path):
+    """Its settings would not be read."""
+    path = tmp_path / "outer.yaml"
+    path.write_text("lr: 1\nconfig: inner.yaml\n", encoding="utf-8")
+    with pytest.raises(UserError, match="outer.yaml, line 2: names another recipe"):
+        recipe_flags(path)
+
+
+@pytest.mark.parametrize(("word", "expected"), [("on", True), ("Yes", True), ("off", False), ("NO", False)])
+def test_a_recipe_may_say_yes_and_no(tmp_path, word, expected):
+    """As yaml people write; where a value of that name is asked for, the word stays what it is."""
+    path = tmp_path / "words.yaml"
+    path.write_text(f"compile: {word}\nchannels-last: no\nmixed-precision: no\n", encoding="utf-8")
+    found = parse(Config, ["--config", str(path)])
+    assert (found.compile, found.channels_last, found.mixed_precision) == (expected, "no", "no")
+
+
 @pytest.mark.parametrize("script", ["folds.py", "train_fold.py", "infer.py", "ensemble.py"])
 def test_a_users_mistake_is_one_line_and_exit_2(script):
     """Called directly: nothing but `error: ...` on stderr, no traceback, before torch is loaded."""

@@ -174,6 +174,7 @@ def test_weights_of_several_heads_keep_all_but_the_last_layers(tmp_path):
     model = create_model(name, settings, 3, 3, 32)
     report = load_weights(model, name, tmp_path / "deit.safetensors", ["a", "b", "c"], 3).report
     assert "new last layer head.weight, head.bias, head_dist.weight, head_dist.bias (5 classes in the file" in report
+    assert "channels" not in report
     kept = [each for each in source.state_dict() if not each.startswith("head")]
     assert all(torch.equal(model.state_dict()[each], source.state_dict()[each]) for each in kept)
 

@@ -14,7 +14,7 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -87,9 +87,10 @@ def parse(
     old = getattr(options, "OLD_FLAGS", {})
     parted = [argument.partition("=") for argument in (sys.argv[1:] if argv is None else argv)]
     arguments = ["".join((old.get(flag, flag), *value)) for flag, *value in parted]
-    recipe = value_of("--config", arguments)
-    if recipe and any(field.name == "config" for field in dataclasses.fields(options)):
-        arguments = recipe_flags(Path(recipe)) + arguments
+    recipe, types = value_of("--config", arguments), {each.name: each.type for each in dataclasses.fields(options)}
+    if recipe and "config" in types:
+        switches = {name for name, kind in types.items() if kind is bool}
+        arguments = recipe_flags(Path(recipe), switches) + arguments
     if defaults:
         arguments = defaults(options, arguments) + arguments
     complaint = io.StringIO()
@@ -123,8 +124,11 @@ def can_parse() -> bool:
     return importlib.util.find_spec("tyro") is not None
 
 
-def recipe_flags(path: Path) -> list[str]:
-    """The entries of a recipe (flat yaml) as flags; every scalar stays the text that was written."""
+def recipe_flags(path: Path, switches: Collection[str] = ()) -> list[str]:
+    """The entries of a recipe (flat yaml) as flags; every scalar stays the text that was written.
+
+    ``switches`` are the options that are true or false, for which a recipe may say yes, no, on and off.
+    """
     beside_us = Path(__file__).parents[2] / path  # recipes/ is named so from any folder
     try:
         text = (path if path.exists() else beside_us if beside_us.is_file() else path).read_text(encoding="utf-8")
@@ -140,17 +144,21 @@ def recipe_flags(path: Path) -> list[str]:
         raise UserError(str(path), "is not a list of `flag: value` lines", "see recipes/ for examples")
     lines = {}
     for key, _ in node.value if entries else ():
-        line = lines.setdefault(key.value.replace("-", "_"), key.start_mark.line + 1)
-        if line != key.start_mark.line + 1:
-            where = f"{path}, line {key.start_mark.line + 1}"
-            raise UserError(where, f"{key.value} is given twice, first in line {line}", "leave one of them out")
+        line, name = key.start_mark.line + 1, key.value.replace("-", "_").removeprefix("no_")
+        where = f"{path}, line {line}"
+        if name in lines:
+            raise UserError(where, f"{key.value} is given twice, first in line {lines[name]}", "leave one of them out")
+        if name == "config":
+            raise UserError(where, "names another recipe", "write the settings of both into one")
+        lines[name] = line
     flags = []
     for name, value in entries.items():
         if isinstance(value, dict):
             raise UserError(str(path), f"{name} holds a mapping", f"write {name}: [key=value, key=value]")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
             raise UserError(str(path), f"{name} holds nested values", f"write {name}: [key=value, key=value]")
-        flags += flag_of(name, value)
+        is_switch = name.replace("-", "_") in switches and isinstance(value, str)
+        flags += flag_of(name, WORDS.get(value.lower(), value) if is_switch else value)
     return flags
 
 

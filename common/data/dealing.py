@@ -78,6 +78,8 @@ def make_folds(
     elif missing:
         name, number = missing[0]
         what = f"every row of class {name} fell into fold {number}, so its model would never see that class"
+        if (largest := np.bincount(units).max()) > len(units) / k:
+            what += f" (the largest group has {largest:,} of {len(units):,} rows)"
         raise UserError(
             table.source, what, "try another --seed, --split stratified, or --rare train to only train on it"
         )

@@ -40,6 +40,7 @@ MUCH_LOST = 0.7  # of an average photo: below, what to do is said
 ORIENTATION = 0x0112  # the one EXIF tag that is used
 PNG = b"\x89PNG\r\n\x1a\n"
 DEEPEST = 65535  # of 16 bits
+FEW = 64  # grey levels, of 256
 
 
 @cache
@@ -142,6 +143,7 @@ class Photo:
     image: Image.Image  # upright, L or RGB
     animated: bool
     peak: int  # the largest value of a 16-bit file; -1: it has fewer bits, or floats
+    levels: int = -1  # how many are left of a file of more than 8 bits, 256 unless many are lost; -1: it has no more
     jpeg_table: int = 0  # sum of the first quantisation table: the larger, the lower the quality; 0: no JPEG
     size: tuple[int, int] = (0, 0)  # px, upright and as the file has it, however small it was decoded
     others: bytes = b""  # pixels of the channels beyond the third
@@ -192,8 +194,9 @@ def _stacked(channels: Sequence[Photo]) -> Photo:
     grey = [photo.image.convert("L") for photo in channels]
     refuse_other_sizes(grey)
     image = Image.merge("RGB", [*grey[:3], *[Image.new("L", grey[0].size)] * (3 - len(grey))])
-    moves, peak = any(photo.animated for photo in channels), max(photo.peak for photo in channels)
-    return Photo(image, moves, peak, size=image.size, others=b"".join(each.tobytes() for each in grey[3:]))
+    moves, others = any(photo.animated for photo in channels), b"".join(each.tobytes() for each in grey[3:])
+    peak, levels = (max(getattr(photo, name) for photo in channels) for name in ("peak", "levels"))
+    return Photo(image, moves, peak, levels, size=image.size, others=others)
 
 
 def refuse_other_sizes(channels: Sequence[Image.Image]) -> None:
@@ -217,7 +220,20 @@ def _decode(content: bytes, at_least: int) -> Photo:
             peak = 257 * int(np.asarray(photo.convert("RGB")).max())
         image = _eight_bits(_upright(photo))
         size = size if image.size == photo.size else size[::-1]
-        return Photo(image, animated, peak, sum(tables.get(0, ())), size)
+        levels = _levels(photo, image, deep_colour)
+        return Photo(image, animated, peak, levels, sum(tables.get(0, ())), size)
+
+
+def _levels(photo: Image.Image, image: Image.Image, deep_colour: bool) -> int:
+    """How many levels a colour has at most in the ``image`` that became of a ``photo`` with more than 8 bits, 256 where
+    these are not few or the photo has less than four times as many. Of deep colours Pillow shows but 8 bits."""
+    is_whole = photo.mode[0] in "IF"
+    if not (is_whole or deep_colour):
+        return -1
+    left = int(np.count_nonzero(np.reshape(image.histogram(), (-1, 256)), axis=1).max())
+    if is_whole:
+        return left if left <= FEW and len(np.unique(np.asarray(photo))) > 4 * left else 256
+    return left if 4 * left <= FEW else 256
 
 
 def _upright(photo: Image.Image) -> Image.Image:
@@ -259,7 +275,8 @@ def _eight_bits(photo: Image.Image) -> Image.Image:
     if photo.mode.startswith("I") or photo.mode == "F":
         values, most = np.asarray(photo, dtype=np.float64), 1.0 if photo.mode == "F" else 65535.0
         if not (values.min() >= 0 and values.max() <= most):  # NaN is neither
-            raise ValueError(f"has values from {values.min():g} to {values.max():g}, outside 0 to {most:g}")
+            outside = f"has values from {values.min():g} to {values.max():g}, outside 0 to {most:g}"
+            raise ValueError(f"{outside}: it must be scaled to 8 bits")
         return Image.fromarray(np.rint(values * (255 / most)).astype(np.uint8))
     return photo if photo.mode in ("L", "RGB") else photo.convert("RGB" if photo.mode != "1" else "L")
 

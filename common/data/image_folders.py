@@ -145,6 +145,9 @@ def images_in(root: Path, trusted: bool = False) -> dict[str, Path]:
     for name, file in files_below(root, trusted):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             images[name] = file
+        elif not file.suffix and _was_a_link(file):
+            what = "is a file with the path of a folder, as links are unpacked where there are none"
+            raise UserError(str(file), what, "put the folder itself, or a link to it, in its place")
         else:
             others.append(file.name)
     if not images:
@@ -152,6 +155,12 @@ def images_in(root: Path, trusted: bool = False) -> dict[str, Path]:
     if others:
         warn(f"{root}: {len(others)} files are not images and are left out ({min(others)})")
     return dict(sorted(images.items()))
+
+
+def _was_a_link(file: Path) -> bool:
+    """Whether a file holds nothing but the path of a folder, as git and zip write a link where the system has none."""
+    target = file.read_bytes()[:1000] if file.stat().st_size < 1000 else b""
+    return b"\0" not in target and bool(target.strip()) and os.path.isdir(os.fsencode(file.parent) + b"/" + target)
 
 
 def files_below(root: Path, trusted: bool = False, above: tuple[Path, ...] = ()) -> Iterator[tuple[str, Path]]:

@@ -96,6 +96,12 @@ def take_labels(
     if len(switches) > 1 and len(switches) == len(columns) and (_ones(columns, switches).sum(axis=1) == 1).all():
         return _from_one_hot(path, columns, switches)
     remedy = f"name it with --label-column: {names_in_short(list(columns))}" if columns else "use another table"
+    words = Counter(frozenset(cells) for cells in columns.values() if len(set(cells)) == 2)
+    shared = [] if switches else [pair for pair, count in words.items() if count > 1]
+    if shared:
+        alike = names_in_short([name for name, cells in columns.items() if set(cells) == shared[0]])
+        written = " and ".join(map(repr, sorted(shared[0])))
+        remedy += f"; {alike} look like one-hot columns: write 0 and 1 in place of {written}"
     if len(switches) > 1:
         remedy += f"; or name one-hot columns with --label-columns {' '.join(switches[:12])}"
     raise UserError(str(path), "has no label column", remedy)

@@ -15,11 +15,12 @@ from common.base.errors import OwnError, UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import row_of, text_array
 from common.base.system import is_watched
-from common.data.decoding import DEEPEST, PNG, Photo, decode
+from common.data.decoding import DEEPEST, FEW, PNG, Photo, decode
 from common.data.stacks import Stack, content_of
 from common.data.tables import Table
 
 NAMED = 5  # broken files in a message
+MANY_POOR = 0.1  # of the images with more than 8 bits
 AT_ONCE = 1024  # files that wait to be checked
 JPEG = b"\xff\xd8"
 ENDS = ((JPEG, b"\xff\xd9", 2), (PNG, b"IEND", 8))  # how a file begins, its last mark, bytes from there to the end
@@ -33,6 +34,7 @@ class Look:
     flaw: str = ""  # why it could not be
     animated: bool = False
     peak: int = -1
+    levels: int = -1
     is_reduced: bool = False
     pixel_sha: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +95,7 @@ def _look(image: Path | Stack) -> Look:
         return Look(str(error))
     pixels = photo.image.convert("RGB")  # grey written as colour looks the same
     facts = photo_facts(photo, pixels, content)
-    return Look("", photo.animated, photo.peak, photo.is_reduced, _pixel_sha(photo, pixels), facts)
+    return Look("", photo.animated, photo.peak, photo.levels, photo.is_reduced, _pixel_sha(photo, pixels), facts)
 
 
 def _whole_sha(image: Path | Stack) -> str:
@@ -118,9 +120,15 @@ def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:
     if moving := [row for row, look in enumerate(looks) if look.animated]:
         file = table.images[moving[0]].name
         warn(f"{table.source}: {len(moving)} images are animations; only their first frame is used ({file})")
-    if 0 <= (peak := max(look.peak for look in looks)) < DEEPEST // 4 and not as_written:
+    poor = [row for row, look in enumerate(looks) if 0 <= look.levels <= FEW]
+    what = ""
+    if 0 <= (peak := max(look.peak for look in looks)) < DEEPEST // 4:
         what = f"{sum(look.peak >= 0 for look in looks)} images have 16 bits but no value above {peak:,} of {DEEPEST:,}"
         what += f", so that the model would see at most {round(peak * 255 / DEEPEST) + 1} grey levels"
+    elif poor and len(poor) >= MANY_POOR * (deep := sum(look.levels >= 0 for look in looks)):
+        what = f"{len(poor)} of {deep} images with more than 8 bits would lose most of their grey levels and keep"
+        what += f" {min(looks[row].levels for row in poor)} to {max(looks[row].levels for row in poor)}"
+    if what and not as_written:
         raise UserError(table.source, what, "scale them to 8 bits, or take them so with --as-written")
 
 

@@ -216,7 +216,7 @@ def _adapt_channels(name: str, tensors: dict[str, Tensor], own: Mapping[str, Ten
     weight, (ours, theirs) = tensors[name], (own[name].shape, tensors[name].shape)
     if len(ours) == len(theirs) == 2 and ours[0] == theirs[0] and name.removesuffix(".weight") in stems:
         return _adapt_patches(name, tensors, ours[1], theirs[1])
-    if len(ours) != 4 or len(theirs) != 4 or ours[0] != theirs[0] or ours[2:] != theirs[2:]:
+    if len(ours) != 4 or len(theirs) != 4 or ours[0] != theirs[0] or ours[2:] != theirs[2:] or ours == theirs:
         return ""
     if ours[1] != 1 and theirs[1] != 1 and name.removesuffix(".weight") not in stems:
         return ""
