@@ -12,7 +12,7 @@ from common.report.evaluation import Evidence
 from common.report.figures import sweep_panels
 from common.report.page import Section, element, findings, join, note, sheet, slug, table
 from common.runs.layout import OLD_NAMES, WEIGHTS_FILE, todays_names
-from common.score.blend_study import noise_text, noise_verdict
+from common.score.blend_study import interval_metric, noise_text, noise_verdict
 from common.score.metrics import METRICS
 from common.score.task import MULTICLASS, Task
 from common.sweep.cells import FIND_FILE, LAW_FILE, read_cells, read_sweep
@@ -70,8 +70,9 @@ def blend_section(folder: Path, task: Task = MULTICLASS) -> Section:
 def method_row(row: dict[str, Any], metric: str, task: Task) -> dict[str, Any]:
     """One way of blending: its nested score, or with a single fold the one in-sample; the blend's metric first."""
     score = row.get("nested", row["in_sample"])
-    is_own, (low, high) = metric not in (task.metrics[0], task.counted), score["interval"]
-    ends = ("low", "high") if METRICS[metric if is_own else task.metrics[0]].shown.endswith("%") else ("from", "to")
+    shown, (low, high) = interval_metric(metric, task), score["interval"]
+    is_own = shown != task.metrics[0]
+    ends = ("low", "high") if METRICS[shown].shown.endswith("%") else ("from", "to")
     cells = {"method": row["name"]}
     if is_own:
         cells |= {metric: score[metric], ends[0]: low, ends[1]: high}

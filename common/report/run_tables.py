@@ -7,8 +7,9 @@ import pandas as pd
 
 from common.report.evaluation import Evaluation
 from common.runs.config import Config, training_settings
+from common.score.areas import auc_of_columns, precision_of_columns
 from common.score.calibration import calibration_error
-from common.score.metrics import METRICS, auc_of_columns, goodness, precision_of_columns
+from common.score.metrics import METRICS, goodness
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
 RESOLVED = ("channels", "img_size", "mixed_precision", "channels_last")

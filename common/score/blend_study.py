@@ -85,17 +85,22 @@ def blend_table(runs: Sequence[str], data: OofOutputs, study: Study) -> list[dic
 
 def _scored(outputs: Outputs, tempered: Outputs, data: OofOutputs, is_shown: bool) -> dict[str, Any]:
     """The score, the metric's 95 % interval if it ``is_shown``, and the loss after the temperature."""
-    answers, metric = data.answers(outputs), data.judged_by
-    found = score_of(answers, data.task.metrics, metric)
+    answers, metric = data.answers(outputs), interval_metric(data.judged_by, data.task)
+    found = score_of(answers, data.task.metrics, data.judged_by)
     if is_shown or METRICS[metric].interval:
         found["interval"] = list(interval_of(metric, answers, data.units if len(data.units) else None))
     return found | {data.task.compared: float(data.task.loss(tempered, data.targets).mean())}
 
 
+def interval_metric(metric: str, task: Task) -> str:
+    """The metric whose interval a table shows: of a number of errors that of the share."""
+    return task.metrics[0] if metric in ("", "errors") else metric
+
+
 def table_text(rows: Sequence[dict[str, Any]], n: int, metric: str = "", task: Task = MULTICLASS) -> str:
     """The table as aligned text, with ``metric`` in the place of the task's own."""
     count, loss, compared = task.counted, task.loss_metric, task.compared
-    metric = task.metrics[0] if metric in ("", count, loss) else metric  # these have columns already
+    metric = interval_metric(metric, task)
     width, wide = max(len(row["name"]) for row in rows), max(10, len(metric))
     title = f"{n:,} OOF rows"
 

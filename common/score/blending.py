@@ -42,6 +42,11 @@ class OofOutputs:
         """The metric that runs and blends are compared by."""
         return self.metric or self.task.metrics[0]
 
+    @property
+    def is_judged_by_loss(self) -> bool:
+        """Whether the task's loss decides between blends: it says what errors do with less noise."""
+        return self.judged_by in ("accuracy", "errors", self.task.loss_metric)
+
     def answers(self, outputs: Outputs) -> Answers:
         """What the metrics look at, of outputs (rows, columns) for all rows."""
         return self.task.answers(outputs, self.targets, self.names)

@@ -14,7 +14,8 @@ from common.base.cli import chosen
 from common.base.errors import UserError
 from common.base.words import names_in_short
 from common.score.answers import Answers
-from common.score.number_metrics import mae, mean_of_known, mse, r2, rmse, rmsle, spearman
+from common.score.areas import auc, auc_and_error, average_precision
+from common.score.number_metrics import mae, mse, r2, rmse, rmsle, spearman
 
 # ---- the functions
 
@@ -79,58 +80,6 @@ def mcc(answers: Answers) -> float:
     return float((right.sum() * n - (rows * predicted).sum()) / spread**0.5) if spread > 0 else 0.0
 
 
-def auc(answers: Answers) -> float:
-    """Area under the ROC curve, 0 to 1: of two classes, or the mean over labels, or over one class against the rest.
-
-    Those that no row, or every row, has are left out; NaN where none is left.
-    """
-    return mean_of_known(auc_of_columns(answers))
-
-
-def average_precision(answers: Answers) -> float:
-    """Area under the precision-recall curve as a sum of steps, 0 to 1: of the positive class of two, or the mean over
-    labels, or over one class against the rest.
-
-    Those that no row has are left out; NaN where none is left.
-    """
-    return mean_of_known(precision_of_columns(answers))
-
-
-def auc_of_columns(answers: Answers) -> list[float]:
-    """:func:`auc` of each label, or of the positive class, or of each class against the rest; NaN where it has none."""
-    return areas(answers, _area)
-
-
-def precision_of_columns(answers: Answers) -> list[float]:
-    """:func:`average_precision` of each label, or of the positive class, or of each class against the rest."""
-    return areas(answers, _precision)
-
-
-def areas(answers: Answers, area: Callable[[np.ndarray, np.ndarray], float]) -> list[float]:
-    """``area`` of the positives and negatives at each rank (from the lowest) of each column that counts."""
-    ranks, targets = answers.ranked().ranks, answers.targets
-    found = []
-    for column in [answers.positive] if ranks.shape[1] == 2 and targets.ndim == 1 else range(ranks.shape[1]):
-        own, is_positive = ranks[:, column], targets == column if targets.ndim == 1 else targets[:, column]
-        positives = np.bincount(own[is_positive], minlength=own.max() + 1)
-        negatives = np.bincount(own, minlength=len(positives)) - positives
-        found.append(area(positives, negatives))
-    return found
-
-
-def _area(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Share of pairs of a positive and a negative in which the positive ranks higher; equal ranks count half."""
-    below, pairs = negatives.cumsum() - negatives / 2, positives.sum() * negatives.sum()
-    return float((positives * below).sum() / pairs) if pairs else math.nan
-
-
-def _precision(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Mean over the positives of the precision at their rank."""
-    right, counted = positives[::-1].cumsum(), (positives + negatives)[::-1].cumsum()
-    total = (positives[::-1] * right / np.maximum(counted, 1)).sum()
-    return float(total / positives.sum()) if positives.any() else math.nan
-
-
 def quadratic_kappa(answers: Answers) -> float:
     """Cohen's kappa with quadratic weights, at most 1, of grades: labels that are numbers, whose difference counts."""
     rows, _, predicted = answers.counts()
@@ -166,7 +115,7 @@ def number_words(found: Mapping[str, float]) -> str:
     return f"{known} of {found['n']:,} rows"
 
 
-def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(errors: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Interval of the ACCURACY at ``errors`` of ``n`` rows.
 
     Wilson's score interval (E. B. Wilson 1927, JASA 22): close to its level even where there are few errors,
@@ -182,6 +131,16 @@ def wilson(errors: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def accuracy_interval(answers: Answers) -> tuple[float, float]:
     """Wilson's interval of the accuracy."""
     return wilson(errors(answers), len(answers.costs))
+
+
+def auc_interval(answers: Answers) -> tuple[float, float]:
+    """Wilson's interval of a share that has the AUC's standard error.
+
+    Plus and minus two standard errors, and the bootstrap's percentiles, are too short where there are few positives.
+    """
+    value, error, fewest = auc_and_error(answers)
+    n = value * (1 - value) / error**2 if error > 0 else fewest
+    return wilson((1 - value) * n, n) if n else (math.nan, math.nan)
 
 
 def accuracy_words(found: Mapping[str, float]) -> str:
@@ -281,7 +240,7 @@ METRICS = Metrics(
         "sample_f1": Metric(sample_f1, costs=lambda answers: 1 - f_of_rows(answers, 1.0)),
         "sample_f2": Metric(sample_f2, costs=lambda answers: 1 - f_of_rows(answers, 2.0)),
         "map": Metric(average_precision, looks_at="probabilities"),
-        "mean_auc": Metric(auc, shown=".4f", looks_at="probabilities"),
+        "mean_auc": Metric(auc, shown=".4f", looks_at="probabilities", interval=auc_interval),
         "rmse": Metric(rmse, says_nothing_up_to=0, shown=".5g", lower_is_better=True, words=number_words),
         "mse": Metric(
             mse, says_nothing_up_to=0, shown=".5g", lower_is_better=True, costs=lambda answers: answers.losses
@@ -295,7 +254,14 @@ METRICS = Metrics(
         "quadratic_kappa": Metric(quadratic_kappa, shown=".4f", lacks=grades),
         "f1": Metric(f1, lacks=two_classes),
         "mcc": Metric(mcc, shown=".4f", lacks=every_class),
-        "auc": Metric(auc, shown=".4f", looks_at="probabilities", on_request=True, lacks=every_class),
+        "auc": Metric(
+            auc,
+            shown=".4f",
+            looks_at="probabilities",
+            on_request=True,
+            lacks=every_class,
+            interval=auc_interval,
+        ),
         "average_precision": Metric(
             average_precision, shown=".4f", looks_at="probabilities", on_request=True, lacks=every_class
         ),

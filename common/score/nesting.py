@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.score.blending import Method, OofOutputs
-from common.score.bootstrap import compare_by
+from common.score.bootstrap import jackknifed
 from common.score.calibration import cross_fitted
 from common.score.logits import Outputs, paired_difference
 from common.score.shortlist import on_columns
@@ -34,7 +34,7 @@ class Tried:
     outputs: Outputs  # (rows, columns): fold k's rows by a blend of the other folds' rows
     tempered: Outputs  # (rows, columns): the same, divided by a temperature of the other folds' rows
     temperature: float  # of all nested predictions: for rows yet to come
-    losses_without: list[np.ndarray]  # per fold k: loss of each other row, tempered, all fitted without fold k
+    evidence_without: list[np.ndarray]  # per fold k: :func:`evidence` of the other rows, all fitted without fold k
     costs_without: list[float]  # per fold k: what those rows cost by the metric
     losses: np.ndarray  # (rows): loss of every row, tempered
 
@@ -48,7 +48,7 @@ def try_method(method: Method, data: OofOutputs) -> Tried:
     fold, targets, task, shape = data.fold, data.targets, data.task, data.outputs.values.shape[1:]
     blends = {}
     kept, tempered = (replace(data.outputs, values=np.empty(shape, np.float32)) for _ in range(2))
-    losses_without, costs_without = [], []
+    evidence_without, costs_without = [], []
     for outer in np.unique(fold):
         predicted = replace(data.outputs, values=np.empty(shape, np.float32))
         for inner in np.unique(fold):
@@ -63,33 +63,48 @@ def try_method(method: Method, data: OofOutputs) -> Tried:
         scale = task.calibrate(predicted[rest], targets[rest])
         kept.values[held_out] = predicted.values[held_out]
         tempered.values[held_out] = predicted.values[held_out] / scale
-        losses_without.append(task.loss(predicted[rest] / scale, targets[rest]))
+        evidence_without.append(evidence(data, predicted[rest], predicted[rest] / scale, rest))
         costs_without.append(data.cost(predicted[rest], targets[rest]))
     scale = task.calibrate(kept, targets)
-    return Tried(kept, tempered, scale, losses_without, costs_without, task.loss(tempered, targets))
+    return Tried(kept, tempered, scale, evidence_without, costs_without, task.loss(tempered, targets))
+
+
+def evidence(
+    data: OofOutputs, outputs: Outputs, tempered: Outputs, rows: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    """What two blends are compared by, the lower the better: each row's loss after a temperature, (m), or, where the
+    metric is not the task's own, its values (parts) by the jackknife.
+
+    ``outputs`` and ``tempered`` (m, columns) are of those of the ``rows`` of ``data``.
+    """
+    targets = data.targets[rows]
+    if data.is_judged_by_loss:
+        return data.task.loss(tempered, targets)
+    units = data.units[rows] if len(data.units) else None
+    return jackknifed(data.judged_by, data.task.answers(outputs, targets, data.names), units)
 
 
 def choose(
-    row_losses: Mapping[str, np.ndarray], costs: Mapping[str, float], units: np.ndarray | Sequence[int] = ()
+    compared: Mapping[str, np.ndarray], costs: Mapping[str, float], units: np.ndarray | Sequence[int] = ()
 ) -> str:
     """The mean, unless another method beats it.
 
-    A method beats the mean that costs no more (by the metric) and whose loss is lower by more than one standard error
-    of the paired difference. Of several, the metric says which is the best, and at a tie the loss. Learned weights
-    differ from equal ones by a few images of thousands; whoever takes the best of all methods each time takes the
-    luckiest.
+    A method beats the mean that costs no more (by the metric) and whose :func:`evidence` is lower by more than one
+    standard error of the paired difference. Of several, the metric says which is the best, and at a tie the evidence.
+    Learned weights differ from equal ones by a few images of thousands; whoever takes the best of all methods each time
+    takes the luckiest.
 
     Args:
-        row_losses: loss of each row (rows), after a temperature, by name of the method.
+        compared: the :func:`evidence`, by name of the method.
         costs: what these rows cost by the metric, by name of the method.
-        units: equal for rows that are not independent, (rows); empty: all are.
+        units: equal for losses of rows that are not independent, (rows); empty: all are.
     """
     beating = ["mean"]
-    for name, losses in row_losses.items():
-        lower, standard_error = paired_difference(row_losses["mean"], losses, units)
+    for name, found in compared.items():
+        lower, standard_error = paired_difference(compared["mean"], found, units)
         if costs[name] <= costs["mean"] and lower > standard_error:
             beating.append(name)
-    return min(beating, key=lambda name: (costs[name], row_losses[name].mean()))
+    return min(beating, key=lambda name: (costs[name], compared[name].mean()))
 
 
 @dataclass(frozen=True)
@@ -118,21 +133,21 @@ def choose_nested(tried: Mapping[str, Tried], data: OofOutputs) -> Choice:
     """Let each fold's method be chosen by the other folds: the choice is learned too, and this scores it."""
     like = tried["mean"].outputs
     outputs, tempered = (replace(like, values=np.empty_like(like.values)) for _ in range(2))
-    in_fold = []
+    in_fold, units = [], data.units if data.is_judged_by_loss else np.empty(0)
     for position, k in enumerate(np.unique(data.fold)):
         name = choose(
-            {name: found.losses_without[position] for name, found in tried.items()},
+            {name: found.evidence_without[position] for name, found in tried.items()},
             {name: found.costs_without[position] for name, found in tried.items()},
-            data.units[data.fold != k] if len(data.units) else data.units,
+            units[data.fold != k] if len(units) else units,
         )
         held_out = data.fold == k
         outputs.values[held_out] = tried[name].outputs.values[held_out]
         tempered.values[held_out] = tried[name].tempered.values[held_out]
         in_fold.append(name)
     final = choose(
-        {name: found.losses for name, found in tried.items()},
+        {name: evidence(data, found.outputs, found.tempered) for name, found in tried.items()},
         {name: data.cost(found.outputs, data.targets) for name, found in tried.items()},
-        data.units,
+        units,
     )
     # Chosen by few of the folds, it leads by luck: what was scored is, in most folds, something else.
     name = final if 2 * in_fold.count(final) >= len(in_fold) else "mean"
@@ -176,11 +191,7 @@ def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
     task's own, and else by the loss. ``blend`` is what the blend of all runs says (rows, columns), after a temperature.
     With such a metric it must come within one standard error by that as well.
     """
-    blend_losses, judged = (
-        data.task.loss(blend, data.targets),
-        data.judged_by not in ("accuracy", "errors", "nll", "mse"),
-    )
-    units = data.units if len(data.units) else np.arange(len(data.targets))
+    blend_losses, of_blend = data.task.loss(blend, data.targets), evidence(data, blend, blend)
     kept: list[int] = []
     while len(kept) < len(data.outputs) - 1:
         candidates, means = {}, {}
@@ -188,17 +199,15 @@ def smallest_set(data: OofOutputs, blend: Outputs) -> list[int]:
             blended = data.task.average(data.outputs[[*kept, run]])
             tempered = cross_fitted(blended, data.targets, data.fold, data.task)
             candidates[run], means[run] = data.task.loss(tempered, data.targets), tempered
-        costs = {run: data.cost(means[run], data.targets) if judged else 0 for run in candidates}
+        costs = {run: 0 if data.is_judged_by_loss else data.cost(means[run], data.targets) for run in candidates}
         kept.append(min(candidates, key=lambda run: (costs[run], candidates[run].mean())))
-        higher, standard_error = paired_difference(candidates[kept[-1]], blend_losses, data.units)
-        if higher > standard_error + 1e-9:  # the blend may be this very run
-            continue
-        if judged:
-            answers = (data.answers(each) for each in (blend, means[kept[-1]]))
-            found = compare_by(data.judged_by, *answers, units)
-            if -found.better > (found.high - found.low) / 3.92 + 1e-9:
-                continue
-        return kept
+        mean = means[kept[-1]]
+        pairs = [(candidates[kept[-1]], blend_losses, data.units)]
+        if not data.is_judged_by_loss:
+            pairs.append((evidence(data, mean, mean), of_blend, ()))
+        worse = [paired_difference(ours, theirs, units) for ours, theirs, units in pairs]
+        if all(higher <= error + 1e-9 for higher, error in worse):  # the blend may be this very run
+            return kept
     return []
 
 
