@@ -48,7 +48,7 @@ from common.runs.predictions import (
     side_by_side,
     write_predictions,
 )
-from common.runs.submission import Wishes, form_line, sheet_of, write_submission
+from common.runs.submission import Wishes, form_line, keep_earlier, sheet_of, write_submission
 from common.score.blend_study import (
     Study,
     blend_table,
@@ -222,11 +222,11 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
     folder, blend, test = options.folder, study.blends[study.method], None
     with locked(folder):
         # An earlier blend's files would otherwise lie beside weights they were not made with.
-        earlier = [folder / name for name in (WEIGHTS_FILE, TEST_FILE, SUBMISSION_FILE) if (folder / name).exists()]
-        for path in earlier:
-            path.unlink()
-        if folder / SUBMISSION_FILE in earlier and not inputs.tests:
-            warn(f"{folder / SUBMISSION_FILE}: removed, an earlier blend made it")
+        for name in (WEIGHTS_FILE, TEST_FILE):
+            (folder / name).unlink(missing_ok=True)
+        if not inputs.tests:
+            keep_earlier(folder / SUBMISSION_FILE)
+            (folder / SUBMISSION_FILE).unlink(missing_ok=True)
         oof = replace(inputs.oof, logits=study.tempered.values, source={})
         if oof.task.decisions:
             learned = learned_decision([oof], inputs.data.judged_by)

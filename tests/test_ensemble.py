@@ -29,12 +29,14 @@ from common.runs.layout import (
 )
 from common.runs.predictions import Predictions, read_predictions, rows_in_order, write_predictions
 from common.runs.tensors import save_tensors
+from common.score.blend_study import blend_table, study_blends, table_text
 from common.score.blending import BLENDS, OofOutputs, by_hand, unusable, usable
 from common.score.logits import Outputs, paired_difference
 from common.score.metrics import METRICS
 from common.score.nesting import (
     choose,
     choose_nested,
+    evidence,
     leave_one_out,
     nested,
     noise_members,
@@ -297,9 +299,34 @@ def test_the_choice_for_a_fold_never_looks_at_it():
     other = np.where(fold == 2, (targets + 1) % 3, targets)
     before = try_method(BLENDS["greedy"], oof_of(logits, targets, fold))
     after = try_method(BLENDS["greedy"], oof_of(spoiled, other, fold))
-    assert (before.losses_without[2] == after.losses_without[2]).all()
+    assert (before.evidence_without[2] == after.evidence_without[2]).all()
     assert before.costs_without[2] == after.costs_without[2]
-    assert before.losses_without[1].mean() != after.losses_without[1].mean()
+    assert before.evidence_without[1].mean() != after.evidence_without[1].mean()
+
+
+def test_the_competitions_metric_chooses():
+    """A blend that ranks better is taken for the AUC, though its loss is worse; for the log loss it is not."""
+    random, targets = np.random.default_rng(0), np.arange(600) % 2
+    scores = {"mean": targets + 2 * random.normal(size=600)}
+    scores["other"] = 8 * targets + 8 * random.normal(size=600)  # ranks better, and is far too sure
+    outputs = {name: Outputs(np.stack([0 * own, own], axis=1).astype(np.float32)) for name, own in scores.items()}
+    for metric, taken in (("auc", "other"), ("nll", "mean")):
+        data = replace(oof_of(np.zeros((1, 600, 2), np.float32), targets, np.arange(600) % 5), metric=metric)
+        data = replace(data, names=["no", "yes"])
+        compared = {name: evidence(data, own, own) for name, own in outputs.items()}
+        assert choose(compared, {name: data.cost(own, targets) for name, own in outputs.items()}) == taken
+
+
+@pytest.mark.parametrize(("metric", "shown"), [("nll", "nll"), ("errors", "accuracy"), ("macro_f1", "macro_f1")])
+def test_the_interval_in_the_table_is_that_of_the_number_before_it(metric, shown):
+    """Also where the competition scores by the log loss."""
+    logits, targets = some_models(200, [2, 1])
+    data = replace(oof_of(logits, targets), metric=metric, names=["a", "b", "c"])
+    rows = blend_table(["one", "two"], data, study_blends(data, "mean"))
+    header, mean = table_text(rows, 200, metric).splitlines()[1:3]
+    assert header.split("errors")[2].split()[0] == shown
+    value, low, high = map(float, mean.replace(" %", "").replace(" - ", " ").split()[5:8])
+    assert low < value < high
 
 
 def test_two_folds_can_be_nested():
@@ -629,17 +656,19 @@ def test_a_blend_sees_what_the_test_sees(place):
 
 
 def test_a_run_without_test_predictions(place, capsys):
-    """OOF side and weights are written, the missing run is named with its command, a stale submission goes."""
+    """OOF side and weights are written, the missing run is named with its command, a stale submission has a number."""
     for run in ("good", "poor"):
         with_tta(run, 1.0)
     main([])
+    stale = Path("runs/ensemble/submission.csv").read_bytes()
     (Path("runs/fair") / TEST_FILE).unlink()
     main([])
-    said = capsys.readouterr().err
-    assert "run: python infer.py --runs fair --tta auto, with --data and --folds\n" in said
-    assert "runs/ensemble/submission.csv: removed, an earlier blend made it" in said
+    said = capsys.readouterr()
+    assert "run: python infer.py --runs fair --tta auto, with --data and --folds\n" in said.err
+    assert "runs/ensemble/submission.csv: another one was there, kept as submission.1.csv" in said.out
     left = {path.name for path in Path("runs/ensemble").iterdir() if not path.name.startswith(".")}
-    assert left == {"weights.json", "oof.npz"}
+    assert left == {"weights.json", "oof.npz", "submission.1.csv"}
+    assert Path("runs/ensemble/submission.1.csv").read_bytes() == stale
 
 
 def test_holdout_has_no_nested_score(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,19 @@ def written(tmp_path: Path, predictions: Predictions = TEST, sample: str = "", *
     return (tmp_path / "submission.csv").read_text(encoding="utf-8")
 
 
+def test_another_submission_is_kept(tmp_path, capsys):
+    """Under the next free number; the same one again leaves nothing behind."""
+    mine = tmp_path / "submission.csv"
+    mine.write_text("by hand\n")
+    for _ in range(2):
+        text = written(tmp_path)
+    assert f"{mine}: another one was there, kept as submission.1.csv\n" == capsys.readouterr().out
+    mine.write_text("another\n")
+    assert written(tmp_path) == text
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path != mine}
+    assert kept == {"submission.1.csv": "by hand\n", "submission.2.csv": "another\n"}
+
+
 def sample_file(tmp_path: Path, text: str) -> str:
     path = tmp_path / "sample.csv"
     path.write_text(text, encoding="utf-8")

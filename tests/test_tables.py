@@ -338,4 +338,25 @@ def test_folder_of_test_images(tmp_path, capsys):
     table = read_test_table(str(tmp_path), "train.csv")
     assert table.ids.tolist() == ["a.jpg", "b.jpg"]
     assert table.labels.size == 0
-    assert "1 files are not images" in capsys.readouterr().err
+    assert "1 file is no image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["", '""', "Unnamed: 0"])
+def test_the_index_of_pandas(tmp_path, first, capsys):
+    """A first column without a name holds the ids where its cells differ, and is never a feature."""
+    numbers = ["0.5,1,3", "0.25,1,4", "0.5,2,4"]
+    features = write(
+        tmp_path / "unique.csv", f"{first},a,b,label\n" + "".join(f"{7 * n},{numbers[n]}\n" for n in range(3))
+    )
+    table = read_train_table(features)
+    assert table.ids.tolist() == ["0", "7", "14"] and table.feature_names == ("a", "b")
+    assert "column Unnamed: 0 (--image-column)" in table.taken[0]
+    doubled = write(tmp_path / "doubled.csv", f"{first},a,b,label\n" + "".join(f"0,{cells}\n" for cells in numbers))
+    table = read_train_table(doubled)
+    assert table.ids.tolist() == ["1", "2", "3"] and table.feature_names == ("a", "b")
+    assert "its column of row numbers (pandas' index) is not used" in capsys.readouterr().err
+    photos(tmp_path, ["0.jpg", "1.jpg"])
+    named = write(tmp_path / "named.csv", f"{first},image,label\n0,1.jpg,cat\n1,0.jpg,dog\n")
+    assert read_train_table(named).ids.tolist() == ["1.jpg", "0.jpg"]
+    by_index = write(tmp_path / "by_index.csv", f"{first},label\n1.jpg,cat\n0.jpg,dog\n")
+    assert read_train_table(by_index).ids.tolist() == ["1.jpg", "0.jpg"]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+INDEX = "Unnamed: 0"  # what pandas calls a first column without a name: it writes the rows' numbers or names there
+
+
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Every column of a small csv as text, by name; each row has one cell per column."""
     return columns_of(path, csv_bytes(path).decode())
@@ -107,12 +110,22 @@ def header_of(path: Path, line: str) -> list[str]:
 
 
 def names_in_header(path: Path) -> list[str]:
-    """A csv's column names, read from its first line alone; none where something is wrong, which its reader says."""
+    """A csv's column names, read from its first line alone; none where something is wrong, which its reader says.
+
+    A first column without a name is called :data:`INDEX`.
+    """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file), [])
+            names = next(csv.reader(file), [])
     except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error):
         return []
+    return [INDEX, *names[1:]] if len(names) > 1 and not names[0] else names
+
+
+def with_named_index(content: bytes) -> bytes:
+    """A csv whose first column, if it has no name, is called :data:`INDEX`."""
+    start = next((mark for mark in (b'"",', b",") if content.startswith(mark)), b"")
+    return f"{INDEX},".encode() + content[len(start) :] if start else content
 
 
 def columns_of(path: Path, text: str, ours: bool = False) -> dict[str, np.ndarray]:

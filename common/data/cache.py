@@ -54,7 +54,7 @@ def keep(decoder: Decoder, cache: Cache, say: Callable[[str], None]) -> np.ndarr
     prepare, folder = decoder.prepare, Path(cache.folder)
     shape = (len(decoder), prepare.channels, prepare.stored, prepare.stored)
     size = int(np.prod(shape, dtype=np.int64))
-    again = f"decoded again for each batch by {decoder.workers} threads"
+    again = f"decoded again for each batch by {decoder.workers} thread{'s' * (decoder.workers != 1)}"
     if not cache.gb:
         say(f"photos: {again}")
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError
-from common.base.strict_csv import read_columns, row_of, text_array
+from common.base.strict_csv import columns_of, csv_bytes, row_of, text_array, with_named_index
 from common.base.words import names_in_short, rows_named
 from common.data.image_folders import IMAGE_SUFFIXES, NamedImages
 from common.data.tables import Table
@@ -22,7 +22,7 @@ def with_groups(table: Table, path: Path, group: str) -> Table:
     Raises:
         UserError: the csv has no such column, or names a row not at all or in two groups.
     """
-    columns = read_columns(path)
+    columns = columns_of(path, with_named_index(csv_bytes(path)).decode())
     if group not in columns:
         raise UserError(str(path), f"has no column {group!r} for --group", f"its columns: {', '.join(columns)}")
     groups = columns.pop(group)

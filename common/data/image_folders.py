@@ -153,7 +153,8 @@ def images_in(root: Path, trusted: bool = False) -> dict[str, Path]:
     if not images:
         raise UserError(str(root), "contains no images", f"name a folder of {', '.join(IMAGE_SUFFIXES)} files")
     if others:
-        warn(f"{root}: {len(others)} files are not images and are left out ({min(others)})")
+        files = "1 file is no image and is" if len(others) == 1 else f"{len(others)} files are not images and are"
+        warn(f"{root}: {files} left out ({min(others)})")
     return dict(sorted(images.items()))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError, warn
-from common.base.strict_csv import names_in_header, row_of
+from common.base.strict_csv import INDEX, names_in_header, row_of
 from common.base.words import names_in_short
 from common.data.competition import Competition
 from common.data.features import is_number
@@ -43,6 +43,8 @@ def id_column(
     known += [name for name in columns if _is_called_id(name) and (test or name in unique)]
     if known:
         return known[0]
+    if INDEX in unique:
+        return INDEX
     likely = unique
     if of_features:  # few rows of a test table may differ in any column: what the train table has for ids is said there
         likely = [] if test else [name for name in unique if _names_rows(columns[name])]
@@ -52,6 +54,12 @@ def id_column(
     if likely:
         warn(f"{path}: its ids are taken from the column {likely[0]}, where all cells differ")
     return next(iter(likely), "")
+
+
+def without_index(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Remove the numbers of the rows that pandas has written along, where the ids are others; it is said."""
+    if columns.pop(INDEX, None) is not None:
+        warn(f"{path}: its column of row numbers (pandas' index) is not used")
 
 
 def _is_called_id(name: str) -> bool:

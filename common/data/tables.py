@@ -13,12 +13,14 @@ import numpy as np
 from common.base.errors import UserError, warn
 from common.base.files import sha256
 from common.base.strict_csv import (
+    INDEX,
     columns_of,
     csv_bytes,
     header_of,
     read_columns,
     row_of,
     text_array,
+    with_named_index,
 )
 from common.base.words import names_in_short
 from common.data.competition import NOTHING_SAID, Competition, task_of
@@ -28,7 +30,7 @@ from common.data.kinds import FEATURES, FRAMES, KINDS, PHOTOS, PIXELS, SEQUENCES
 from common.data.labels import NO_LABELS, take_labels
 from common.data.photos import PhotoSearch
 from common.data.pixels import is_pixel_header, look_like_pixels, read_pixels
-from common.data.row_ids import id_column, plain_name, refuse_doubles
+from common.data.row_ids import id_column, plain_name, refuse_doubles, without_index
 from common.data.sequences import (
     LENGTH_COLUMNS,
     SUFFIX,
@@ -145,7 +147,7 @@ def _no_answers(table: Table, sample: str) -> str:
 
 
 def _csv_table(path: Path, competition: Competition, images: Sequence[str], test: bool, sample: str = "") -> Table:
-    content = csv_bytes(path)
+    content = with_named_index(csv_bytes(path))
     header = header_of(path, content.partition(b"\n")[0].decode())
     if spaced := [name for name in header if name != name.strip()]:
         warn(f"{path}: the name of its column {spaced[0]!r} begins or ends with a space")
@@ -164,7 +166,8 @@ def _csv_table(path: Path, competition: Competition, images: Sequence[str], test
 
 def _shows_features(path: Path, columns: dict[str, np.ndarray], competition: Competition) -> bool:
     """Whether a csv has columns of numbers, and nobody says or shows that its rows name photos."""
-    if competition.image_column or competition.images or not is_feature_table(columns):
+    named = {name: cells for name, cells in columns.items() if name != INDEX}
+    if competition.image_column or competition.images or not is_feature_table(named):
         return False
     search = PhotoSearch(path)
     return not any(search.find(cell) for cells in columns.values() for cell in set(cells[:20]) if cell)
@@ -181,6 +184,7 @@ def _sequence_table(
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
     id_name = id_column(path, columns, competition, test, sample, of_features=True)
     ids = columns.pop(id_name) if id_name else text_array(Path(name).stem for name in names)
+    without_index(path, columns)
     refuse_doubles(path, ids, id_name or column)
     length = next((name for name in columns if name.lower() in LENGTH_COLUMNS and name not in competition.drop), "")
     files = read_sequences(str(path), path.parent, names, columns.get(length, ()))
@@ -236,6 +240,7 @@ def _feature_table(
     id_name = id_column(path, columns, competition, test, sample, of_features=True)
     rows = len(next(iter(columns.values()), ()))
     ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, rows + 1))
+    without_index(path, columns)
     refuse_doubles(path, ids, id_name)
     if missing := [name for name in competition.drop if name not in columns and not test]:
         raise UserError(
@@ -270,6 +275,8 @@ def _pixel_table(
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
     id_name = id_column(path, columns, competition, test, sample, of_features=False)
     ids = columns[id_name] if id_name else text_array(str(number) for number in range(1, len(images) + 1))
+    if id_name != INDEX:
+        without_index(path, columns)
     refuse_doubles(path, ids, id_name)
     called = f"column {id_name}" if id_name else "the rows' numbers from 1"
     taken = (f"ids          {called} (--image-column)", *labels.taken)
@@ -295,6 +302,7 @@ def _photo_table(
     search = PhotoSearch(path, images, competition.image_suffixes, "folds.py --test-images" if test else "--images")
     id_name = _image_column(path, columns, competition, search)
     ids = columns.pop(id_name)
+    without_index(path, columns)
     refuse_doubles(path, ids, id_name)
     files = search.files(ids, id_name)
     labels = take_labels(path, columns, ids, competition, test, alone=True)
@@ -329,6 +337,7 @@ def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Compe
         if any(map(search.has, columns[name])):
             return name
     with_photos = [name for name, cells in columns.items() if any(map(search.has, cells))]
+    with_photos = [name for name in with_photos if name != INDEX] or with_photos
     if len(with_photos) == 1:
         return with_photos[0]
     if usual and not with_photos:

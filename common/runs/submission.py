@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from common.base.errors import UserError, warn
 from common.base.files import write_file
-from common.base.strict_csv import read_columns, row_of
+from common.base.strict_csv import INDEX, read_columns, row_of
 from common.base.words import names_in_short, rows_named
 from common.runs.forms import FORMS, Asked, Sheet, form_named, positive_class
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
@@ -106,7 +107,8 @@ def sheet_without_sample(predictions: Predictions, wishes: Wishes) -> Sheet:
     if form == "probability" and len(outputs) != 2:
         raise UserError("--submit", f"probability needs two classes, not {len(outputs)}", "use probabilities")
     answers = [predictions.label_name] if form in ("label", "probability", "top", "labels") else outputs
-    return _filled_in(Sheet([predictions.id_name, *answers], 0, ids, form), outputs, wishes, names)
+    id_name = "id" if predictions.id_name == INDEX else predictions.id_name
+    return _filled_in(Sheet([id_name, *answers], 0, ids, form), outputs, wishes, names)
 
 
 def write_submission(
@@ -136,7 +138,22 @@ def write_submission(
     predicted = predictions.predicted
     for difference in share_differences(predicted, oof_predicted, predictions.task):
         warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
+    keep_earlier(path, content.getvalue().encode())
     write_file(path, content.getvalue())
+
+
+def keep_earlier(path: Path, content: bytes = b"") -> None:
+    """Copy an earlier submission to submission.1.csv, or the next free number, unless the new ``content`` is the same
+    or the copy is there already."""
+    if not path.is_file() or (earlier := path.read_bytes()) == content:
+        return
+    for number in itertools.count(1):
+        copy = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not copy.exists():
+            write_file(copy, earlier)
+        if copy.read_bytes() == earlier:
+            print(f"{path}: another one was there, kept as {copy.name}")
+            return
 
 
 def sheet_of(predictions: Predictions, sample: str = "", wishes: Wishes = Wishes()) -> Sheet:
