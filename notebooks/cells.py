@@ -30,7 +30,7 @@ RUNS = {
     "atto": "--model convnext_atto --img-size 32",
 }
 TRAIN = "--mixed-precision fp16"  # of every run
-LAUNCH = "accelerate launch"  # each fold over all GPUs; "python": folds side by side, one per GPU, for small models
+LAUNCH = "accelerate launch --quiet"  # each fold over all GPUs; "python": small models, a fold for each GPU
 END = time.time() + 8.5 * 3600  # nothing is begun that would not end by then
 """,
     INSTALL,
@@ -38,6 +38,7 @@ END = time.time() + 8.5 * 3600  # nothing is begun that would not end by then
 !python {FIVEFOLD}/folds.py --work {WORK} {FILES}
 """,
     """
+!accelerate config default  # counts the GPUs once; else each launch begins with five lines on what it has chosen
 for run, options in RUNS.items():
     hours = (END - time.time()) / 3600
     !{LAUNCH} {FIVEFOLD}/train_fold.py --work {WORK} --run {run} {options} {TRAIN} --fold all --hours {hours}

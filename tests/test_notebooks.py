@@ -78,6 +78,7 @@ RUNS, TRAIN = {{"one": "--epochs 1"}}, "--threads 1"
     *_, folds, training, report = executed("train", settings, tmp_path)
     assert "fingerprint" in folds
     assert "fold 0 epoch 1" in training and "images/s" in training and "local CV of one" in training
+    assert "accelerate launch" not in training  # its lines on what it has chosen
     assert "<iframe srcdoc=" in report and "Fivefold report" in report
     assert files_below(packed) == before
 

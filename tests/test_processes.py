@@ -193,8 +193,9 @@ def test_the_cards_command_uses_all_cores(tiny, tmp_path):
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
 @pytest.mark.parametrize("config", ["none", "ours", "ours with --num_processes"])
-def test_what_accelerate_launch_decides(gpus, config, monkeypatch):
-    """Plain launch takes every GPU (0: one process); our yaml takes one, or as many as --num_processes says."""
+def test_what_accelerate_launch_decides(gpus, config, monkeypatch, caplog):
+    """Plain launch takes every GPU (0: one process); our yaml takes one, or as many as --num_processes says, and is
+    silent about the rest."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     # The only stand-in in this suite: no machine at hand has 0, 1 and 4 GPUs at once.
@@ -208,6 +209,7 @@ def test_what_accelerate_launch_decides(gpus, config, monkeypatch):
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*arguments, "train_fold.py"]))
     expected = {"none": gpus, "ours": 1, "ours with --num_processes": 4}[config]
     assert arguments.num_processes == expected
+    assert ("not passed to `accelerate launch`" in caplog.text) == (config == "none")
 
 
 def test_a_photo_that_one_process_alone_meets_is_said(undisturbed, tmp_path):

@@ -34,6 +34,14 @@ OPTIONS = {
 }
 
 
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+
+def table_rows(readme: str) -> list[str]:
+    """The rows of a README's tables."""
+    return [line for line in (ROOT / readme).read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+
+
 def blocks(readme: str) -> list[str]:
     """The bash blocks of a README."""
     text = (ROOT / readme).read_text(encoding="utf-8")
@@ -41,10 +49,12 @@ def blocks(readme: str) -> list[str]:
 
 
 def test_both_languages_show_the_same_commands():
-    """The commands of README.md and README.zh.md are equal, comments aside; so are the flags that their tables name."""
+    """The commands of README.md and README.zh.md are equal, comments aside; so are the flags that each row names."""
     bare = [[re.sub(r"\s*#.*", "", block) for block in blocks(name)] for name in READMES]
     assert bare[0] == bare[1] and len(bare[0]) >= 5
-    named = [sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", (ROOT / name).read_text("utf-8")))) for name in READMES]
+    named = [[sorted(set(FLAG.findall(line))) for line in table_rows(name)] for name in READMES]
+    assert named[0] == named[1] and len(named[0]) > 60
+    named = [sorted(set(FLAG.findall((ROOT / name).read_text("utf-8")))) for name in READMES]
     assert named[0] == named[1]
 
 
