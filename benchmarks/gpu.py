@@ -7,12 +7,13 @@ folder as it ends: the same command goes on after the last one that did. Writes 
 with card, driver and versions. Without a GPU every part runs all the same, as far as it is not CUDA's.
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -297,27 +298,61 @@ class Photos(torch.utils.data.Dataset):
         return image.flip(2) if row % 2 else image, int(self.targets[row])
 
 
+class Decoded(Photos):
+    """Photos as timm's loader takes them: it sets the transform, which ends in uint8; its prefetcher does the rest."""
+
+    transform = None
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return self.transform(Image.open(self.files[row]).convert("RGB")), int(self.targets[row])
+
+
 def plain(options: Options) -> Figures:
-    """Images a second of a plain loop over a DataLoader, as most scripts have it, to stand beside the photos'."""
+    """Images a second of a plain loop, to stand beside the photos': over a DataLoader, as most scripts have it, and
+    over timm's loader with its prefetcher, as in timm's train.py (which is not in its wheel)."""
     table, device = read_train_table(options.photos or str(drawn_photos(options))), own_device()
-    name = "tf_efficientnet_lite0" if ON_GPU else "test_efficientnet"
-    model = timm.create_model(name, num_classes=len(set(table.labels)))
-    model, workers = model.to(device).train(), 8 if ON_GPU else 0
+    side, workers = (224, 8) if ON_GPU else (64, 0)
+    own = torch.utils.data.DataLoader(
+        Photos(table, side), 32, True, num_workers=workers, pin_memory=ON_GPU, drop_last=True
+    )
+    of_timm = timm.data.create_loader(
+        Decoded(table, side),
+        (3, side, side),
+        32,
+        is_training=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=device,
+    )
+
+    def moved() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for pixels, targets in own:
+            yield pixels.to(device, non_blocking=True).float().div_(255), targets.to(device, non_blocking=True)
+
+    classes = len(set(table.labels))
+    return {
+        "a plain DataLoader loop": f"{plain_speed(moved, classes):,.0f} images/s",
+        "timm's loader and prefetcher": f"{plain_speed(lambda: iter(of_timm), classes):,.0f} images/s",
+    }
+
+
+def plain_speed(epoch: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], classes: int) -> float:
+    """Images a second of the second epoch of a plain loop; the first starts workers and kernels."""
+    device = own_device()
+    model = timm.create_model("tf_efficientnet_lite0" if ON_GPU else "test_efficientnet", num_classes=classes)
+    model = model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    photos = Photos(table, 224 if ON_GPU else 64)
-    loader = torch.utils.data.DataLoader(photos, 32, True, num_workers=workers, pin_memory=ON_GPU, drop_last=True)
-    for _ in range(2):  # the first epoch starts workers and kernels
+    for _ in range(2):
         started, seen = time.perf_counter(), 0
-        for pixels, targets in loader:
-            images = pixels.to(device, non_blocking=True).float().div_(255)
+        for images, targets in epoch():
             with torch.autocast(device.type, torch.bfloat16, enabled=ON_GPU):
-                loss = F.cross_entropy(model(images), targets.to(device, non_blocking=True))
+                loss = F.cross_entropy(model(images), targets)
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
             seen += len(images)
         loss.item()
-    return {"a plain DataLoader loop": f"{seen / (time.perf_counter() - started):,.0f} images/s"}
+    return seen / (time.perf_counter() - started)
 
 
 def drawn_photos(options: Options) -> Path:
@@ -340,8 +375,19 @@ def inference(options: Options) -> Figures:
     return found
 
 
+def tests(options: Options) -> Figures:
+    """The tests that are skipped without a GPU; what failed is named."""
+    command = [sys.executable, "-m", "pytest", "--durations=0", "-rf", "tests/test_gpu.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "FIVEFOLD_GPU": "1"}, capture_output=True, text=True, timeout=240
+    )
+    said = [line for line in done.stdout.splitlines() if line.startswith("FAILED") or " in " in line]
+    return {"tests/test_gpu.py": ", ".join(said)}
+
+
 PARTS: dict[str, Callable[[Options], Figures]] = {
-    part.__name__: part for part in (device, precision, bits, waits, busy, side_by_side, photos, plain, inference)
+    part.__name__: part
+    for part in (device, precision, bits, waits, busy, side_by_side, photos, plain, inference, tests)
 }
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 from forks import Forks
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two processes test side by side, and their threads would wait for one another
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bits are promised on CPUs; what is tested of GPUs is told that there are some
+if "FIVEFOLD_GPU" not in os.environ:  # set by `make gpu` for test_gpu.py
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bits are promised on CPUs; what is tested of GPUs is told of some
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
