@@ -163,7 +163,9 @@ def run(options: Options) -> Result:
         found = leaks(by_pixels(folds, table), test)
         for finding in found:
             warn(finding)
-    verdict = judge(table, test, folds, pairs, is_late=not is_wanted(options, table, test))
+    is_late = not is_wanted(options, table, test)
+    later = next_command("folds.py", options, "--check").removeprefix("next: ") if is_late else ""
+    verdict = judge(table, test, folds, pairs, later)
     print("\n".join(verdict.lines()))
     write_verdict(path, verdict, table, test, folds, pairs)
     found = [*found, *map(str, verdict.alarms)]

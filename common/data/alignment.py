@@ -3,15 +3,26 @@
 Gauss-Newton steps from coarse to fine (S. Baker and I. Matthews 2004, IJCV 56, "Lucas-Kanade 20 years on").
 """
 
+from collections.abc import Mapping, Sequence
+from functools import cache
+
 import numpy as np
 
 SIDE = 64  # px of the grey pictures that are aligned
 ALIKE = 0.92  # correlation of the aligned detail: chosen on real photos and planted edits, docs/trust.md
-# Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall at the first.
-LEVELS = ((16, 6, "all", 0.65), (32, 4, "detail", 0.6), (SIDE, 6, "detail", ALIKE))
+# Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall early, where a
+# look costs little. Each gate but the last stands where 1 % of the looks at planted copies would fall.
+LEVELS = (
+    (16, 3, "all", 0.45),
+    (16, 3, "all", 0.6),
+    (32, 0, "detail", 0.4),
+    (32, 4, "detail", 0.75),
+    (SIDE, 6, "detail", ALIKE),
+)
 SHARED = 0.5  # of either picture
 AT_ONCE = 128  # pairs that are aligned at a time
 PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
+EVERYTHING = np.array([[0, 0, 1, 1]], np.float32)  # a frame that leaves nothing out
 BUSY = 0.15  # share of the points that must show more than that, or all shared points are compared
 
 
@@ -21,17 +32,30 @@ def halved(pictures: np.ndarray) -> np.ndarray:
     return pictures.reshape(n, height // 2, 2, width // 2, 2).mean(axis=(2, 4), dtype=np.float32)
 
 
+def pyramid(pictures: np.ndarray) -> dict[int, np.ndarray]:
+    """Pictures, uint8 (n, SIDE, SIDE), at each side of LEVELS; a mean of four such numbers fits 16 bits exactly."""
+    half = halved(pictures)
+    return {SIDE: pictures, SIDE // 2: half.astype(np.float16), SIDE // 4: halved(half)}
+
+
 def checked(
-    pictures: np.ndarray, frames: np.ndarray, mirrored: bool, candidates: np.ndarray
+    sizes: Mapping[int, np.ndarray], frames: np.ndarray, mirrored: bool, candidates: np.ndarray
 ) -> list[tuple[int, int, float]]:
-    """Those candidates that pass every level of the alignment: (picture, picture, correlation of the detail)."""
+    """Those candidates that pass every level of the alignment: (picture, picture, correlation of the detail).
+
+    Args:
+        sizes: the pictures by their side, as :func:`pyramid` makes them.
+        frames: of each, what a border of one colour frames, (n, 4).
+        mirrored: whether the first of two is.
+        candidates: (m, 6): picture, picture, and the box of the second that shows what the first does.
+    """
     one, two = candidates[:, :2].T.astype(int)
     affine, values = affine_of(candidates[:, 2:].astype(np.float32)), np.empty(0)
     for side, steps, what, gate in LEVELS:
         values = np.full(len(one), -1.0)
         for start in range(0, len(one), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            fixed, moving = (_at_side(pictures[numbers[some]], side) for numbers in (one, two))
+            fixed, moving = (sizes[side][numbers[some]].astype(np.float32) for numbers in (one, two))
             fixed_frame, moving_frame = frames[one[some]], frames[two[some]]
             if mirrored:
                 fixed, fixed_frame = fixed[:, :, ::-1], fixed_frame * np.array([-1, 1, 1, 1], np.float32)
@@ -50,13 +74,6 @@ def affine_of(boxes: np.ndarray) -> np.ndarray:
     return affine
 
 
-def _at_side(pictures: np.ndarray, side: int) -> np.ndarray:
-    values = pictures.astype(np.float32)
-    while values.shape[1] > side:
-        values = halved(values)
-    return values
-
-
 def _points(side: int) -> np.ndarray:
     """The middles of the pixels, (3, side * side): x, y from -1 to 1, and 1."""
     along = ((np.arange(side) + 0.5) * (2 / side) - 1).astype(np.float32)
@@ -70,9 +87,7 @@ def sampled(
     """Pictures (b, s, s) at the affine images of ``side``² points, bilinear, and which of these lie in the frames."""
     b, size = pictures.shape[:2]
     places = affine @ _points(side)
-    inside = (np.abs(places) <= 1).all(1)
-    if frames is not None:
-        inside &= (np.abs(places - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
+    inside = _in_frame(_inner(frames, size), places) if frames is not None else _in_frame(EVERYTHING, places)
     places = np.clip((places + 1) * (size / 2) - 0.5, 0, size - 1.001)
     whole = places.astype(np.int32)
     x, y = (places - whole).transpose(1, 0, 2)
@@ -83,8 +98,17 @@ def sampled(
     return above * (1 - y) + below * y, inside
 
 
-def _in_frame(frames: np.ndarray, side: int) -> np.ndarray:
-    return (np.abs(_points(side)[None, :2] - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
+def _in_frame(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which places, (b or 1, 2, points), lie in the frames, (b or 1, 4)."""
+    return (np.abs(places - frames[:, :2, None]) <= frames[:, 2:, None]).all(1)
+
+
+def _inner(frames: np.ndarray, side: int) -> np.ndarray:
+    """Frames without the pixel, of ``side``, in which a border ends that they leave out: it shows some of either."""
+    low, high = frames[:, :2] - frames[:, 2:], frames[:, :2] + frames[:, 2:]
+    low = np.where(low > -1 + 1 / SIDE, low + 2 / side, low)
+    high = np.where(high < 1 - 1 / SIDE, high - 2 / side, high)
+    return np.concatenate([(low + high) / 2, (high - low) / 2], axis=1)
 
 
 def _normal(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -108,7 +132,7 @@ def _align(
     """
     b, side = fixed.shape[:2]
     x, y, _ = _points(side)
-    own, flat = _in_frame(fixed_frame, side), fixed.reshape(b, -1)
+    own, flat = _in_frame(_inner(fixed_frame, side), _points(side)[None, :2]), fixed.reshape(b, -1)
     scale = flat.std(1)[:, None, None] + 1e-3
     down, across = np.gradient(fixed / scale, 2 / side, axis=(1, 2))
     down, across = down.reshape(b, -1), across.reshape(b, -1)
@@ -141,19 +165,32 @@ def _likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
     """Correlation of the aligned pictures over what both show; -1 where that is too little, (b)."""
     side = fixed.shape[1]
     values, inside = sampled(moving, affine, side, moving_frame)
-    mask = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
+    mask = (inside & _in_frame(_inner(fixed_frame, side), _points(side)[None, :2])).astype(np.float32)
     found = (_normal(values, mask) * _normal(fixed.reshape(len(fixed), -1), mask)).sum(1) / np.maximum(mask.sum(1), 1)
     return np.where(_is_shared(mask, affine, fixed_frame, moving_frame), found, -1.0)
 
 
 def _is_shared(mask, affine, fixed_frame, moving_frame) -> np.ndarray:
-    """Whether the common part is half of either picture, and the map no distortion that nobody makes."""
+    """Whether the common part is half of either picture, and the map no distortion that nobody makes.
+
+    Of a light picture on white the copy may have a frame where the picture has none: then what both show within the
+    frames may be less, a quarter, if half of either is shared without frames.
+    """
     turn = affine[:, :, :2].astype(float)
     area, stretch = np.linalg.det(turn), np.linalg.svd(turn, compute_uv=False)
-    part = mask.mean(1)
-    enough = part >= SHARED * fixed_frame[:, 2] * fixed_frame[:, 3]
-    enough &= part * area >= SHARED * moving_frame[:, 2] * moving_frame[:, 3]
+
+    def is_half(part: np.ndarray, fixed_part: np.ndarray, moving_part: np.ndarray) -> np.ndarray:
+        return (part >= SHARED * fixed_part) & (part * area >= SHARED * moving_part)
+
+    part, whole = mask.mean(1), _in_frame(EVERYTHING, affine @ _points(SIDE // 4)).mean(1)
+    enough = is_half(part, *(_inner_area(each, mask) for each in (fixed_frame, moving_frame)))
+    enough |= is_half(whole, 1.0, 1.0) & (part >= SHARED / 2)
     return enough & (stretch[:, 0] < 1.6 * stretch[:, 1])
+
+
+def _inner_area(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    inner = _inner(frames, round(mask.shape[1] ** 0.5))
+    return inner[:, 2] * inner[:, 3]
 
 
 def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
@@ -163,10 +200,10 @@ def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.nda
     """
     b, side = fixed.shape[:2]
     values, inside = sampled(moving, affine, side, moving_frame)
-    shared = (inside & _in_frame(fixed_frame, side)).astype(np.float32)
+    shared = (inside & _in_frame(_inner(fixed_frame, side), _points(side)[None, :2])).astype(np.float32)
     busy = ~(_filled(fixed, fixed) | _filled(values.reshape(b, side, side), moving)).reshape(b, -1)
     mask = np.where((shared * busy).mean(1, keepdims=True) >= BUSY, shared * busy, shared).reshape(b, side, side)
-    details = [_detail(each.reshape(b, side, side), mask) for each in (fixed, values)]
+    details = _details([fixed, values.reshape(b, side, side)], mask)
     mask = _eroded(mask).reshape(b, -1)
     one, two = (_normal(each.reshape(b, -1), mask) for each in details)
     found = (one * two).sum(1) / np.maximum(mask.sum(1), 1)
@@ -182,19 +219,31 @@ def _filled(pictures: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return is_plain & (np.abs(pictures[:, None] - corners[:, :, None, None]) <= PLAIN).any(1)
 
 
-def _detail(pictures: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture minus its blurred self, divided by the strength of that nearby, within the mask, (b, s, s)."""
-    from scipy.ndimage import gaussian_filter
+def _details(both: Sequence[np.ndarray], mask: np.ndarray) -> list[np.ndarray]:
+    """Pictures minus their blurred selves, divided by the strength of that nearby, within the mask, (b, s, s) each."""
+    over = {width: _blurred(mask, width) + 1e-3 for width in (0.7, 3, 5)}
+    area = np.maximum(mask.sum((1, 2), keepdims=True), 1)
+    found = []
+    for picture in both:
+        smooth = _blurred(picture * mask, 0.7) / over[0.7]
+        rough = smooth - _blurred(smooth * mask, 3) / over[3]
+        power = _blurred(rough**2 * mask, 5) / over[5]
+        overall = (power * mask).sum((1, 2), keepdims=True) / area
+        found.append(rough / np.sqrt(power + 0.2 * overall + 1))
+    return found
 
-    def blurred(values: np.ndarray, width: float) -> np.ndarray:
-        over = gaussian_filter(mask, (0, width, width))
-        return gaussian_filter(values * mask, (0, width, width)) / (over + 1e-3)
 
-    pictures = blurred(pictures, 0.7)
-    rough = pictures - blurred(pictures, 3)
-    power = blurred(rough**2, 5)
-    overall = (power * mask).sum((1, 2), keepdims=True) / np.maximum(mask.sum((1, 2), keepdims=True), 1)
-    return rough / np.sqrt(power + 0.2 * overall + 1)
+def _blurred(pictures: np.ndarray, width: float) -> np.ndarray:
+    matrix = _gaussian(pictures.shape[1], width)
+    return matrix @ (pictures @ matrix.T)
+
+
+@cache
+def _gaussian(side: int, width: float) -> np.ndarray:
+    """Gaussian blur along one axis as a matrix: for so few pixels a product is faster than a filter."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return gaussian_filter1d(np.eye(side, dtype=np.float32), width, axis=0)
 
 
 def _eroded(mask: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ COMPETITION_FILE = "competition.json"
 PLACES = {"folds": "folds.csv", "runs_dir": "runs", "out": "report.html"}  # what --work is the folder of
 # What a script must be told where competition.json does not say it.
 NEEDS = {
+    "folds.py": ("data", "test", "sample", "folds"),
     "train_fold.py": ("data", "folds", "runs_dir"),
     "infer.py": ("data", "test", "sample", "folds", "runs_dir"),
     "ensemble.py": ("sample", "folds", "runs_dir"),

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from common.data.alignment import SHARED, SIDE, affine_of, checked, halved, sampled
+from common.data.alignment import SHARED, SIDE, affine_of, checked, halved, pyramid, sampled
 
 SMALLEST = 48  # px of a picture's shorter side, below which nothing is aligned
 SAME_DRAWING = 0.99  # correlation of small pictures
@@ -129,12 +129,12 @@ class Windows:
 
 def aligned_pairs(pictures: np.ndarray, workers: int = 1) -> Pairs:
     """The pairs among pictures of SIDE px whose aligned detail correlates with at least ALIKE."""
-    frames = content_boxes(pictures)
+    frames, sizes = content_boxes(pictures), pyramid(pictures)
     likeness: dict[tuple[int, int], float] = {}
     with ThreadPoolExecutor(workers) as pool:
         for mirrored in (False, True):
             shares = _parts(_all_candidates(pictures, frames, mirrored), SHARE)
-            for found in pool.map(partial(checked, pictures, frames, mirrored), shares):
+            for found in pool.map(partial(checked, sizes, frames, mirrored), shares):
                 for one, two, value in found:
                     key = (min(one, two), max(one, two))
                     likeness[key] = max(value, likeness.get(key, 0.0))
@@ -155,7 +155,7 @@ def _all_candidates(pictures: np.ndarray, frames: np.ndarray, mirrored: bool) ->
         content = _windows(pictures[framed, :, ::-1] if mirrored else pictures[framed], own)
         content = replace(content, picture=framed)
         parts = np.tile(np.array(PARTS, np.float32), (len(pictures), 1, 1))
-        asked += [(content, _windows(pictures, parts[:, at])) for at in range(len(PARTS))]
+        asked += [(content, windows[0])] + [(content, _windows(pictures, parts[:, at])) for at in range(len(PARTS))]
     found = np.concatenate([_candidates(*each) for each in asked])
     # Two pictures as they are need one look, not one from either side.
     is_double = (found[:, 2:] == whole[0]).all(1) & (found[:, 0] > found[:, 1])
@@ -175,8 +175,8 @@ def zoomed(boxes: np.ndarray, share: float) -> np.ndarray:
 def content_boxes(pictures: np.ndarray) -> np.ndarray:
     """Each picture without a border of one colour on all four sides, (n, 4) as in :class:`Windows`.
 
-    A border that would leave less than half of either side is taken for the picture's own background. So is a bar at
-    the top or the bottom alone, with writing in it or not.
+    A border that would leave less than half of either side is taken for the picture's own background. Else bars along
+    one or two opposite sides are left out, with writing in them or not.
     """
     values = pictures.astype(np.int16)
     rim = np.concatenate([values[:, 0], values[:, -1], values[:, :, 0], values[:, :, -1]], axis=1)
@@ -191,9 +191,11 @@ def content_boxes(pictures: np.ndarray) -> np.ndarray:
         boxes[:, at], boxes[:, at + 2] = (first + last + 1) / side - 1, (last + 1 - first) / side
     whole = (np.abs(boxes[:, :2]) + boxes[:, 2:] > 1 - 1 / SIDE).any(1) | (boxes[:, 2:] < 0.5).any(1)
     boxes[whole] = _everything(1)
-    bars = np.stack([_bar(values), _bar(values[:, ::-1])], axis=1) / SIDE  # shares of the height
-    barred = whole & (bars.sum(1) > 0) & (bars.sum(1) < 1 - SHARED)
-    boxes[barred, 1], boxes[barred, 3] = (bars[:, 0] - bars[:, 1])[barred], 1 - bars.sum(1)[barred]
+    for axis, sides in ((1, values), (0, values.transpose(0, 2, 1))):
+        bars = np.stack([_bar(sides), _bar(sides[:, ::-1])], axis=1) / SIDE  # shares of the height or width
+        barred = whole & (bars.sum(1) > 0) & (bars.sum(1) < 1 - SHARED)
+        boxes[barred, axis], boxes[barred, axis + 2] = (bars[:, 0] - bars[:, 1])[barred], 1 - bars.sum(1)[barred]
+        whole &= ~barred
     return boxes
 
 

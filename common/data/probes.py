@@ -237,14 +237,16 @@ def _deviate(real: float, null: np.ndarray) -> float:
     return -float(ndtri(p)) if 1e-300 < p < 1 else float(plain)
 
 
-def in_words(told: Told, others: Sequence[Told] = ()) -> str:
-    """One sentence: what a probe tells, how sure that is, and whether a model can see it."""
+def in_words(told: Told, others: Sequence[Told] = (), is_alike: bool = False) -> str:
+    """One sentence: what a probe tells, how sure that is, whether the test is alike in it and a model can see it."""
     kind = KINDS[told.probe]
     what = f"{kind.words} tells {told.share:.0%} of what there is to know about the label (z {told.z:.0f})"
     if told.neighbours > 0:
         what += f"; neighbours share a label in {told.neighbours:.0%}, by chance in {told.by_chance:.0%}"
     also = ", ".join(KINDS[each.probe].words for each in others)
-    return what + (f"; so do {also}" if also else "") + (f": {kind.advice}" if kind.advice else "")
+    what += f"; so do {also}" if also else ""
+    what += "; the test rows are alike in it" if is_alike else ""
+    return what + (f": {kind.advice}" if kind.advice else "")
 
 
 def strongest(found: Sequence[Told]) -> list[tuple[Told, list[Told]]]:
@@ -288,6 +290,12 @@ def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Sh
         if p < DIFFERENT / len(names):
             found.append(Shift(name, distance, float(np.median(one)), float(np.median(two))))
     return sorted(found, key=lambda shift: -shift.distance)
+
+
+def alike_in(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> set[str]:
+    """The probes that a random split leaves alike and this one does not tell apart."""
+    drawn = {name for name in train if name in test and kind_of(name).is_drawn}
+    return drawn - {shift.probe for shift in shifts(train, test)}
 
 
 def kolmogorov_smirnov(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:

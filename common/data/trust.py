@@ -21,7 +21,7 @@ from common.data.alignment import SIDE
 from common.data.column_probes import columns_of, label_columns
 from common.data.folds import Folds
 from common.data.near_duplicates import SMALLEST, Pairs, groups_of, pairs_of
-from common.data.probes import in_words, probes_of, separation, shifts, strongest, told_by
+from common.data.probes import alike_in, in_words, probes_of, separation, shifts, strongest, told_by
 from common.data.quotes import quoted_targets
 from common.data.tables import Table
 from common.score.task import MULTICLASS, Task
@@ -33,7 +33,7 @@ SMALLEST_DRAWING = 16  # px: smaller ones are told apart by too few pixels
 DIVIDED = 0.05  # share of the rows with a near-duplicate in another fold, above which the score is untrue
 GIANT = 0.1  # share of the rows in one group of near-duplicates, above which somebody should look at it
 MOST_LINES = 8
-MOST_COLUMNS = 6  # of a table of features that are named at a time
+MOST_NAMED = 20  # of the columns that differ
 DOC = "docs/trust.md"
 
 
@@ -44,6 +44,7 @@ class Finding:
     kind: str  # near-duplicates, leak or shift
     alarm: bool  # the score is not what it seems; else a note
     text: str
+    details: Sequence[str] = ()  # a line each, where there is room
 
     def __str__(self) -> str:
         return f"{'alarm' if self.alarm else 'note'}: {self.text}"
@@ -65,9 +66,13 @@ class Verdict:
         """At most eight lines for a terminal."""
         state = f"{len(self.alarms)} alarms" if len(self.alarms) > 1 else "an alarm" if self.alarms else "no alarm"
         ordered = sorted(self.findings, key=lambda finding: not finding.alarm)
-        shown = ordered if len(ordered) < MOST_LINES else ordered[: MOST_LINES - 2]
-        lines = [f"trust        {state}; looked at {', '.join(self.looked_at)} ({DOC})", *map(str, shown)]
-        return lines + [f"and {len(ordered) - len(shown)} more in {TRUST_FILE}"] * (len(shown) < len(ordered))
+        said = [(at, 0, str(finding)) for at, finding in enumerate(ordered)]
+        for at, finding in enumerate(ordered):
+            said += [(at, place, f"  {detail}") for place, detail in enumerate(finding.details, start=1)]
+        shown = said if len(said) < MOST_LINES else said[: MOST_LINES - 2]
+        lines = [f"trust        {state}; looked at {', '.join(self.looked_at)} ({DOC})"]
+        lines += [line for _, _, line in sorted(shown)]
+        return lines + [f"and {len(said) - len(shown)} more in {TRUST_FILE}"] * (len(shown) < len(said))
 
 
 # ---- near-duplicates
@@ -168,9 +173,10 @@ def near_duplicate_findings(table: Table, test: Table | None, folds: Folds, foun
         fold, label = fold_of(folds, table), table.labels
         divided = fold[inner.first] != fold[inner.second]
         rows = np.unique(np.concatenate([inner.first[divided], inner.second[divided]]))
-        text = f"{len(inner):,} near-duplicate pairs among the training rows ({PAIRS_FILE})"
         sizes = np.bincount(groups_of(inner, found.n))
-        text += f", the largest group {sizes.max()} rows"
+        groups = int(np.count_nonzero(sizes > 1))
+        text = f"{len(inner):,} near-duplicate pair{'s' * (len(inner) > 1)} among the training rows, "
+        text += f"in {groups:,} group{'s' * (groups > 1)}, the largest of {sizes.max()} rows ({PAIRS_FILE})"
         if divided.any():
             text += (
                 f"; the folds divide {divided.sum():,}, so {len(rows):,} of {found.n:,} rows are predicted by models "
@@ -224,11 +230,13 @@ def write_pairs(path: Path, table: Table, test: Table | None, folds: Folds, foun
 # ---- leaks and shift
 
 
-def leak_findings(table: Table, task: Task = MULTICLASS) -> list[Finding]:
+def leak_findings(table: Table, test: Table | None = None, task: Task = MULTICLASS) -> list[Finding]:
     """What the probes tell of the label, and the columns of a table of features that hold it."""
-    found = strongest(told_by(probes_of(table), table.labels))
+    probes = probes_of(table)
+    alike = alike_in(probes, probes_of(test)) if test else set()
+    found = strongest(told_by(probes, table.labels))
     findings = [
-        Finding("leak", told.is_alarm, in_words(told, others))
+        Finding("leak", told.is_alarm, in_words(told, others, told.probe in alike))
         for told, others in found
         if told.is_alarm or (told.share >= 0.02 and told.probe not in ("mean", "spread", "colour"))
     ]
@@ -249,31 +257,30 @@ def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[
     if not differ:
         return []
     auc, half = separation(*parts)
-    shown = [*map(str, differ[:MOST_COLUMNS])] + [f"{len(differ) - MOST_COLUMNS} more"] * (len(differ) > MOST_COLUMNS)
-    text = f"train and test differ in {'; '.join(shown)} (medians, the largest difference first)"
-    text += (
-        f"; a forest tells them apart with an AUC of {auc:.2f} (0.50 ± {half:.2f} by chance): OOF scores may not hold"
-    )
-    return [Finding("shift", True, text)]
+    text = f"train and test differ in {differ[0]} (medians)"
+    if len(differ) > 1:
+        text += f" and in {len(differ) - 1} more"
+    text += f"; a forest tells them apart with an AUC of {auc:.2f} (0.50 ± {half:.2f} by chance): "
+    return [Finding("shift", True, text + "OOF scores may not hold", [*map(str, differ[1:MOST_NAMED])])]
 
 
 # ---- all of it
 
 
-def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | None, is_late: bool) -> Verdict:
-    """Look at all that there is; ``is_late``: near-duplicates were left for later, since they take long."""
+def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | None, later: str = "") -> Verdict:
+    """Look at all that there is; ``later``: the command that looks for near-duplicates, where that takes long."""
     looked_at = ["the order of the rows and what their files say, against the label"]
     looked_at += ["columns that hold the label"] * bool(table.plan)
     findings = [] if found is None else near_duplicate_findings(table, test, folds, found)
     if found:
         looked_at.insert(0, "near-duplicates")
-    findings += leak_findings(table, folds.task)
+    findings += leak_findings(table, test, folds.task)
     findings += [Finding("leak", True, said) for said in quoted_targets(folds, table)]
     if test:
         looked_at.append("train against test")
         findings += shift_findings(table, test, found)
-    if is_late:
-        looked_at.append("not yet at near-duplicates (python folds.py --check does)")
+    if later:
+        looked_at.append(f"not yet at near-duplicates ({later} does)")
     return Verdict(looked_at, findings)
 
 

@@ -81,7 +81,8 @@ def trust_section(evidence: Evidence, folds_file: Path, verdict: Verdict | None)
         return Section(title, note("The data was not looked at: python folds.py --check does, and says what it finds."))
     state = "An alarm stands: the scores below are not what they seem." if verdict.alarms else "Nothing was found that "
     state += "" if verdict.alarms else "makes the scores below untrue."
-    said = [str(finding) for finding in sorted(verdict.findings, key=lambda finding: not finding.alarm)]
+    ordered = sorted(verdict.findings, key=lambda finding: not finding.alarm)
+    said = [line for finding in ordered for line in (str(finding), *finding.details)]
     body = [element("p", state), findings(said) if said else "", note(f"Looked at {'; '.join(verdict.looked_at)}.")]
     return Section(title, join([*body, pairs_shown(evidence, beside_folds(folds_file, PAIRS_FILE))]))
 
