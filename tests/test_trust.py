@@ -1,6 +1,7 @@
 """Can a score be trusted? Planted copies, leaks and shifts are found, and nothing is found where nothing is."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,18 @@ def test_a_planted_leak_is_named(tmp_path, planted):
     assert finding.alarm and words[planted] in finding.text
 
 
+def test_a_class_in_the_file_names_is_a_leak_where_the_test_has_it():
+    """Photos called by their class are named where the test's are called so too, and only there."""
+    labels = np.array(["a", "b"])[np.random.default_rng(3).permutation(np.repeat([0, 1], 60))]
+    ids = text_array(f"photos/{label}x_{at}.jpg" for at, label in zip(range(5000, 5120), labels, strict=True))
+    table = Table("t", ids, labels.astype(object), [], "image", "label", {}, "photos")
+    test = replace(table, ids=text_array(f"photos/{'ab'[at % 2]}x_{at}.jpg" for at in range(30)))
+    (finding,) = leak_findings(table, test)
+    assert finding.alarm and "letters stand in the file name" in finding.text
+    assert not leak_findings(table, replace(test, ids=text_array(f"test/{at}.jpg" for at in range(30))))
+    assert not leak_findings(table)
+
+
 def test_shuffled_labels_never_alarm():
     """Of 40 shuffles of the embedded digits' labels none is certain."""
     table = read_train_table("digits")
@@ -211,7 +224,7 @@ def test_an_id_that_tells_is_an_alarm():
     random, columns = np.random.default_rng(2).permutation(200), {"a": noise(200), "b": noise(200, 1)}
     for ids, words in (
         (random + 500 * codes, "number in the id"),
-        ([f"{'ab'[code]}{at}" for code, at in zip(codes, random, strict=True)], "letters in the id"),
+        ([f"{'ab'[code]}{at}" for code, at in zip(codes, random, strict=True)], "letters stand in the id"),
     ):
         (finding,) = leak_findings(feature_table(columns, codes, map(str, ids)), task=TASKS["multiclass"])
         assert finding.alarm and words in finding.text

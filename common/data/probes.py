@@ -56,7 +56,16 @@ KINDS = {
         "rows were numbered by their answer; your models cannot see it, a rival can",
         False,
     ),
-    "id_letters": Kind("the letters in the id", "name", False, "your models cannot see them, a rival can", False),
+    "name_letters": Kind(
+        "which letters stand in the file name",
+        "name",
+        False,
+        "files are called by their class, in the test too; your models cannot see it, a rival can",
+        False,
+    ),
+    "id_letters": Kind(
+        "which letters stand in the id", "name", False, "your models cannot see them, a rival can", False
+    ),
     "width": Kind("the width", "size", True, _SIZE, unit=" px"),
     "height": Kind("the height", "size", True, _SIZE, unit=" px"),
     "aspect": Kind("the ratio of width and height", "size", True, _SIZE),
@@ -116,8 +125,8 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
         return {}
     n, number = len(table.ids), "number" if table.kind.in_files else "id_number"
     found = {"row": np.arange(n, dtype=float), number: numbers_in(table.ids)}
-    if not table.kind.in_files:
-        found["id_letters"] = np.unique([re.sub("[0-9]", "", name) for name in table.ids], return_inverse=True)[1]
+    letters = "name_letters" if table.kind.in_files else "id_letters"
+    found[letters] = np.unique(letters_in(table), return_inverse=True)[1]
     found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
     if table.kind is SEQUENCES:
         found["frames"] = table.images.lengths.astype(float)
@@ -137,6 +146,12 @@ def numbers_in(ids: Sequence[str]) -> np.ndarray:
     if sum(map(bool, found)) < 0.9 * len(found):
         return np.zeros(len(found))
     return np.array([float(numbers[-1][:15]) if numbers else -1.0 for numbers in found])
+
+
+def letters_in(table: Table) -> list[str]:
+    """Each id without its digits; of a file only the name counts, without folder and suffix."""
+    names = [PurePath(name).stem for name in table.ids] if table.kind.in_files else table.ids
+    return [re.sub("[0-9]", "", name) for name in names]
 
 
 # ---- against the label
