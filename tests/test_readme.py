@@ -23,6 +23,7 @@ from common.base.cli import parse
 from common.runs.config import check_config
 
 READMES = ("README.md", "README.zh.md")
+CHINESE = sorted(ROOT.glob("*.zh.md")) + sorted((ROOT / "docs").glob("*.zh.md"))
 OPTIONS = {
     "train_fold.py": train_fold.Train,
     "folds.py": folds.Options,
@@ -48,14 +49,25 @@ def blocks(readme: str) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
 
 
-def test_both_languages_show_the_same_commands():
-    """The commands of README.md and README.zh.md are equal, comments aside; so are the flags that each row names."""
-    bare = [[re.sub(r"\s*#.*", "", block) for block in blocks(name)] for name in READMES]
-    assert bare[0] == bare[1] and len(bare[0]) >= 5
-    named = [[sorted(set(FLAG.findall(line))) for line in table_rows(name)] for name in READMES]
-    assert named[0] == named[1] and len(named[0]) > 60
-    named = [sorted(set(FLAG.findall((ROOT / name).read_text("utf-8")))) for name in READMES]
-    assert named[0] == named[1]
+PAIRS = [(f"{path.relative_to(ROOT)}"[: -len(".zh.md")] + ".md", f"{path.relative_to(ROOT)}") for path in CHINESE]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids=lambda names: names[0])
+def test_both_languages_show_the_same_commands(names):
+    """The commands of a page are equal in English and Chinese, comments aside; so are the flags that a row names."""
+    bare = [[re.sub(r"\s*#.*", "", block) for block in blocks(name)] for name in names]
+    assert bare[0] == bare[1]
+    for lines in (table_rows, lambda name: [(ROOT / name).read_text("utf-8")]):
+        named = [[sorted(set(FLAG.findall(line))) for line in lines(name)] for name in names]
+        assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_each_page_begins_with_what_to_type(path):
+    """What to type, what to expect, when not to: in three lines before all else."""
+    before_all_else = path.read_text(encoding="utf-8").split("\n## ")[0].split("\n\n- ")[1].split("\n\n")[0]
+    english, chinese = ("What to type", "What to expect", "When not to"), ("输入什么", "会怎样", "什么时候不用")
+    assert tuple(re.findall(r"^(?:- )?\*\*(.*?)\*\*", before_all_else, re.MULTILINE)) in (english, chinese)
 
 
 def test_every_file_that_the_readmes_name_exists():
