@@ -265,7 +265,7 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
 
 def read_inputs(options: Options) -> Inputs:
     """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
-    check_folder(options.folder)
+    check_folder(options.folder, remedy="name another folder with --out-dir")
     if options.submission:
         check_folder(Path(options.submission).parent)
     folds = folds_of(options)

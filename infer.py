@@ -126,7 +126,7 @@ def run(options: Options) -> Result:
         return score_only(runs, options)
     for name in runs:
         finished_folds(runs_dir / name, options.fold)
-        check_folder(out_dir / name)
+        check_folder(out_dir / name, remedy="name another folder with --out-dir")
     if options.submission:
         if len(runs) > 1:
             raise UserError("--submission", f"is one file for {len(runs)} runs", f"name one: --runs {runs[0]}")

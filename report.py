@@ -50,7 +50,7 @@ def run(options: Options) -> Result:
     """
     options = told(options)
     out = Path(options.out)
-    check_folder(out.parent)
+    check_folder(out.parent, remedy="name a file elsewhere with --out")
     if out.suffix != ".html":
         raise UserError("--out", f"{out} is not an html file", "give it a name that ends with .html")
     # Not at the top: pandas and matplotlib take seconds that --help does not need.

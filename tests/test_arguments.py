@@ -78,12 +78,14 @@ def test_a_wrong_argument_of_an_optimiser_is_one_line(optimiser, argument):
 
 
 @pytest.mark.parametrize(
-    "argument", ["backbone=x", "stages=x", "batchnorm=maybe", "stages=1.5", "backbone=-1", "layers=2", "head=True"]
+    "argument",
+    ["backbone=x", "backbone=all", "stages=x", "batchnorm=maybe", "stages=1.5", "backbone=-1", "layers=2", "head=True"],
 )
 def test_a_wrong_argument_of_freeze_is_one_line(argument):
-    """Words and fractions where a number is asked, a word where it is yes or no, an unknown name."""
-    line = refused(freeze=(argument,))
-    assert line.startswith("--freeze: ") and "_freeze" not in line
+    """Words and fractions where a number is asked, a word where it is yes or no, an unknown name; before any model."""
+    with pytest.raises(UserError, match=f"^--freeze: {argument.partition('=')[0]}.*; ") as refusal:
+        check_config(Config(freeze=(argument,)), 1)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

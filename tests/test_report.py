@@ -131,6 +131,15 @@ def test_its_scores_are_those_of_the_runs(reported, tiny):
         assert any(row[:2] == [run, str(wrong)] for row in page.rows)
 
 
+def test_a_run_may_be_called_like_a_metric(tiny, tmp_path):
+    """The columns of the settings that differ have the runs' names, and hold text."""
+    folds = read_folds(tiny / "folds.csv")
+    for seed, name in enumerate(("r2", "accuracy")):
+        write_run(tmp_path / "runs" / name, folds, seed)
+    page = Page(make(tiny / "train.csv", tiny / "folds.csv", tmp_path))
+    assert ["seed", "0", "1"] in page.rows or ["seed", "1", "0"] in page.rows
+
+
 def test_a_blend_under_views_is_not_compared_in_silence(reported):
     """The chain's runs are predicted with --tta digits: the page says that their blend has views and they have not."""
     page = (reported / "report.html").read_text(encoding="utf-8")

@@ -92,19 +92,19 @@ def _temporary_beside(path: Path) -> BinaryIO:
         return file
 
 
-def check_folder(folder: Path, needed: int = 0) -> None:
+def check_folder(folder: Path, needed: int = 0, remedy: str = "choose another folder") -> None:
     """Refuse, before hours of work, a folder that nothing could be written into; makes nothing.
 
-    ``needed`` is a guess of the bytes to come.
+    ``needed`` is a guess of the bytes to come; ``remedy`` may name the flag that chooses another folder.
 
     Raises:
         UserError: it, or what will hold it, is a file, is not writable, or has too little space (exit 3).
     """
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not there.is_dir():
-        raise UserError(str(there), "is a file, not a folder", "choose another folder", ENVIRONMENT)
+        raise UserError(str(there), "is a file, not a folder", remedy, ENVIRONMENT)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(str(there), "is not writable", "choose another folder", ENVIRONMENT)
+        raise UserError(str(there), "is not writable", remedy, ENVIRONMENT)
     free = shutil.disk_usage(there).free
     if free < needed:
         what = f"about {size_text(needed)} needed, {size_text(free)} available"

@@ -26,7 +26,7 @@ NEEDS = {
     "folds.py": ("data", "test", "sample", "folds"),
     "train_fold.py": ("data", "folds", "runs_dir"),
     "infer.py": ("data", "test", "sample", "folds", "runs_dir"),
-    "ensemble.py": ("sample", "folds", "runs_dir"),
+    "ensemble.py": ("sample", "folds", "runs_dir", "out_dir"),
     "report.py": ("data", "folds", "runs_dir"),
 }
 
@@ -140,7 +140,7 @@ def told_by_sample(competition: Competition) -> Competition:
 def next_command(script: str, options: Any, *flags: str) -> str:
     """The command line that comes next, with the files of this one's ``options`` as far as it has to be told them."""
     said = asdict(read_competition(beside(options.folds)))
-    usual = {"data": "digits", "test": "", "sample": ""}
+    usual = {"data": "digits", "test": "", "sample": "", "out_dir": ""}
     usual |= {name: os.path.normpath(os.path.join(options.work, file)) for name, file in PLACES.items()}
     words = [] if options.work == "." else ["--work", options.work]
     for name in NEEDS[script]:

@@ -12,7 +12,6 @@ from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 
-from common.base.cli import check_arguments
 from common.base.errors import UserError
 from common.model.weights import head_names
 from common.runs.config import Config
@@ -47,11 +46,10 @@ def frozen_parts(cfg: Config, model: nn.Module) -> Frozen:
     """What ``--freeze`` names of this model.
 
     Raises:
-        UserError: an unknown name, more stages or epochs than there are, or another setting left without effect.
+        UserError: more stages or epochs than there are, or another setting left without effect.
     """
     if not cfg.freeze:
         return Frozen()
-    check_arguments("freeze", cfg.args("freeze"), freeze)
     return freeze(cfg, model, **cfg.args("freeze"))
 
 

@@ -99,7 +99,8 @@ def pairs_table(evidence: Evidence) -> pd.DataFrame:
 def settings_section(runs: list[Evaluation]) -> Section:
     """What the runs were trained with, as far as it differs."""
     differing = settings_between(runs)
-    body = table(differing) if len(differing) else join([])
+    as_text = dict.fromkeys(differing, str)  # a run may be called like a metric
+    body = table(differing, as_text) if len(differing) else join([])
     return Section("Settings that differ between the runs", body, [], {"settings": differing})
 
 

@@ -144,6 +144,9 @@ NEEDED_BY = {
     ("labelled_share",): ("unlabelled", "pseudo", "consistency"),
 }
 
+# What --freeze takes; the model and the epochs say the rest (common/model/finetune.py).
+FREEZABLE = {"backbone": Range(0, whole=True), "stages": Range(0, whole=True), "batchnorm": (False, True)}
+
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
 # Where things lie and how many threads work on them does not change what is trained.
@@ -213,6 +216,12 @@ def check_each(cfg: Config) -> None:
     check_optimiser(cfg.opt)
     for of in ("model", "freeze", "opt", "schedule", "loss", "augment", "select"):
         cfg.args(of)
+    for name, value in cfg.args("freeze").items():
+        if name not in FREEZABLE:
+            raise UserError("--freeze", f"{name} is unknown", f"known: {', '.join(FREEZABLE)}")
+        if (name, value) == ("backbone", "all"):
+            raise UserError("--freeze", "backbone=all is not a number of epochs", f"say backbone={cfg.epochs} for all")
+        check_value("freeze", name, value, 0, FREEZABLE[name])
     for name in ("sync_bn", "grad_checkpointing"):
         check_value("model-args", name, cfg.args("model").get(name, False), default=False)
     options_of(cfg.augment, cfg.args("augment"), grey=cfg.channels not in (0, 3))
