@@ -20,18 +20,18 @@ from PIL import Image
 
 from benchmarks import leaderboard
 from common.base.cli import parse
-from common.base.errors import run_script
+from common.base.errors import UserError, run_script
 from common.data.probes import probes_of, told_by
 from common.data.tables import Table, read_test_table, read_train_table
 from common.data.trust import find_near_duplicates
 from common.runs.layout import OOF_FILE
-from common.runs.predictions import read_predictions
+from common.runs.predictions import Predictions, read_predictions
 from common.score.leaderboard import expected
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure how often verdicts on a data set and its leaderboard are right."""
+    """Measure how often verdicts on a data set and its leaderboard are right"""
 
     data: str = "digits"  # train table
     test: str = ""  # test table
@@ -96,12 +96,28 @@ def hashed_pairs(ids: Sequence[str], files: Sequence[Path]) -> dict[str, set[fro
     return found
 
 
+def out_of_fold(run: Path) -> list[Predictions]:
+    """What each fold of a run predicted of its held-out rows.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    paths = sorted(run.glob(f"fold*/{OOF_FILE}"))
+    if not paths:
+        raise UserError("--run", f"{run} holds no fold with its OOF predictions", "name the folder of a trained run")
+    return [read_predictions(path) for path in paths]
+
+
 def print_without_relatives(run: Path, table: Table) -> None:
     """The accuracy out of fold of all rows, and without those that have a near-duplicate in another fold."""
-    parts = [read_predictions(path) for path in sorted(run.glob(f"fold*/{OOF_FILE}"))]
+    parts = out_of_fold(run)
     cost = {name: each for part in parts for name, each in zip(part.ids, part.answers().costs, strict=True)}
     fold = {name: number for number, part in enumerate(parts) for name in part.ids}
-    pairs = find_near_duplicates(table, None).within_train()
+    found = find_near_duplicates(table, None)
+    if found is None:
+        print("pictures as small as these are not compared: no rows are left out")
+        return
+    pairs = found.within_train()
     both = [(table.ids[a], table.ids[b]) for a, b in zip(pairs.first, pairs.second, strict=True)]
     divided = {name for pair in both if fold[pair[0]] != fold[pair[1]] for name in pair}
     kept = [each for name, each in cost.items() if name not in divided]
@@ -113,7 +129,7 @@ def print_without_relatives(run: Path, table: Table) -> None:
 
 def print_coverage(run: Path, draws: int = 2000) -> None:
     """How often the interval by one half of real OOF rows holds the score of the other."""
-    costs = np.concatenate([read_predictions(path).answers().costs for path in sorted(run.glob(f"fold*/{OOF_FILE}"))])
+    costs = np.concatenate([part.answers().costs for part in out_of_fold(run)])
     random, held = np.random.default_rng(0), 0
     for _ in range(draws):
         right = 1.0 - random.permutation(costs)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from common.score.leaderboard import Entry, averaging_gain, expected, meaningless, surprise, two_to_choose
+from common.score.leaderboard import Entry, averaging_gain, expected, meaningless, private, surprise, two_to_choose
 from common.score.logits import Outputs
+from common.score.task import MULTICLASS
 
 
 def test_the_interval_holds_in_95_of_100_splits():
@@ -48,10 +49,20 @@ def test_submissions_are_chosen_by_both_scores_and_one_of_each_in_doubt():
     assert two_to_choose(entries, "nll", 4000, 250)[0] == "c"
 
 
-def test_small_public_differences_mean_nothing():
-    """A difference far below its own deviation is named, a large one is not."""
+@pytest.mark.parametrize("metric", ["accuracy", "nll", "macro_f1"])
+def test_small_public_differences_mean_nothing(metric):
+    """A difference far below its own deviation is named, a large one is not: by rows' costs or by the bootstrap."""
     random = np.random.default_rng(0)
-    values = {name: (random.random(1000) < 0.9).astype(float) for name in "ab"}
+    targets = random.integers(0, 3, 1000)
+    logits = {name: np.eye(3)[targets] * 3 + random.normal(0, 1.5, (1000, 3)) for name in "ab"}
+    answers = {name: MULTICLASS.answers(Outputs(each), targets, ["x", "y", "z"]) for name, each in logits.items()}
     near = [Entry("a", 0.9, 0.3, 0.901), Entry("b", 0.9, 0.3, 0.902)]
-    assert [found[:2] for found in meaningless(near, values, 500)] == [("a", "b")]
-    assert not meaningless([near[0], Entry("b", 0.9, 0.3, 0.95)], values, 500)
+    assert [found[:2] for found in meaningless(near, answers, metric, 500)] == [("a", "b")]
+    assert not meaningless([near[0], Entry("b", 0.9, 0.3, 1.5)], answers, metric, 500)
+
+
+def test_the_private_score_is_expected_from_both():
+    """Between what the folds say with the gain of averaging and the public score; without one, the former."""
+    both = private(Entry("a", 0.90, 0.3, 0.96), 3000, 1000, 3000, gain=0.02)
+    assert 0.92 < both.score < 0.96 and both.low < both.score < both.high
+    assert private(Entry("a", 0.90, 0.3), 3000, 1000, 3000, gain=0.02) == expected(0.90, 0.3, 3000, 3000, 0.02)

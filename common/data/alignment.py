@@ -133,7 +133,8 @@ def _align(
     b, side = fixed.shape[:2]
     x, y, _ = _points(side)
     own, flat = _in_frame(_inner(fixed_frame, side), _points(side)[None, :2]), fixed.reshape(b, -1)
-    scale = flat.std(1)[:, None, None] + 1e-3
+    # Beside a white border a faint picture's slopes would seem small, and its steps be too long.
+    scale = flat.std(1, where=own)[:, None, None] + 1e-3
     down, across = np.gradient(fixed / scale, 2 / side, axis=(1, 2))
     down, across = down.reshape(b, -1), across.reshape(b, -1)
     slopes = np.stack([across * x, across * y, across, down * x, down * y, down], axis=1)

@@ -21,16 +21,17 @@ from common.runs.predictions import read_predictions
 from common.score.leaderboard import (
     BLEND_ERROR,
     GAIN_ERROR,
-    PER_ROW,
     SURPRISE,
     Entry,
     expected,
     meaningless,
     pooled,
+    private,
     row_deviation,
     surprise,
     two_to_choose,
 )
+from common.score.metrics import METRICS, goodness
 
 PUBLIC_FILE = "public.csv"
 SHOWN_PAIRS = 8
@@ -125,7 +126,8 @@ def worth_section(evidence: Evidence, verdict: Verdict | None, public: dict[str,
         row = {"run": each.name, "oof": each.oof, "by averaging": gain, "test from": found.low, "test to": found.high}
         if public:
             row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public, gain)}
-            row |= {"private, from both": pooled(each, n_oof, n_public)}
+            by_both = private(each, n_oof, n_public, max(1, n_test - n_public), gain, of_gain)
+            row |= {"private, from both": by_both.score, "private from": by_both.low, "private to": by_both.high}
         rows.append(row)
     sentences = public_sentences(evidence, entries, n_public, n_oof, verdict) if public else []
     lines = [
@@ -163,10 +165,8 @@ def gain_of(evidence: Evidence, run: str) -> float:
 
 def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:
     """A run or blend as a submission."""
-    from common.score.metrics import METRICS
-
     score = float(METRICS[metric].of(run.answers))
-    return Entry(run.name, score, row_deviation(run.answers, metric), public.get(run.name, math.nan))
+    return Entry(run.name, score, row_deviation(metric, run.answers), public.get(run.name, math.nan))
 
 
 def public_sentences(
@@ -192,12 +192,29 @@ def public_sentences(
         if doubtful
         else "by folds and public score, weighted by their rows"
     )
-    sentences.append(f"Submissions to choose: {' and '.join(chosen)} ({how}).")
-    if metric in PER_ROW:
-        values = {each.name: np.asarray(PER_ROW[metric](each.answers), float) for each in entrants}
-        for one, two, difference, deviation in meaningless(entries, values, n_public)[:3]:
-            sentences.append(
-                f"That {one} and {two} differ by {difference:+.4g} on {n_public:,} public rows means nothing: its own "
-                f"deviation is {deviation:.2g}."
-            )
+    sentences.append(
+        f"Submissions to choose: {' and '.join(chosen)} ({how}).{matters(evidence, entries, chosen, n_public)}"
+    )
+    answers = {each.name: each.answers for each in entrants}
+    for one, two, difference, deviation in meaningless(entries, answers, metric, n_public)[:3]:
+        sentences.append(
+            f"That {one} and {two} differ by {difference:+.4g} on {n_public:,} public rows means nothing: its own "
+            f"deviation is {deviation:.2g}."
+        )
     return sentences
+
+
+def matters(evidence: Evidence, entries: Sequence[Entry], chosen: Sequence[str], n_public: int) -> str:
+    """By how much the choice matters: what the best submission that was left out is expected to lose, in a sentence."""
+    metric, answers = evidence.metric, {each.name: each.answers for each in evidence.entrants}
+    n_oof = len(evidence.entrants[0].oof.ids)
+    good = {each.name: float(goodness(metric, pooled(each, n_oof, n_public))) for each in entries}
+    if not (others := sorted(good.keys() - set(chosen), key=lambda name: -good[name])):
+        return ""
+    best = max(chosen, key=lambda name: good[name])
+    lost = good[best] - good[others[0]]
+    deviation = row_deviation(metric, answers[best], answers[others[0]]) / (n_oof + n_public) ** 0.5
+    return (
+        f" {others[0]} in place of {best} is expected to lose {lost:.2g}, give or take {deviation:.2g}: "
+        f"{'it matters' if lost > 2 * deviation else 'it hardly matters'}."
+    )

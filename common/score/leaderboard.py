@@ -5,11 +5,13 @@ without labels. A public score is a second sample of the same quantity, on few r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from common.score.answers import Answers
+from common.score.bootstrap import drawn_rows, prepared
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, goodness
 
@@ -18,10 +20,6 @@ SURPRISE = 2.6  # deviations: 1 % of honest cases
 # Of the gain of averaging, how far its estimate is off, in a run and in a blend: chosen on other draws of
 # benchmarks/leaderboard.py than those that docs/trust.md tells of.
 GAIN_ERROR, BLEND_ERROR = 0.25, 0.4
-BOOTSTRAPS = 200
-# How an answer is scored row by row; every other metric has its deviation from a bootstrap.
-PER_ROW = {"accuracy": lambda answers: 1.0 - answers.costs, "nll": lambda answers: answers.losses}
-OF_ROWS = ("predicted", "targets", "losses", "costs", "ahead", "outputs", "ranks")  # fields with an entry a row
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,21 @@ class Entry:
     public: float = float("nan")
 
 
-def row_deviation(answers: Answers, metric: str) -> float:
-    """The standard deviation of one row's part in a metric: that of n rows' score is sqrt(n) smaller."""
-    if metric in PER_ROW:
-        return float(np.std(PER_ROW[metric](answers)))
-    random, n = np.random.default_rng(0), len(answers.costs)
-    scores = [METRICS[metric].of(drawn(answers, random.integers(0, n, n))) for _ in range(BOOTSTRAPS)]
-    return float(np.std(scores) * n**0.5)
+def row_deviation(metric: str, answers: Answers, other: Answers | None = None) -> float:
+    """The standard deviation of one row's part in a metric, or in how far ``other`` on the same rows is from it.
 
-
-def drawn(answers: Answers, rows: np.ndarray) -> Answers:
-    """The answers to some rows, each as often as it is named."""
-    parts = {name: getattr(answers, name) for name in OF_ROWS}
-    return replace(answers, **{name: part[rows] for name, part in parts.items() if part is not None})
+    That of n rows' score is sqrt(n) smaller. By what a row costs where the metric is a mean over rows, else by the
+    bootstrap's draws.
+    """
+    both = [each for each in (answers, other) if each is not None]
+    if costs := METRICS[metric].costs:
+        values = [costs(each).astype(float) for each in both]
+        return float(np.std(values[0] - values[1] if other is not None else values[0]))
+    ready, of = [prepared(metric, each) for each in both], METRICS[metric].of
+    draws = drawn_rows(metric, ready[0])
+    scores = np.array([[of(each.rows(rows)) for each in ready] for rows in draws])
+    scores[:, 0] -= scores[:, 1:].sum(axis=1)
+    return float(np.nanstd(scores[:, 0]) * len(answers.costs) ** 0.5)
 
 
 def expected(
@@ -137,6 +137,17 @@ def pooled(entry: Entry, n_oof: int, n_public: int) -> float:
     return (n_oof * entry.oof + n_public * entry.public) / (n_oof + n_public)
 
 
+def private(
+    entry: Entry, n_oof: int, n_public: int, n_private: int, gain: float = 0.0, gain_error: float = GAIN_ERROR
+) -> Expected:
+    """The score on the private rows by what is known of both, and its interval."""
+    known = 0 if np.isnan(entry.public) else n_public
+    weight = n_oof / (n_oof + known)
+    score = weight * (entry.oof + gain) + (1 - weight) * (entry.public if known else 0.0)
+    half = Z * _deviation(entry.row_deviation, n_oof + known, n_private, weight * gain_error * gain)
+    return Expected(score, score - half, score + half)
+
+
 def two_to_choose(
     entries: Sequence[Entry], metric: str, n_oof: int, n_public: int, is_doubtful: bool = False
 ) -> list[str]:
@@ -155,18 +166,17 @@ def two_to_choose(
 
 
 def meaningless(
-    entries: Sequence[Entry], values: Mapping[str, np.ndarray], n_public: int
+    entries: Sequence[Entry], answers: Mapping[str, Answers], metric: str, n_public: int
 ) -> list[tuple[str, str, float, float]]:
-    """Pairs whose public scores differ by less than half of that difference's own deviation.
+    """Neighbours by public score that differ by less than half of that difference's own deviation.
 
-    Such a difference keeps its sign on the private rows in about 55 of 100 cases. ``values`` are the rows' scores
-    out of fold, by the entry's name. (name, name, difference, deviation) each.
+    Such a difference keeps its sign on the private rows in about 55 of 100 cases. ``answers`` are those out of fold, by
+    the entry's name. (name, name, difference, deviation) each.
     """
     found = []
-    known = [each for each in entries if not np.isnan(each.public)]
-    for at, one in enumerate(known):
-        for two in known[at + 1 :]:
-            deviation = float(np.std(values[one.name] - values[two.name]) / n_public**0.5)
-            if abs(one.public - two.public) < deviation / 2:
-                found.append((one.name, two.name, one.public - two.public, deviation))
+    known = sorted((each for each in entries if not np.isnan(each.public)), key=lambda each: each.public)
+    for one, two in pairwise(known):
+        deviation = row_deviation(metric, answers[one.name], answers[two.name]) / n_public**0.5
+        if two.public - one.public < deviation / 2:
+            found.append((one.name, two.name, one.public - two.public, deviation))
     return found
