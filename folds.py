@@ -19,7 +19,7 @@ import numpy as np
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.result import Result
-from common.base.strict_csv import names_in_header
+from common.base.strict_csv import names_in_header, read_columns
 from common.base.system import cpu_count
 from common.data.competition import (
     NOTHING_SAID,
@@ -37,6 +37,7 @@ from common.data.dealing import Split, make_folds
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, split_rows, write_folds
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
+from common.data.kinds import PHOTOS
 from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
 from common.data.stacks import MOST_CHANNELS
@@ -193,7 +194,13 @@ def described(options: Options) -> Competition:
 
 def read_tables(options: Options, competition: Competition) -> tuple[Table, Table | None]:
     """The train table and the test table, if there is one, with every photo decoded once."""
+    if competition.sample:
+        read_columns(Path(competition.sample))
     table, test = read_train_table(options.data, competition), None
+    for name in ("images", "test_images", "image_suffixes") if table.kind is not PHOTOS else ():
+        if getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(flag, f"is for photos, but {table.source} has {table.inputs}", "leave it out")
     if options.group_table:
         for name in options.group:
             inside = name == NEAR_DUPLICATES or name in table.columns

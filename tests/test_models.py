@@ -188,6 +188,12 @@ def test_old_names_are_the_new_ones(old, new):
     assert photo_preparation(old, {}, 3, size) == photo_preparation(new, {}, 3, size)
 
 
+def test_an_old_name_of_weights_that_are_gone_says_which_there_are():
+    """timm itself stops at it with a RuntimeError."""
+    with pytest.raises(UserError, match="timm has no weights sam for vit_base_patch32_224; use one of: augreg"):
+        photo_size("vit_base_patch32_224_sam")
+
+
 def test_a_model_for_one_size_alone_is_proposed_at_that_size():
     """crossvit takes images of 240 px, which is not a usual size, whether ours are smaller or larger."""
     for size in (224, 256):

@@ -78,7 +78,7 @@ def current_name(name: str) -> str:
     Raises:
         UserError: timm has no such model, or no such weights (after the dot) of it.
     """
-    model, dot, tag = name.partition(".")
+    model, _, tag = name.partition(".")
     if not timm.is_model(model):
         names = {_bare(each): each for each in timm.list_models()}
         near = [each for key, each in names.items() if key.startswith(_bare(model))]
@@ -86,11 +86,11 @@ def current_name(name: str) -> str:
         remedy = f"did you mean {', '.join(near[:3])}?" if near else "timm.list_models() lists them all"
         raise UserError("--model", f"timm has no model {name}", remedy)
     renamed = get_deprecated_models().get(model) or model
-    model = renamed.partition(".")[0]
+    model, _, own_tag = renamed.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_models(f"{model}.*", pretrained=True)]
-    if tag and tag not in tags:
+    if (tag := tag or own_tag) and tag not in tags:
         raise UserError("--model", f"timm has no weights {tag} for {model}", f"use one of: {', '.join(tags) or 'none'}")
-    return f"{model}.{tag}" if tag else renamed
+    return f"{model}.{tag}" if tag else model
 
 
 def _bare(name: str) -> str:

@@ -199,7 +199,8 @@ def check_each(cfg: Config) -> None:
         address = re.split(r"[:/\\]+", cfg.model)
         ours = "timm" in address[:-1] or address[:-1] in (["hf-hub"], ["hf_hub"])
         other = "use timm's name of the model, and --weights FILE for its weights"
-        remedy = f"did you mean {address[-1]}?" if ours else other
+        name = address[-1].partition("@")[0].strip()  # without a revision
+        remedy = f"did you mean {name}?" if ours and name else other
         raise UserError("--model", f"{cfg.model} is not a name of a model in timm", remedy)
     if cfg.run_name in (".", "..") or {"/", "\\"} & set(cfg.run_name):
         raise UserError(
