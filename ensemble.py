@@ -11,7 +11,7 @@ import common  # noqa: F401  # isort: skip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +72,7 @@ from common.score.task import posed
 class Options:
     """Blend runs by what their OOF predictions say: python ensemble.py --runs A B"""
 
-    COMMON: ClassVar = (
+    COMMON = (
         "runs",
         "work",
         "method",
@@ -85,7 +85,7 @@ class Options:
         "add",
     )
     # runs and places
-    OLD_FLAGS: ClassVar = {"--weights": "--shares"}
+    OLD_FLAGS = {"--weights": "--shares"}
     runs: tuple[str, ...] = ()  # names of the runs to blend (default: all that have finished every fold)
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     folds: str = "folds.csv"  # the folds file they were trained with

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -56,7 +56,7 @@ Inputs = Literal["", "images", "features", "sequences"]
 class Options:
     """Write folds.csv (id,label,fold,row_sha[,group]), or audit it: python folds.py [--check]"""
 
-    COMMON: ClassVar = ("data", "images", "label_column", "test", "sample", "metric", "task", "group", "work", "check")
+    COMMON = ("data", "images", "label_column", "test", "sample", "metric", "task", "group", "work", "check")
     # where it lies
     data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
     test: str = ""  # test table or folder of images whose rows must not be among the training rows

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -69,7 +69,7 @@ LARGEST = 500_000_000  # logits of all views of the OOF rows that are held at a 
 class Options:
     """Predict the test rows with the fold models of a run: python infer.py --test test.csv.gz"""
 
-    COMMON: ClassVar = ("test", "sample", "work", "runs", "tta", "submit", "calibrate", "submission", "out_dir", "fold")
+    COMMON = ("test", "sample", "work", "runs", "tta", "submit", "calibrate", "submission", "out_dir", "fold")
     # the submission
     test: str = ""  # test table, or a folder of images (default: the embedded digits' held-out part)
     sample: str = ""  # sample submission whose columns, ids and order the submission takes

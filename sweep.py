@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,7 @@ class Run(SideBySide, Config):
     """Train a grid of learning rates and batch sizes, everything else fixed: python sweep.py run"""
 
     # the grid
-    COMMON: ClassVar = ("data", "work", "run", "config", "model", "epochs", "batch_sizes", "lrs", "repeats", "fold")
+    COMMON = ("data", "work", "run", "config", "model", "epochs", "batch_sizes", "lrs", "repeats", "fold")
     batch_sizes: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)  # images per optimiser step
     lrs: tuple[str, ...] = ("auto",)  # peak learning rates (auto: chosen around lr * sqrt(size / batch_size))
     repeats: int = 1  # runs of every cell, each with its own seed
@@ -78,7 +78,7 @@ class Run(SideBySide, Config):
 class Ended:
     """A sweep that has been run."""
 
-    OLD_FLAGS: ClassVar = {"--runs": "--sweep"}
+    OLD_FLAGS = {"--runs": "--sweep"}
     sweep: str = ""  # its folder, or its name below runs_dir (default: the only one there)
     work: str = "."  # folder of one competition, short for --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run

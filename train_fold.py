@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 class Train(SideBySide, Config):
     """Train one fold of a timm model, or all folds: accelerate launch train_fold.py --fold 0"""
 
-    COMMON: ClassVar = ("data", "work", "fold", "run", "config", "model", "pretrained", "epochs", "batch_size", "lr")
+    COMMON = ("data", "work", "fold", "run", "config", "model", "pretrained", "epochs", "batch_size", "lr")
     # looking on
     show_batch: str = ""  # draw the first training batch, augmented and with its labels, into this png and stop
     log_with: tuple[str, ...] = ()  # trackers that log the epochs: tensorboard, wandb, mlflow ...

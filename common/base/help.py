@@ -15,7 +15,10 @@ _LINE = re.compile(r"    (?:(\w+): .*?  # (.+)|# (.+))")  # a field and its help
 
 
 def help_of(options: type) -> str:
-    """What ``--help`` prints of a dataclass; its class attribute COMMON names the fields that come first."""
+    """What ``--help`` prints of a dataclass; its class attribute COMMON names the fields that come first.
+
+    COMMON has no annotation: until 1.0.5 at least, tyro takes a ClassVar for an option.
+    """
     help_texts, headings = _comments(options)
     common = getattr(options, "COMMON", ())
     groups: dict[str, list[dataclasses.Field]] = {"the common ones": []} if common else {}
