@@ -21,6 +21,7 @@ from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.competition import beside, read_competition
 from common.data.tables import Table
+from common.data.utterances import TOGETHER
 from common.score.numbers import number_in
 from common.score.task import MULTICLASS, Task, posed
 
@@ -39,6 +40,7 @@ class Folds:
     task: Task = MULTICLASS
     times: np.ndarray = field(default_factory=lambda: text_array([]))  # text, n; empty where the split knows no time
     gap: float = 0.0  # of time, between a block of held-out rows and those that its model trains on
+    of_frames: bool = False  # whether rows are frames, of which neighbours are drawn together
 
     @property
     def count(self) -> int:
@@ -133,7 +135,7 @@ def read_folds(path: Path, task: str = "", positive: str = "") -> Folds:
     fold = fold_numbers(cells["fold"], str(path))
     groups, times = (cells.get(name, text_array([])) for name in ("group", "time"))
     moments_of(times, str(path))
-    return Folds(ids, labels, fold, row_shas, groups, task, times, said.gap)
+    return Folds(ids, labels, fold, row_shas, groups, task, times, said.gap, said.targets == "frames")
 
 
 def moments_of(cells: Sequence[str], where: str) -> np.ndarray:
@@ -184,7 +186,7 @@ def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tu
 
     Of folds that are blocks of time, rows within the gap of the held-out block are in neither part.
     ``train_fraction`` of each class is trained on, and ``limit`` rows (0: all) of either part are kept, drawn at random
-    but the same for every seed.
+    but the same for every seed. Of frames pieces of some that follow one another are drawn.
     """
     held_out = np.zeros(len(folds.fold), dtype=bool) if fold == "full" else folds.fold == int(fold)
     near = np.zeros_like(held_out)
@@ -193,6 +195,12 @@ def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tu
         near = (folds.moments >= block.min() - folds.gap) & (folds.moments <= block.max() + folds.gap)
     train, valid = np.flatnonzero(~held_out & ~near), np.flatnonzero(held_out)
     random = np.random.default_rng(0)  # not --seed: repeats with other seeds must train on the same rows
+    if folds.of_frames:
+        wanted = round(train_fraction * len(train))
+        return tuple(
+            _pieces(rows, min(limit or len(rows), most), random)
+            for rows, most in ((train, wanted), (valid, len(valid)))
+        )
     if train_fraction < 1:
         numbers = np.unique(folds.strata.astype(str), return_inverse=True)[1][train]
         of_each_class = np.split(train[np.argsort(numbers, kind="stable")], np.cumsum(np.bincount(numbers))[:-1])
@@ -201,6 +209,12 @@ def split_rows(folds: Folds, fold: str, train_fraction: float, limit: int) -> tu
     if limit:
         train, valid = (np.sort(random.permutation(rows)[:limit]) for rows in (train, valid))
     return train, valid
+
+
+def _pieces(rows: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
+    """``most`` of the rows, in pieces of TOGETHER that follow one another, in their order."""
+    pieces = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
+    return np.sort(np.concatenate([pieces[number] for number in random.permutation(len(pieces))])[:most])
 
 
 def match_folds(folds: Folds, table: Table) -> Folds:

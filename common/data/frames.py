@@ -19,6 +19,7 @@ from common.data.inputs import RESIDENT, Numbers, Reading
 from common.data.sequences import SequenceFiles
 from common.data.tables import Table
 from common.data.transfer import HOST, constant, copied_ahead, free_bytes, to_device
+from common.data.utterances import TOGETHER
 
 AT_ONCE = 1_000_000  # frames, when their mean is taken
 
@@ -127,7 +128,7 @@ class Runs(Windows):
     frames.
     """
 
-    together: ClassVar[int] = 100
+    together: ClassVar[int] = TOGETHER
 
     @staticmethod
     def home_of(frames: Tensor) -> torch.device:

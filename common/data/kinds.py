@@ -34,7 +34,8 @@ class Kind:
     check: str = ""  # (table, workers, as written) -> the table, every row's file having been read once
     augment: tuple[str, str] = ("none", "none")  # the presets that auto stands for: in colour, grey
     views: str = "none"  # the preset of views that --tta auto tries
-    picture: Callable[[Any], Any] = lambda row: row  # of a row of the table, for people; None: it has none
+    # Of one of the rows of a table, by its number, for people; None: it has none.
+    picture: Callable[[Any, int], Any] = lambda rows, row: rows[row]
     sections: tuple[str, ...] = ()  # of a run's page, beside the task's own (common/report)
     numbers: str = "features"  # what a model's input is made of, where it is no image
     takes: tuple[str, ...] = ()  # settings of a training that other kinds have no use for
@@ -120,7 +121,7 @@ FEATURES = Kind(
     shape=_shape_of_features,
     open="common.data.inputs:open_features",
     scale="common.data.features:FeatureScale",
-    picture=lambda cells: None,
+    picture=lambda rows, row: None,
     takes=("drop", "offset"),
     models=("mlp",),
 )
@@ -133,7 +134,7 @@ SEQUENCES = Kind(
     shape=_shape_of_sequences,
     open="common.data.frames:open_sequences",
     scale="common.data.frames:FrameScale",
-    picture=picture_of,
+    picture=lambda rows, row: picture_of(rows[row]),
     sections=("lengths",),
     numbers="numbers a frame",
     takes=("crop_frames",),
@@ -148,7 +149,7 @@ FRAMES = Kind(
     shape=_shape_of_sequences,
     open="common.data.frames:open_windows",
     scale="common.data.frames:FrameScale",
-    picture=lambda numbers: None,
+    picture=lambda rows, row: picture_of(rows.around(row)),
     sections=("utterances",),
     numbers="numbers a window",
     takes=("window",),

@@ -21,6 +21,8 @@ from common.data.sequences import CONVERT, FOREIGN, SUFFIX, SequenceFiles, check
 LABELS, LABELS_FOLDER = "train_labels.txt", "train_labels"
 TRAIN_LIST = "train_split.txt"
 LISTS = "*_split.txt"
+SEEN = 25  # frames on either side of one, in its picture
+TOGETHER = 100  # frames that follow one another, where some are drawn
 UTTERANCE = "utterance"  # the column of a table of frames that says whose they are
 
 
@@ -41,6 +43,13 @@ class FrameRows:
     def __getitem__(self, row: int) -> np.ndarray:
         """A frame's numbers, (d)."""
         return self.sequences.frames[row]
+
+    def around(self, row: int) -> np.ndarray:
+        """A frame in the middle of 51, (51, d); its sequence's ends are repeated."""
+        starts, lengths = self.sequences.starts, self.sequences.lengths
+        own = np.searchsorted(starts, row, side="right") - 1
+        place = np.arange(row - SEEN, row + SEEN + 1).clip(starts[own], starts[own] + lengths[own] - 1)
+        return self.sequences.frames[place]
 
     def __iter__(self) -> Iterator[bytes]:
         """What tells each frame from all others: its sequence's hash and its number there."""

@@ -221,7 +221,7 @@ class Evidence:
     def images_of(self, ids: Sequence[str]) -> list[np.ndarray | Path | None]:
         """The pictures of some ids, as the kind of inputs has them."""
         rows, picture = self.images.images, self.images.kind.picture
-        return [picture(rows[row]) for row in self.rows_of(ids)]
+        return [picture(rows, row) for row in self.rows_of(ids)]
 
     def rows_of(self, ids: Sequence[str]) -> list[int]:
         """Where some ids stand in the table."""
