@@ -35,7 +35,7 @@ from common.runs.layout import (
     fold_folder,
     run_names,
 )
-from common.runs.oof import oof_predictions, oof_score
+from common.runs.oof import alike_in, oof_predictions, oof_score
 from common.runs.predictions import check_store
 from common.runs.saved_model import SavedModel
 from common.score.metrics import describe
@@ -166,9 +166,10 @@ def save_average(folder: Path, models: "FoldModels", k: int, folds: Folds, store
         )
     [logits] = logits_of(predict, network, rows, models.views)
     check_logits(str(folder), logits, "average fewer runs, or runs that started from the same weights")
+    oof, alike = oof_predictions(folds, rows, logits), alike_in(folds, rows)
     described = saved.settings | {"folds_fingerprint": folds.fingerprint, "averaged": saved.averaged}
     write_json(folder / CONFIG_FILE, described)
-    return save_fold(folder, saved, network.state_dict(), oof_predictions(folds, rows, logits), store, {})
+    return save_fold(folder, saved, network.state_dict(), oof, store, {}, alike)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from common.runs.layout import (
     read_metrics,
     unfinished,
 )
-from common.runs.oof import oof_predictions
+from common.runs.oof import alike_in, oof_predictions
 from common.runs.predictions import check_store
 from common.runs.teachers import check_teachers, read_unlabelled, with_unlabelled
 from common.score.metrics import check_targets, show
@@ -314,7 +314,7 @@ def train_fold(session: "Session", cfg: Train, fold: str, folds_after: int, dead
             check_lock()
             with part("saving"):
                 oof = None if logits is None else oof_predictions(folds, rows, logits)
-                save_training(folder, training, saved, oof, cfg.store)
+                save_training(folder, training, saved, oof, cfg.store, alike_in(folds, rows))
 
 
 def epoch_line(fold: str, log: list[dict[str, Any]], cfg: Config, folds_after: int) -> str:

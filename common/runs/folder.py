@@ -33,7 +33,7 @@ from common.runs.layout import (
     read_metrics,
     unfinished,
 )
-from common.runs.oof import join_oof, oof_answers
+from common.runs.oof import alike_in, join_oof, oof_answers
 from common.runs.predictions import Predictions, write_predictions
 from common.runs.saved_model import SavedModel
 from common.runs.teachers import TAUGHT_BY, check_same_teachers, taught_by
@@ -41,6 +41,8 @@ from common.score.answers import Answers
 from common.score.bootstrap import interval_of
 from common.score.decisions import can_be_learned
 from common.score.metrics import describe, score_of, show
+
+FEWEST = 5  # groups or times whose drawing says anything
 
 
 def check_place(run_folder: Path, wanted: list[str]) -> None:
@@ -119,10 +121,12 @@ def save_fold(
     oof: Predictions | None,
     store: str,
     figures: Mapping[str, Any],
+    alike: tuple[np.ndarray, str],
 ) -> dict[str, Any]:
     """Write model, OOF predictions (if any) and, last, metrics.json with its ``figures``; returns the metrics.
 
-    The checkpoint has then done its work.
+    ``alike`` says which rows of the OOF predictions are not independent (:func:`common.runs.oof.alike_in`). The
+    checkpoint has then done its work.
     """
     from common.runs.tensors import save_tensors
 
@@ -131,6 +135,9 @@ def save_fold(
     if oof is not None:
         sha256_of[OOF_FILE] = write_predictions(folder / OOF_FILE, oof, store)
         metrics |= oof.score(saved.cfg.metric)
+        units, shared = alike
+        if shared and "accuracy" in metrics and len(set(units)) >= FEWEST:
+            metrics["low"], metrics["high"] = interval_of("accuracy", oof.answers(), units)
     metrics["sha256_of"] = sha256_of
     write_json(folder / METRICS_FILE, metrics)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -143,18 +150,20 @@ def finished_line(folder: Path, fold: str, metric: str) -> str:
     return f"fold {fold} is finished" + (f": {describe(metrics, metric)}" if "n" in metrics else "")
 
 
-def in_groups(scores: dict[str, Any], answers: Answers, folds: Folds, metric: str) -> str:
-    """A score in words, with the interval that groups allow, and what the most frequent class alone is worth.
+def with_interval(scores: dict[str, Any], answers: Answers, folds: Folds, metric: str) -> str:
+    """A score in words, with the interval that groups or times allow, and what the most frequent class alone is worth.
 
     ``answers`` are those of :func:`common.runs.oof.oof_answers`.
     """
-    groups = np.concatenate([folds.groups[folds.fold == k] for k in range(folds.count)]).astype(str)
+    units, shared = alike_in(folds, np.argsort(folds.fold, kind="stable")[(folds.fold < 0).sum() :])
     first = "accuracy" if "accuracy" in scores else metric
-    low, high = interval_of(first, answers, groups)
+    low, high = interval_of(first, answers, units)
     says = describe(scores | {"low": low, "high": high}, metric)
     if first != "accuracy":
         says = f"{describe(scores, metric)}, 95 % interval of {first} {show(first, low)} - {show(first, high)}"
-    says += f" by {len(set(groups)):,} groups, whose rows are alike"
+    if not shared:
+        return says
+    says += f" by {len(set(units)):,} {shared}, whose rows are alike"
     if folds.task.is_one_of:
         often = np.bincount(answers.targets).argmax()
         others = answers.targets != often
@@ -177,12 +186,9 @@ def say_result(run_folder: Path, folds: Folds, metric: str) -> dict[str, Any] | 
         print(f"fold {number}: {describe(read_metrics(fold_folder(run_folder, number)), metric)}")
     answers = oof_answers(run_folder, folds, metric)
     scores = score_of(answers, folds.task.metrics, metric)
-    said = in_groups(scores, answers, folds, metric) if folds.groups.size else describe(scores, metric)
+    is_said = folds.task.is_number or alike_in(folds, folds.fold >= 0)[1]
+    said = with_interval(scores, answers, folds, metric) if is_said else describe(scores, metric)
     print(f"local CV of {run_folder.name}: {said}")
-    if folds.task.is_number and not folds.groups.size:
-        copies = np.concatenate([folds.row_shas[folds.fold == k] for k in range(folds.count)]).astype(str)
-        low, high = interval_of(metric, answers, copies)
-        print(f"local CV of {run_folder.name}: 95 % interval of {metric} {show(metric, low)} - {show(metric, high)}")
     if can_be_learned(folds.task, metric) and (text := learned_decision([join_oof(run_folder, folds)], metric).text):
         print(text)
     return scores

@@ -49,10 +49,20 @@ def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions
     return replace(part, logits=logits, columns=columns, **told)
 
 
+def alike_in(folds: Folds, rows: np.ndarray) -> tuple[np.ndarray, str]:
+    """Equal texts (m) for those of ``rows`` that are not independent: of one group, of one time, or else of one image.
+
+    The second is the word for what they share, "" for images.
+    """
+    for alike, shared in ((folds.groups, "groups"), (folds.times, "times")):
+        if alike.size:
+            return alike[rows].astype(str), shared
+    return folds.row_shas[rows].astype(str), ""
+
+
 def units_of(folds: Folds) -> np.ndarray:
-    """Equal numbers, int64 (m), for held-out rows that are not independent: of one group, or else of one image."""
-    alike = folds.groups if folds.groups.size else folds.row_shas
-    return np.unique(alike[folds.fold >= 0].astype(str), return_inverse=True)[1]
+    """Equal numbers, int64 (m), for held-out rows that are not independent."""
+    return np.unique(alike_in(folds, folds.fold >= 0)[0], return_inverse=True)[1]
 
 
 def oof_score(run_folder: Path, folds: Folds, metric: str = "") -> dict[str, float | int]:

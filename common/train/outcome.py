@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.runs.folder import save_fold
 from common.runs.predictions import Predictions
 from common.runs.saved_model import SavedModel
@@ -11,10 +13,17 @@ from common.score.metrics import best_epoch, describe, show
 from common.train.training import Training, scores_in
 
 
-def save_training(folder: Path, training: Training, saved: SavedModel, oof: Predictions | None, store: str) -> None:
-    """Write the files of a fold whose training is over, and print its score."""
+def save_training(
+    folder: Path,
+    training: Training,
+    saved: SavedModel,
+    oof: Predictions | None,
+    store: str,
+    alike: tuple[np.ndarray, str],
+) -> None:
+    """Write the files of a fold whose training is over (:func:`common.runs.folder.save_fold`), and print its score."""
     saved = replace(saved, members=len(training.members.members) if training.members else 1)
-    metrics = save_fold(folder, saved, training.scored.state_dict(), oof, store, figures_of(training))
+    metrics = save_fold(folder, saved, training.scored.state_dict(), oof, store, figures_of(training), alike)
     if oof is None:
         return
     print(f"fold {saved.fold}: {describe(metrics, training.metric)}; {epochs_text(training, metrics)}")
