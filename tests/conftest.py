@@ -101,7 +101,7 @@ def torch_forks(tmp_path_factory):
     server.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """Forks processes that are killed, or whose system calls are made to fail."""
     from disturbed import Server, needs_strace
@@ -192,13 +192,13 @@ def make_undisturbed(folder: Path, tiny: Path, torch_forks: Forks) -> None:
     write_sweep(folder / "sweep")
 
 
-def write_sweep(folder: Path) -> None:
-    """A published sweep: its description and its table, the losses on one parabola per batch size."""
+def write_sweep(folder: Path, config=None) -> None:
+    """A published sweep of some settings: its description and its table, the losses on one parabola per batch size."""
     from common.runs.config import Config
     from common.sweep.cells import COLUMNS, TABLE_FILE, Sweep, claim_sweep
     from common.sweep.grid import Grid
 
-    claim_sweep(Sweep(folder, Config(fold="0"), Grid((8, 16, 32), lr=1e-3, batch_size=8), "epochs", 0.1))
+    claim_sweep(Sweep(folder, config or Config(fold="0"), Grid((8, 16, 32), lr=1e-3, batch_size=8), "epochs", 0.1))
     lines = [",".join(COLUMNS)]
     for batch_size in (8, 16, 32):
         for step in range(-2, 3):

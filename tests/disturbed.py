@@ -108,6 +108,19 @@ class Child:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
 
+def start_together(server: Server, processes: int, *do: object) -> list[Child]:
+    """Children that do the same together, as a launcher would start them."""
+    if processes == 1:
+        return [server.start(*do)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    count = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared = {**count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [server.start(*do, environment=environment) for environment in ranks]
+
+
 @contextmanager
 def strace(pid: int, *options: str, log: Path | str = os.devnull) -> Iterator[None]:
     """Watch a process and the children it forks from now on; each counts its system calls from its own start."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL
-from disturbed import FULL, Child, Server, alive, strace, wait_until
+from disturbed import FULL, Child, Server, alive, start_together, strace, wait_until
 
 from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
@@ -43,15 +43,7 @@ class Run:
 
     def start(self, *more: object) -> list[Child]:
         """Its processes, as a launcher would start them, with ``more`` options."""
-        if self.processes == 1:
-            return [self.server.start(*self.command, *more)]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        shared |= {"OMP_NUM_THREADS": "1"}
-        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        return [self.server.start(*self.command, *more, environment=environment) for environment in ranks]
+        return start_together(self.server, self.processes, *self.command, *more)
 
     def finish(self) -> dict[str, bytes]:
         """Train to the end and return the results."""

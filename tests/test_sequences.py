@@ -1,8 +1,6 @@
 """Sequences and frames: what is read, what a batch is, and that nobody sees who shares it."""
 
 import csv
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 import timm
 import torch
 from conftest import SMALL
-from test_processes import launch
 from torch import nn
 
 import ensemble
@@ -21,7 +18,7 @@ import train_fold
 from common.base.errors import UserError
 from common.data.augment import Augmentation
 from common.data.batches import TrainBatches
-from common.data.folds import match_folds, read_folds
+from common.data.folds import match_folds, read_folds, split_rows
 from common.data.frames import FrameScale, Runs, Sequences, Windows, cropped_frames
 from common.data.sequences import read_sequences
 from common.data.tables import read_train_table
@@ -288,45 +285,6 @@ def softmax(logits) -> np.ndarray:
     return torch.from_numpy(np.asarray(logits)).softmax(1).numpy()
 
 
-class Interruption(io.StringIO):
-    """A standard output that breaks off, like Ctrl-C, once an epoch has been printed and saved."""
-
-    def write(self, text: str) -> int:
-        if " epoch " in text and "train loss" in text:
-            raise KeyboardInterrupt
-        return super().write(text)
-
-
-def test_interrupted_equals_uninterrupted(speech, tmp_path, monkeypatch):
-    at = [f"--folds={speech / 'folds.csv'}", f"--runs-dir={tmp_path}", "--fold=1", "--run=cnn"]
-    arguments = [*at, *SMALL, "--epochs=8", *RUNS["cnn"]]
-    for _ in range(3):
-        with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-            broken.setattr(sys, "stdout", Interruption())
-            train_fold.main(arguments)
-    train_fold.main(arguments)
-    for name in ("model.safetensors", "oof.npz"):
-        parts = [folder / "cnn" / "fold1" / name for folder in (tmp_path, speech / "runs")]
-        assert parts[0].read_bytes() == parts[1].read_bytes()
-
-
-def test_two_processes_and_accumulation_train_the_same_net(speech, tmp_path):
-    """Each pads its own share; what is learned and said is that of one process, but for rounding."""
-    at = [f"--folds={speech / 'folds.csv'}", f"--runs-dir={tmp_path}", "--fold=0", *SMALL, "--opt=sgd", "--lr=0.05"]
-    at += ["--model-args", "widths=(16,16)", "drop_rate=0.0", "head_drop_rate=0.0", "--crop-frames=12"]
-    train_fold.main([*at, "--run=one"])
-    train_fold.main([*at, "--run=accumulated", "--accumulate=2"])
-    done = launch(2, "train_fold.py", *at, "--run=two")
-    assert done.returncode == 0, done.stderr
-    one, accumulated, two = (
-        read_predictions(tmp_path / name / "fold0" / "oof.npz") for name in ("one", "accumulated", "two")
-    )
-    assert one.logits.std() > 0.01
-    for other in (accumulated, two):
-        assert other.ids.tolist() == one.ids.tolist()
-        np.testing.assert_allclose(other.logits, one.logits, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -417,7 +375,28 @@ def test_frames_go_through_the_whole_chain(utterances, phones):
     oof = [read_predictions(phones / "runs" / "w1" / f"fold{k}" / "oof.npz") for k in range(3)]
     assert sorted(np.concatenate([part.ids for part in oof])) == sorted(table.ids)
     assert len(match_folds(read_folds(phones / "folds.csv"), table).ids) == len(table.ids)
-    assert "Utterances" in (phones / "report.html").read_text()
+    page = (phones / "report.html").read_text()
+    assert "Utterances" in page and "data:image/png" in page
+
+
+def test_a_part_of_the_frames_is_drawn_in_pieces(phones):
+    """Each by itself would cost a whole window; the part is the same whatever the seed."""
+    made = read_folds(phones / "folds.csv")
+    whole, valid = split_rows(made, "0", 1.0, 0)
+    half, untouched = split_rows(made, "0", 0.5, 0)
+    assert len(half) == round(len(whole) / 2) and untouched.tolist() == valid.tolist() and set(half) < set(whole)
+    assert (np.diff(half) != 1).sum() < 8
+    assert [len(part) for part in split_rows(made, "0", 0.5, 30)] == [30, 30]
+
+
+def test_the_picture_of_a_frame_is_its_utterance_around_it(utterances):
+    table = read_train_table(str(utterances), folds.Competition(targets="frames"))
+    length = table.images.sequences.lengths[0]
+    for row in (0, 27, int(length) - 1, int(length)):
+        found = table.images.around(row)
+        assert found.shape == (51, D) and (found[25] == table.images[row]).all()
+    assert (table.images.around(0)[:25] == table.images[0]).all()
+    assert (table.images.around(int(length))[:25] == table.images[int(length)]).all()
 
 
 def test_a_net_over_utterances_is_told_how_far_it_looks(phones):
