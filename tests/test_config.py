@@ -45,6 +45,7 @@ def test_help_is_in_groups_with_each_flag_once(script):
         said = " ".join(line.split())
         assert said.count("default:") <= 1 and "(default: )" not in said, said
         assert not re.match(r"--\S+ \S+( \.\.\.)? or ", said), said
+    assert not {"COMMON", "OLD_FLAGS"} & {*options.__annotations__}  # which tyro 1.0.0 takes for options
     headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
     if common := getattr(options, "COMMON", ()):
         flags = re.findall("^  --(?:no-)?([\\w-]+)", text, re.MULTILINE)
