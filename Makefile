@@ -5,11 +5,11 @@
 #                                                 TRAIN="--mixed-precision bf16" is added to each training, as for `make run`
 # make test                                       the whole suite
 # make faults                                     every fault of docs/reliability.md, with a closing line of figures
-# make competitions                              real competitions in miniature, which MAKER makes and scores
+# make competitions                               real competitions in miniature, which MAKER makes and scores
 # make kaggle                                    dist/kaggle/: a folder to upload as a data set, and three notebooks
 # make gpu                                        what only a GPU can show, into benchmarks/gpu.md: GPU="--digits train.csv.gz"
 # make bounds                                     the chain on the lowest versions that pyproject.toml allows, and on Kaggle's
-#                                                 image with its notebooks (5 GB; IMAGE_PYTHON=python3.12)
+#                                                 image with its notebooks (two environments, 11 GB; IMAGE_PYTHON=python3.12)
 
 PYTHON := .venv/bin/python
 IMAGE_PYTHON ?= python3.12
