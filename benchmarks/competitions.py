@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ import report
 import train_fold
 from common.base.cli import parse
 from common.base.errors import UserError
-from common.base.files import write_file
+from common.base.files import read_json, write_file, write_json
 from common.data.competition import competition_flags, read_competition
 
 SAMPLE = "--sample sample_submission.csv"
@@ -75,22 +76,43 @@ COMPETITIONS = {
 
 
 def main(maker_path: str, *names: str) -> None:
-    """Make the competitions, run each, and write the table; ``names``: only these, and no file is written."""
+    """Make the competitions, run each, and write the table; ``names``: only these, and no file is written.
+
+    Where an earlier call was stopped, those that it has finished at the same commit are not run again.
+    """
     if not os.path.isfile(maker_path):
         print(f"competitions: there is no {maker_path or 'maker'}; name the script that makes them: MAKER=PATH")
         return
-    maker, home = module_at(maker_path), Path("work/competitions").resolve()
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    rows, started = [], time.monotonic()
+    maker, home, rows, seconds, version = module_at(maker_path), Path("work/competitions").resolve(), [], 0.0, commit()
     for name in names or COMPETITIONS:
-        with contextlib.redirect_stdout(io.StringIO()):
-            maker.main([str(home), name])
-        rows.append(result_of(name, home / name, COMPETITIONS[name], maker.score_file))
+        kept = home / name / "row.json"
+        found = read_json(kept) if kept.is_file() else {}
+        if not version or found.get("commit") != version:
+            found = {"commit": version} | timed_row(name, home, maker)
+            write_json(kept, found)
+        rows.append(found["cells"])
+        seconds += found["seconds"]
         print(f"| {' | '.join(rows[-1])} |", flush=True)
     if not names:
-        minutes = (time.monotonic() - started) / 60
-        write_file(Path("docs/competitions.md"), page(rows, minutes))
+        write_file(Path("docs/competitions.md"), page(rows, seconds / 60))
+
+
+def timed_row(name: str, home: Path, maker: ModuleType) -> dict[str, Any]:
+    """Make a competition below ``home`` and run it: its line of the table and how long that took."""
+    shutil.rmtree(home / name, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        maker.main([str(home), name])
+    started = time.monotonic()
+    cells = result_of(name, home / name, COMPETITIONS[name], maker.score_file)
+    return {"cells": cells, "seconds": time.monotonic() - started}
+
+
+def commit() -> str:
+    """The commit of the clone that is worked in; "" where it is none, or holds changes that are in no commit."""
+    questions = ("rev-parse HEAD", "status --porcelain --untracked-files=no")
+    head, changes = (subprocess.run(["git", *words.split()], capture_output=True, text=True) for words in questions)
+    return "" if head.returncode or changes.returncode or changes.stdout else head.stdout.strip()
 
 
 def module_at(path: str) -> ModuleType:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import ensemble
 import folds
 import infer
 import train_fold
-from benchmarks.competitions import Row, chain
+from benchmarks import competitions
+from benchmarks.competitions import Row
 from benchmarks.competitions import main as run_competitions
 from common.base.errors import UserError
 from common.data.competition import Competition
@@ -64,27 +66,55 @@ def tables(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_from_the_files_to_a_probability(pets, monkeypatch):
-    """Two runs, a blend and a report need nothing but --work; the submission holds probabilities of the dog."""
-    row = Row(
-        "--data train --test test --sample sample.csv",
-        "--label-from-name ^(cat|dog) --positive dog",
+MAKER = """
+import shutil, sys
+from pathlib import Path
+
+def main(arguments):
+    shutil.copytree({source!r}, Path(arguments[0]) / "pets" / "input")
+
+def score_file(folder, path):
+    return "rows " + str(len(path.read_text().splitlines()) - 1)
+"""
+
+
+def test_from_the_files_to_a_probability_and_the_table(pets, tmp_path, monkeypatch, capsys):
+    """Two runs, a blend and a report need nothing but --work; the submission holds probabilities of the dog.
+
+    The table is written at the end, and where it was stopped before, what was done is not done again.
+    """
+    flags = "--label-from-name ^(cat|dog) --positive dog"
+    monkeypatch.setattr(
+        competitions, "COMPETITIONS", {"pets": Row("--data train --test test --sample sample.csv", flags)}
     )
-    oof, submissions = chain(pets.parent, row)
-    assert len(oof) == 3 and all(found["n"] == ROWS for found in oof)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maker.py").write_text(MAKER.format(source=str(pets)), encoding="utf-8")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "empty"]):
+        subprocess.run(["git", *author, *words], check=True)
+    run_competitions("maker.py", "pets")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"| pets | `{flags}` | accuracy | ".replace("|dog", "\\|dog"))
+    assert line.endswith(f" | {ROWS}.000, {ROWS}.000, {ROWS}.000 | id,label ⏎ 1,{line.rpartition(',')[2]}")
+    place = tmp_path / "work" / "competitions" / "pets"
+    submissions = [place / "work" / "runs" / run / "submission.csv" for run in ("first", "second", "ensemble")]
     for path in submissions:
         header, *cells = list(csv.reader(path.open(encoding="utf-8")))
         assert header == ["id", "label"] and [row[0] for row in cells] == [str(number + 1) for number in range(ROWS)]
         shares = np.array([float(row[1]) for row in cells])
         assert ((shares > 0) & (shares < 1)).all()
-    assert not list(pets.rglob("folds.csv"))
-    told = json.loads((pets.parent / "work" / "competition.json").read_text(encoding="utf-8"))
+    assert not list((place / "input").rglob("folds.csv"))
+    told = json.loads((place / "work" / "competition.json").read_text(encoding="utf-8"))
     assert told["label_from_name"] == "^(cat|dog)" and told["positive"] == "dog"
+    made = submissions[0].stat().st_mtime_ns
+    run_competitions("maker.py")
+    assert line in Path("docs/competitions.md").read_text(encoding="utf-8").splitlines()
+    assert submissions[0].stat().st_mtime_ns == made
     # A notebook's run(...) is told by the same folder: probabilities of the dog, as the sample has them.
-    monkeypatch.chdir(pets)
+    monkeypatch.chdir(place / "input")
     before = submissions[-1].read_bytes()
-    in_cell = ensemble.run(ensemble.Options(work=str(pets.parent / "work"), noise=0))
-    assert in_cell.score == oof[2] and submissions[-1].read_bytes() == before
+    ensemble.run(ensemble.Options(work=str(place / "work"), noise=0))
+    assert submissions[-1].read_bytes() == before
 
 
 def test_without_a_maker_one_line_says_so(capsys):
