@@ -135,6 +135,11 @@ def test_the_sample_tells_the_label_column(tables, capsys):
     said = capsys.readouterr().out
     assert "labels       column class (--label-column)" in said
     assert said.splitlines()[-1] == "next: python train_fold.py --work other"
+    rows = [[f"{number}", f"p{number % 3}", f"species {number % 3}"] for number in range(ROWS)]
+    write_table(tables / "train.csv", ["id", "site", "kind"], *rows)
+    write_table(tables / "sample.csv", ["id", "p_species 0", "p_species 1", "p_species 2"], ["900", "0", "0", "1"])
+    folds.main(["--data", "train.csv", "--sample", "sample.csv", "--k", "3", "--work", "third"])
+    assert "labels       column kind (--label-column)" in capsys.readouterr().out
 
 
 def test_groups_of_another_table(tables, capsys):

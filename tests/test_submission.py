@@ -1,5 +1,7 @@
 """Submissions: the sample's form, exactly the test's ids, and nothing written that is not valid."""
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,16 @@ def test_another_submission_is_kept(tmp_path, capsys):
     assert written(tmp_path) == text
     kept = {path.name: path.read_text() for path in tmp_path.iterdir() if path != mine}
     assert kept == {"submission.1.csv": "by hand\n", "submission.2.csv": "another\n"}
+
+
+def test_the_columns_of_a_sample_may_have_a_word_in_front_of_the_class(tmp_path):
+    """Each class's probability stands in its own column, in the sample's order."""
+    rows = "".join(f"{name},0.3,0.3,0.4\n" for name in ("NA", '"b,"""', "c", "001"))
+    sample = sample_file(tmp_path, f"Id,is_猫,is_cat,is_dog\n{rows}")
+    header, *lines = csv.reader(io.StringIO(written(tmp_path, sample=sample)))
+    assert header == ["Id", "is_猫", "is_cat", "is_dog"] and [line[0] for line in lines] == ["NA", 'b,"', "c", "001"]
+    shares = np.array([[float(cell) for cell in line[1:]] for line in lines])[[2, 3, 1, 0]]
+    assert shares.argmax(axis=1).tolist() == [(column + 1) % 3 for column in TEST.logits.argmax(axis=1)]
 
 
 def sample_file(tmp_path: Path, text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError
-from common.base.strict_csv import read_columns, row_of, text_array
+from common.base.strict_csv import names_in_header, read_columns, row_of, text_array
 from common.base.words import names_in_short
 from common.data.competition import Competition, task_of
 from common.score.label_sets import SEPARATOR, sets_of
@@ -49,6 +49,21 @@ def split_names(cell: str, separator: str) -> list[str]:
     return [name.strip() for name in names] if cell.strip() else []
 
 
+def class_prefix(columns: Sequence[str], classes: Sequence[str]) -> str | None:
+    """What stands in front of every class's name among some columns' names: Status_ of Status_C and Status_D, mostly
+    nothing. None where a class has no column."""
+    fronts = {column.removesuffix(classes[0]) for column in columns if column.endswith(classes[0])}
+    return next((front for front in sorted(fronts) if set(columns) >= {front + name for name in classes}), None)
+
+
+def _told_by_sample(sample: str, columns: dict[str, np.ndarray]) -> str:
+    """The one column whose cells are what the sample calls its columns; "" where none or several are."""
+    asked = names_in_header(Path(sample))[1:] if sample else []
+    cells = {name: sorted(set(column)) for name, column in columns.items()} if len(asked) > 1 else {}
+    fit = [name for name, own in cells.items() if len(own) == len(asked) and class_prefix(asked, own) is not None]
+    return fit[0] if len(fit) == 1 else ""
+
+
 def take_labels(
     path: Path, columns: dict[str, np.ndarray], ids: np.ndarray, competition: Competition, test: bool, alone: bool
 ) -> Labels:
@@ -83,6 +98,8 @@ def take_labels(
     name = next(iter(said), "") or _usual_column(columns)
     if not name and not test and alone and len(columns) == 1:
         name = next(iter(columns))
+    if not name and not test and not task_of(competition).is_number:
+        name = _told_by_sample(competition.sample, columns)
     if name and is_of_sets:
         return _from_sets(path, columns.pop(name), name, competition)
     if name:

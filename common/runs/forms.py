@@ -11,7 +11,7 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
-from common.data.labels import split_names, told_separator
+from common.data.labels import class_prefix, split_names, told_separator
 from common.runs.predictions import Predictions
 from common.score.label_sets import names_in
 from common.score.logits import Outputs, blocks
@@ -117,16 +117,18 @@ def check_labels(rows: Iterable[Sequence[str]], outputs: Sequence[str], separato
 
 
 def reads_probabilities(asked: Asked, outputs: Sequence[str]) -> int | None:
-    """A column per class, in any order, and another one."""
-    known = set(outputs)
-    others = [at for at, column in enumerate(asked.cells) if column not in known]
-    return others[0] if len(asked.cells) == len(outputs) + 1 > 2 and len(others) == 1 else None
+    """A column per class, in any order, and another one; the same may stand in front of every class."""
+    if len(asked.cells) != len(outputs) + 1 or (prefix := class_prefix(list(asked.cells), outputs)) is None:
+        return None
+    known = {prefix + name for name in outputs}
+    return next(at for at, column in enumerate(asked.cells) if column not in known) if len(outputs) > 1 else None
 
 
 def probability_cells(predictions: Predictions, sheet: Sheet) -> Iterator[Sequence[str]]:
     """The probability of each column's class or label, with nine digits."""
     number = {name: at for at, name in enumerate(predictions.classes)}
-    wanted = [number[name] for name in sheet.asked]
+    prefix = class_prefix(sheet.asked, predictions.classes) or ""
+    wanted = [number[name.removeprefix(prefix)] for name in sheet.asked]
     for rows in blocks(len(predictions.ids), len(number)):
         for shares in predictions.task.probabilities(Outputs(predictions.long(rows)))[:, wanted]:
             yield [f"{share:.9g}" for share in shares]
