@@ -254,6 +254,10 @@ def test_a_link_out_of_the_tables_folder_says_what_to_name(tmp_path):
         read_train_table(path)
     table = read_train_table(path, Competition(images=(str(tmp_path / "work/train"),)))
     assert table.images == [tmp_path / "work/train/0.jpg"]
+    path = write(tmp_path / "work/paths.csv", "image,label\n../far/0.jpg,x\n")
+    with pytest.raises(UserError, match="points outside of"):
+        read_train_table(path)
+    assert read_train_table(path, Competition(images=(str(tmp_path / "far"),))).images == [tmp_path / "far/0.jpg"]
 
 
 @pytest.mark.parametrize("header", ["id_code,diagnosis", "Image,Id", "isic,age", "file_path,Class", "sex,image_name"])

@@ -7,6 +7,7 @@ rows that a fold trains on (:class:`FeatureScale`).
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ def plan_of(source: Path | str, names: Sequence[str], cells: np.ndarray) -> tupl
     Raises:
         UserError: a cell that is no number among numbers, more texts than can be told apart, no column that is left.
     """
-    plan, constant, kinds = [], [], {}
+    plan, constant, kinds, wide = [], [], {}, {}
     for name, column in zip(names, cells.T, strict=True):
         if len(set(column)) == 1:
             constant.append(name)
@@ -44,12 +45,16 @@ def plan_of(source: Path | str, names: Sequence[str], cells: np.ndarray) -> tupl
         if numbers is None:
             texts = sorted(set(column) - set(MISSING))
             if len(texts) > MOST_TEXTS:
-                what = f"column {name} has {len(texts):,} different texts, too many for a 0/1 column each"
-                raise UserError(str(source), what, f"leave it out: --drop {name}")
+                wide[name] = len(texts)
+                continue
             plan.append((name, TEXT, texts))
         else:
             plan.append((name, FLAGGED if np.isnan(numbers).any() else NUMBER, []))
         kinds.setdefault(plan[-1][1], []).append(name)
+    if wide:
+        first, many = next(iter(wide.items()))
+        what = f"column {first} has {many:,} different texts, too many for a 0/1 column each"
+        raise UserError(str(source), what, f"leave it out: --drop {shlex.join(wide)}")
     if not plan:
         raise UserError(str(source), "has no column of features", "check its header, --drop and the label's column")
     words = {NUMBER: "numbers", FLAGGED: "numbers, some missing (a flag each)", TEXT: "texts (a 0/1 column a value)"}

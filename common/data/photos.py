@@ -79,7 +79,7 @@ class PhotoSearch:
         for index, name in enumerate(names):
             where = row_of(self.path, index)
             written = PureWindowsPath(name)  # knows both kinds of slashes and drives
-            if ".." in written.parts or (written.anchor and not self.named):
+            if not self.named and (".." in written.parts or written.anchor):
                 remedy = f"name the images' folder with {self.flag}"
                 raise UserError(where, f"{name!r} points outside of {self.root}", remedy)
             found = self.find(name)
