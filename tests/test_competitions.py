@@ -161,6 +161,19 @@ def test_groups_of_another_table(tables, capsys):
         folds.main([*flags, "--group-table", "drivers.csv", "--force"])
 
 
+def test_a_row_without_a_group_is_tied_to_nobody(tables, capsys):
+    """Half of the patients are not known: each such row is a group, and the others' rows stay together."""
+    rows = [[f"{number}", f"{number % 2}", f"p{number % 4}" if number < 12 else ""] for number in range(ROWS)]
+    write_table(tables / "train.csv", ["id", "class", "patient"], *rows)
+    folds.main(["--data", "train.csv", "--k", "3", "--group", "patient"])
+    said = capsys.readouterr()
+    assert "column patient is empty in 12 rows: by it they belong to no group" in said.err
+    assert "groups       column patient: 16 (--group)" in said.out
+    dealt = {row["id"]: row["fold"] for row in csv.DictReader((tables / "folds.csv").open(encoding="utf-8"))}
+    assert all(len({dealt[f"{number}"] for number in range(first, 12, 4)}) == 1 for first in range(4))
+    assert len({dealt[f"{number}"] for number in range(12, ROWS)}) == 3
+
+
 def test_three_files_are_one_image(tmp_path, monkeypatch):
     """Their channels are its colours, in the train table and in a test folder; without the flag it is proposed."""
     monkeypatch.chdir(tmp_path)

@@ -273,8 +273,10 @@ def _numbered(texts: np.ndarray) -> np.ndarray:
 
 def _column(table: Table, name: str, flag: str) -> np.ndarray:
     if name not in table.columns:
-        known = ", ".join(table.columns) or "none"
-        raise UserError(table.source, f"has no column {name!r} for {flag}", f"its other columns: {known}")
+        known = f"its other columns: {', '.join(table.columns) or 'none'}"
+        if flag == "--group":
+            known += "; a csv that has it can be named with --group-table"
+        raise UserError(table.source, f"has no column {name!r} for {flag}", known)
     cells = table.columns[name]
     if (empty := np.flatnonzero(cells == "")).size:
         raise UserError(f"{row_of(table.source, empty[0])}, column {name}", "is empty", "fill it in")

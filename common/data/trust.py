@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.base.errors import UserError
+from common.base.errors import UserError, warn
 from common.base.files import read_json, write_file, write_json
 from common.base.strict_csv import text_array
 from common.base.system import cpu_count
@@ -140,7 +140,7 @@ def as_groups(table: Table, found: LookAlikes) -> np.ndarray:
 def joined_groups(table: Table, names: Sequence[str], found: LookAlikes | None) -> tuple[Table, str]:
     """The table with one column whose equal cells stay in one fold, and that column's name.
 
-    Rows that share a value of any of the named columns are tied, one to the next.
+    Rows that share a value of any of the named columns are tied, one to the next; an empty cell ties nobody.
 
     Raises:
         UserError: near-duplicates are asked for where pictures cannot be compared.
@@ -150,8 +150,14 @@ def joined_groups(table: Table, names: Sequence[str], found: LookAlikes | None) 
             what = f"cannot be told: pictures below {SMALLEST_DRAWING} px, or of different kinds, are not compared"
             raise UserError(f"--group {NEAR_DUPLICATES}", what, "name a column of the table, or leave it out")
         table = replace(table, columns=table.columns | {NEAR_DUPLICATES: as_groups(table, found)})
-    if len(names) < 2 or any(name not in table.columns for name in names):
-        return table, next((name for name in names if name not in table.columns), names[0] if names else "")
+    if missing := [name for name in names if name not in table.columns]:
+        return table, missing[0]
+    empty = {name: int((table.columns[name] == "").sum()) for name in names}
+    for name, count in empty.items():
+        if count:
+            warn(f"{table.source}: column {name} is empty in {count:,} rows: by it they belong to no group")
+    if len(names) < 2 and not any(empty.values()):
+        return table, names[0] if names else ""
     links = []
     for name in names:
         cells = table.columns[name].astype(str)
