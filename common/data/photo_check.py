@@ -93,14 +93,19 @@ def _look(image: Path | Stack) -> Look:
         photo = decode(content, at_least=SMALL // 2)
     except ValueError as error:
         return Look(str(error))
-    pixels = photo.image.convert("RGB")  # grey written as colour looks the same
+    pixels = _in_colour(photo.image)
     facts = photo_facts(photo, pixels, content)
     return Look("", photo.animated, photo.peak, photo.levels, photo.is_reduced, _pixel_sha(photo, pixels), facts)
 
 
 def _whole_sha(image: Path | Stack) -> str:
     photo = decode(content_of(image, error_of=OwnError))
-    return _pixel_sha(photo, photo.image.convert("RGB"))
+    return _pixel_sha(photo, _in_colour(photo.image))
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """The same without a copy where it has colours already: grey written as colour looks the same."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _pixel_sha(photo: Photo, pixels: Image.Image) -> str:
