@@ -66,11 +66,12 @@ def test_time_and_gap_are_in_the_fingerprint_and_another_gap_is_refused(walks):
     assert read_folds(walks / "folds.csv").fingerprint != first
 
 
-def test_a_training_keeps_the_gap(walks):
+def test_a_training_keeps_the_gap_and_its_interval_draws_whole_days(walks, capsys):
     """The rows of a fold's training are counted in its steps, and each held-out row is predicted."""
     deal(walks, "--split=time", "--time-column=day", "--gap=2")
     at = [f"--folds={walks / 'folds.csv'}", f"--runs-dir={walks / 'runs'}"]
-    train_fold.main([*at, *SMALL, "--epochs=1", "--fold=1", "--offset=before", "--run=gap"])
+    train_fold.main([*at, *SMALL, "--epochs=1", "--jobs=1", "--offset=before", "--run=gap"])
+    assert "95 % interval of rmse" in (said := capsys.readouterr().out) and "by 30 times, whose rows are alike" in said
     metrics = json.loads((walks / "runs" / "gap" / "fold1" / "metrics.json").read_text())
     assert metrics["steps"] == (360 - 72 - 48) // 8
     part = read_predictions(walks / "runs" / "gap" / "fold1" / "oof.npz")
