@@ -52,6 +52,7 @@ from common.runs.submission import Wishes, form_line, keep_earlier, sheet_of, wr
 from common.score.blend_study import (
     Study,
     blend_table,
+    interval_metric,
     noise_control,
     noise_text,
     study_blends,
@@ -61,7 +62,7 @@ from common.score.blend_study import (
     worth_text,
 )
 from common.score.blending import BLENDS, OofOutputs, TemperedMean, unusable
-from common.score.leaderboard import BLEND_ERROR, of_a_blend, worth_in_words
+from common.score.leaderboard import BLEND_ERROR, BY_ERRORS, metric_in_words, of_a_blend, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric, describe, what_lacks
 from common.score.nesting import noise_members, smallest_set
@@ -170,6 +171,8 @@ def run(options: Options) -> Result:
     if test and data.task.is_one_of:
         right, models = 1.0 - data.answers(study.outputs).costs, len(runs) * len(np.unique(data.fold))
         print(worth_in_words(right, len(test.ids), models, gain, BLEND_ERROR))
+    if test and (metric := interval_metric(data.judged_by, data.task)) not in BY_ERRORS:
+        print(metric_in_words(metric, data.answers(study.outputs), len(test.ids)))
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)

@@ -31,7 +31,7 @@ from common.data.probes import order_in_words
 from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
 from common.data.views import TTA, View
 from common.runs.config import saved_config
-from common.runs.decision import check_clip, clipped, learned_decision, temperature_of
+from common.runs.decision import check_clip, clipped, joined, learned_decision, temperature_of
 from common.runs.forms import FORMS, Sheet
 from common.runs.layout import (
     CONFIG_FILE,
@@ -51,8 +51,9 @@ from common.runs.layout import (
 from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
 from common.runs.submission import Wishes, form_line, sheet_of, write_submission
+from common.score.blend_study import interval_metric
 from common.score.calibration import PARTS
-from common.score.leaderboard import averaging_gain, worth_in_words
+from common.score.leaderboard import BY_ERRORS, averaging_gain, metric_in_words, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric_name, describe
 from common.score.task import TASKS, posed
@@ -351,6 +352,10 @@ def predict_test(
         right = 1.0 - np.concatenate([each.answers().costs for each in oofs])
         facts["averaging_gain"] = averaging_gain(Outputs(fold_models.one_by_one), float(right.mean()))
         print(f"{name}: {worth_in_words(right, rows, len(models), facts['averaging_gain'])}")
+    metric = interval_metric(options.metric or saved.cfg.metric, task)
+    if oofs and options.fold == "all" and metric not in BY_ERRORS and not any(each.is_short for each in oofs):
+        whole = replace(joined(oofs), decision=test.decision)
+        print(f"{name}: {metric_in_words(metric, whole.answers(), rows)}")
     if sorted_by_class := order_in_words(test.predicted):
         print(f"{name}: {sorted_by_class}")
     write_json(out_folder / INFERENCE_FILE, facts)

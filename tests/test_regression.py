@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,16 @@ def prices(tmp_path_factory) -> Path:
     ensemble.main([*places_of(folder), "--clip"])
     report.main([*places_of(folder), f"--out={folder / 'report.html'}", "--csv"])
     return folder
+
+
+def test_infer_says_the_score_to_expect(prices, tmp_path, capsys):
+    """In the competition's metric, with an interval about what the folds say."""
+    infer.main([*places_of(prices), "--threads=1", "--clip", f"--out-dir={tmp_path}", "--runs", "plain"])
+    said = re.search(
+        r"test set rmse ([0-9.e+]+), 95 % interval ([0-9.e+]+) - ([0-9.e+]+): that of 240 rows", capsys.readouterr().out
+    )
+    score, low, high = map(float, said.groups())
+    assert 0 < low < score < high
 
 
 def places_of(folder: Path) -> list[str]:

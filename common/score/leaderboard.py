@@ -13,13 +13,14 @@ import numpy as np
 from common.score.answers import Answers
 from common.score.bootstrap import drawn_rows, prepared
 from common.score.logits import Outputs
-from common.score.metrics import METRICS, goodness
+from common.score.metrics import METRICS, goodness, show
 
 Z = 1.96  # of a 95 % interval
 SURPRISE = 2.6  # deviations: 1 % of honest cases
 # Of the gain of averaging, how far its estimate is off, in a run and in a blend: chosen on other draws of
 # benchmarks/leaderboard.py than those that docs/trust.md tells of.
 GAIN_ERROR, BLEND_ERROR = 0.25, 0.4
+BY_ERRORS = ("accuracy", "errors")  # metrics of which the gain of averaging is estimated
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,17 @@ def worth_in_words(right: np.ndarray, n_test: int, models: int, gain: float, gai
     return (
         f"expected on the test set {found.score:.2%} accuracy, 95 % interval {low:.2%} - {high:.2%}: "
         f"{right.mean():.2%} out of fold, and {gain:+.2%} by averaging {models} models"
+    )
+
+
+def metric_in_words(metric: str, answers: Answers, n_test: int) -> str:
+    """What a metric of which no gain of averaging is known will be on ``n_test`` rows, by answers out of fold."""
+    score = METRICS[metric].of(prepared(metric, answers))
+    found = expected(score, row_deviation(metric, answers), len(answers.costs), n_test)
+    low, high = show(metric, found.low), show(metric, found.high)
+    return (
+        f"expected on the test set {metric} {show(metric, score)}, 95 % interval {low} - {high}: that of "
+        f"{len(answers.costs):,} rows out of fold; averaging models usually does better"
     )
 
 
