@@ -172,7 +172,7 @@ def run(options: Options) -> Result:
         right, models = 1.0 - data.answers(study.outputs).costs, len(runs) * len(np.unique(data.fold))
         print(worth_in_words(right, len(test.ids), models, gain, BLEND_ERROR))
     if test and (metric := interval_metric(data.judged_by, data.task)) not in BY_ERRORS:
-        print(metric_in_words(metric, data.answers(study.outputs), len(test.ids)))
+        print(metric_in_words(metric, data.answers(study.tempered), len(test.ids)))
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
