@@ -31,7 +31,6 @@ from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processe
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
 from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
-from common.data.kinds import PHOTOS
 from common.data.tables import Table, read_train_table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
@@ -110,7 +109,7 @@ def run(cfg: Train) -> Result:
     unlabelled = read_unlabelled(cfg, table, competition) if cfg.unlabelled else None
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
-        if table.kind is PHOTOS and cfg.model == Config.model:
+        if table.kind.of_any_size and cfg.model == Config.model:
             what = "is a small net for digits, and these are photos"
             warn(f"{cfg.model} {what}: try a model of timm, such as --model resnet18 --pretrained --lr 1e-3")
         if folds.task.is_number and table.kind.of_images and cfg.augment == "none" and rank() == 0:

@@ -26,6 +26,7 @@ class Kind:
     of_images: bool
     in_files: bool  # a file for each row, which may be missing, broken or another than before
     grey: bool  # without colours, in however many channels
+    of_any_size: bool  # images of which a model looks at a square that it chooses itself
     content: Callable[[Any], bytes]  # of a row of the table, for its hash
     shape: Callable[[Any], tuple[int, int]]  # channels and side of the images as they are; (0, n) of n numbers
     open: str  # the function of common/data/inputs.py that makes them ready for a training
@@ -90,6 +91,7 @@ PIXELS = Kind(
     of_images=True,
     in_files=False,
     grey=True,
+    of_any_size=False,
     content=np.ndarray.tobytes,
     shape=_shape_of_pixels,
     open="common.data.inputs:open_pixels",
@@ -103,6 +105,7 @@ PHOTOS = Kind(
     of_images=True,
     in_files=True,
     grey=False,
+    of_any_size=True,
     content=content_of,
     shape=_shape_of_photos,
     open="common.data.inputs:open_photos",
@@ -117,6 +120,7 @@ FEATURES = Kind(
     of_images=False,
     in_files=False,
     grey=True,
+    of_any_size=False,
     content=_content_of_features,
     shape=_shape_of_features,
     open="common.data.inputs:open_features",
@@ -130,6 +134,7 @@ SEQUENCES = Kind(
     of_images=False,
     in_files=False,
     grey=True,
+    of_any_size=False,
     content=np.ndarray.tobytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_sequences",
@@ -145,6 +150,7 @@ FRAMES = Kind(
     of_images=False,
     in_files=False,
     grey=True,
+    of_any_size=False,
     content=bytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_windows",

@@ -5,7 +5,7 @@ import dataclasses
 from common.base.errors import UserError
 from common.data.competition import beside, read_competition
 from common.data.features import column_at, without
-from common.data.kinds import FEATURES, KINDS
+from common.data.kinds import KINDS
 from common.data.tables import Table
 from common.runs.config import Config
 
@@ -24,7 +24,7 @@ def fitting(cfg: Config, table: Table) -> Config:
             whose = " and ".join(each.name for each in KINDS.values() if name in each.takes)
             what = f"is for {whose}, but {table.source} has {kind.name}"
             raise UserError(f"--{name.replace('_', '-')}", what, "leave it out")
-    if kind is FEATURES:
+    if table.plan:
         plan = without(table.plan, cfg.drop)
         if cfg.offset:
             column_at(plan, cfg.offset)

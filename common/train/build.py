@@ -19,7 +19,6 @@ from common.data.batches import Examples, TrainBatches
 from common.data.decoding import Preparation
 from common.data.features import column_at, numbers_in, width, without
 from common.data.folds import Folds
-from common.data.kinds import FEATURES, PHOTOS
 from common.data.scales import Scale
 from common.data.tables import Table
 from common.model.arguments import check_model_args
@@ -72,13 +71,13 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     if cfg.channels not in ((0, 1, 3) if channels in (1, 3) else (0, channels)):
         what = f"{cfg.channels} are not what the images have: {channels}"
         raise UserError("--channels", what, "leave it out" + ", or use 1 or 3" * (channels in (1, 3)))
-    if table.kind.in_files:
+    if table.kind.of_any_size:
         size = photo_size(cfg.model) or size
     if cfg.model not in table.kind.in_runs:
         size *= 2 * cfg.window + 1
     own = {"channels": cfg.channels or channels, "img_size": cfg.img_size or size}
     own["augment"] = table.kind.preset(cfg.augment, own["channels"])
-    if table.kind is FEATURES:
+    if table.plan:
         own["img_size"] = width(without(table.plan, cfg.drop))
     return replace(cfg, **own, run=cfg.run_name, model=current_name(cfg.model))
 
@@ -90,11 +89,11 @@ def preparation_of(cfg: Config, table: Table) -> Preparation:
         UserError: a crop that does not exist, or one of images that are no photos.
     """
     model_args = cfg.args("model")
-    if table.kind is PHOTOS:
+    if table.kind.of_any_size:
         return photo_preparation(cfg.model, model_args, cfg.channels, cfg.img_size)
     if crops := sorted(CROPS.keys() & model_args.keys()):
         raise UserError("--model-args", f"{crops[0]} is for photos and has no effect here", "leave it out")
-    plan = without(table.plan, cfg.drop) if table.kind is FEATURES else table.plan
+    plan = table.plan and without(table.plan, cfg.drop)
     prepare = Preparation(cfg.channels, cfg.img_size, cfg.img_size, features=plan)
     return replace(prepare, window=cfg.window, in_runs=cfg.model in table.kind.in_runs)
 
