@@ -78,9 +78,10 @@ def worth_in_words(right: np.ndarray, n_test: int, models: int, gain: float, gai
     gain = 1.0 - error - float(right.mean())
     found = expected(float(right.mean()), deviation, len(right), n_test, gain, gain_error)
     low, high = max(found.low, 0.0), min(found.high, 1.0)
+    averaged = f"and {gain:+.2%} by averaging {models} models"
     return (
         f"expected on the test set {found.score:.2%} accuracy, 95 % interval {low:.2%} - {high:.2%}: "
-        f"{right.mean():.2%} out of fold, and {gain:+.2%} by averaging {models} models"
+        f"{right.mean():.2%} out of fold, {averaged if gain else 'what averaging adds is not known'}"
     )
 
 
