@@ -147,7 +147,7 @@ def run(options: Options) -> Result:
             remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
             raise UserError(table.source, finding, remedy)
         if not competition.task:
-            refuse_numbers(table.source, table.labels, options.k)
+            refuse_numbers(table.source, table.labels, options.k, table.label_name)
         table, group = joined_groups(table, options.group, pairs)
         split = "stratified-group" if group and options.split == "stratified" else options.split
         column = options.time_column or options.fold_column

@@ -155,8 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
-    sweep = fitted(sweep_of(options))[0]
-    check_signatures(sweep.config)
+    asked = sweep_of(options)
+    check_signatures(asked.config)
+    sweep = fitted(asked)[0]
     claim_sweep(sweep)
     plan = partial(wanted, sweep.grid)
     cells = CellRunner(sweep, plan, options, TRAIN_SCRIPT).run()

@@ -31,7 +31,7 @@ from common.data import batches  # noqa: F401
 from common.data.folds import Folds, write_folds
 from common.runs.forms import Sheet
 from common.runs.predictions import Predictions, write_predictions
-from common.runs.submission import sheet_of, write_submission
+from common.runs.submission import sheet_of, submission_text
 from common.runs.tensors import save_tensors
 from common.train import hardware, loop, trackers, training  # noqa: F401
 
@@ -66,8 +66,8 @@ WRITERS = {
     "checkpoint.safetensors": write_checkpoint,
     "oof.npz": lambda path, version: write_predictions(path, predictions(version)),
     "folds.csv": write_folds_file,
-    "submission.csv": lambda path, version: write_submission(
-        path, predictions(version), sheet_of(predictions(version))
+    "submission.csv": lambda path, version: write_file(
+        path, submission_text(path, predictions(version), sheet_of(predictions(version)))
     ),
     "weights.json": lambda path, version: write_json(path, {"weights": {"a": version}, "rest": list(range(2000))}),
     "sweep.csv": write_table,

@@ -254,6 +254,16 @@ def test_numbers_that_look_like_a_quantity(labels, refused):
         assert refused and "a quantity?" in str(error) and "--task multiclass" in str(error)
 
 
+def test_a_column_called_class_holds_classes():
+    """Whole numbers with gaps pass in it; others, and fractions, are asked about."""
+    labels = np.array([str(3 * (number % 30)) for number in range(210)], dtype=object)
+    for column in ("class", "category_id", "Species"):
+        refuse_numbers("train.csv", labels, k=5, column=column)
+    for column, found in (("target", labels), ("class", np.array([f"{each}.5" for each in labels], dtype=object))):
+        with pytest.raises(UserError, match="a quantity"):
+            refuse_numbers("train.csv", found, k=5, column=column)
+
+
 def test_folders_called_valid_validate(pets, monkeypatch, capsys):
     """train/ and valid/ of others: one fold, whose rows lie in valid; without being told so it is refused."""
     monkeypatch.chdir(pets)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from common.base.errors import UserError
+from common.data.augment import Augmentation
 from common.data.batches import TrainBatches
 from common.data.inputs import Pixels
 from common.data.scales import Normalise
@@ -219,7 +220,7 @@ def rows_by_class(**changes) -> TrainBatches:
     inputs = Pixels(torch.zeros(60, 1, 2, 2, dtype=torch.uint8))
     settings = {"inputs": inputs, "targets": targets, "rows": torch.arange(40)}
     settings |= {"num_classes": 3, "batch_size": 8, "micro_batches": 1, "process": 0, "processes": 1, "seed": 0}
-    settings |= {"augment": lambda images, uniform: images, "normalise": Normalise((0.0,), (1.0,))}
+    settings |= {"augment": Augmentation(), "normalise": Normalise((0.0,), (1.0,))}
     return TrainBatches(**(settings | {"label_smoothing": 0.0, "sampling": "balanced"} | changes))
 
 

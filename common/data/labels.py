@@ -17,7 +17,9 @@ from common.score.numbers import SEPARATOR as NUMBERS_APART
 from common.score.numbers import flaw_of_numbers
 
 LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
+CLASS_WORDS = {"class", "classid", "category", "categoryid", "species", "breed"}  # in the name of a label column
 MOST_GRADES = 20  # different numbers that pass for classes however few rows have them
+_WORD = re.compile(r"[a-z]+")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 _ONE_HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
@@ -236,16 +238,19 @@ def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:
     return Labels(text_array(labels), "label", (taken,))
 
 
-def refuse_numbers(source: str, labels: np.ndarray, k: int) -> None:
+def refuse_numbers(source: str, labels: np.ndarray, k: int, column: str = "") -> None:
     """Raise UserError where labels are more different numbers than grades usually are, so that they may be a quantity.
 
-    Numbers that count the classes, 0, 1, 2 and so on, pass, unless half of them have fewer than ``k`` rows: most could
-    then be in no fold.
+    Numbers that count the classes, 0, 1, 2 and so on, pass, and whole numbers in a ``column`` whose name says that it
+    holds classes, unless half of them have fewer than ``k`` rows: most could then be in no fold.
     """
     rows = Counter(map(str, labels))
     if len(rows) <= MOST_GRADES or not all(map(_NUMBER.fullmatch, rows)):
         return
     rare = sum(count < k for count in rows.values())
-    if 2 * rare > len(rows) or set(map(float, rows)) != set(range(len(rows))):
+    are_classes = set(map(float, rows)) == set(range(len(rows))) or (
+        all(name.lstrip("-").isdecimal() for name in rows) and not CLASS_WORDS.isdisjoint(_WORD.findall(column.lower()))
+    )
+    if 2 * rare > len(rows) or not are_classes:
         what = f"has {len(rows):,} different numbers as labels, {rare:,} of them in fewer than {k} rows: a quantity?"
         raise UserError(source, what, "say --task regression for numbers, or --task multiclass for classes")

@@ -114,17 +114,30 @@ def sheet_without_sample(predictions: Predictions, wishes: Wishes) -> Sheet:
 def write_submission(
     path: Path, predictions: Predictions, sheet: Sheet, oof_predicted: Sequence[str] | np.ndarray = ()
 ) -> None:
-    """Write the submission of ``predictions`` as ``sheet`` says it must look (:func:`sheet_of`), checked.
+    """Write the text of :func:`submission_text`; an earlier submission of another content is kept beside it.
+
+    Raises:
+        UserError: the finished file would not be valid; nothing is written.
+    """
+    text = submission_text(path, predictions, sheet, oof_predicted)
+    keep_earlier(path, text.encode())
+    write_file(path, text)
+
+
+def submission_text(
+    path: Path, predictions: Predictions, sheet: Sheet, oof_predicted: Sequence[str] | np.ndarray = ()
+) -> str:
+    """The submission of ``predictions`` as ``sheet`` says it must look (:func:`sheet_of`), checked.
 
     Args:
-        path: the file to write.
+        path: the file that it is for.
         predictions: of every test row.
         sheet: what the file must look like.
         oof_predicted: the labels that the same models predict out of fold (text). Where the test's class shares
             differ wildly from them, a warning says so. Empty: not compared.
 
     Raises:
-        UserError: the finished file would not be valid; nothing is written.
+        UserError: the finished file would not be valid.
     """
     check_predictions(path, predictions)
     ordered = rows_in_order(predictions, sheet.ids, str(path))
@@ -138,8 +151,7 @@ def write_submission(
     predicted = predictions.predicted
     for difference in share_differences(predicted, oof_predicted, predictions.task):
         warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
-    keep_earlier(path, content.getvalue().encode())
-    write_file(path, content.getvalue())
+    return content.getvalue()
 
 
 def keep_earlier(path: Path, content: bytes = b"") -> None:

@@ -19,8 +19,7 @@ def draw_joint(path: Path, joint: Joint) -> None:
     """Write the figure as png."""
     figure = Figure(figsize=(14, 6.5) if joint.is_crossed else (8, 6.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, 2 if joint.is_crossed else 1, sharey=True))
-    about_slope = joint_sentences(joint)[1 + len(joint.names)]
-    figure.suptitle(f"{about_slope[0].upper()}{about_slope[1:]}", fontsize=12, color=INK)
+    figure.suptitle(title_of(joint), fontsize=12, color=INK)
     sizes, steps = joint.batch_sizes, joint.steps
     if joint.is_crossed:
         surface = joint.surface()
@@ -41,6 +40,19 @@ def draw_joint(path: Path, joint: Joint) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     write_file(path, content.getvalue())
+
+
+def title_of(joint: Joint) -> str:
+    """What the F tests say of batch size and steps; of studies that do not cross them, the slope."""
+    if joint.is_crossed:
+        said = {"steps have no part": "Steps", "batch size has no part": "Batch size"}
+        found = joint.p_values()
+        return "; ".join(
+            f"{cause}: {'no ' * (found[name] >= 0.05)}part shown (F test, p = {found[name]:.2g})"
+            for name, cause in said.items()
+        )
+    about_slope = joint_sentences(joint)[1 + len(joint.names)]
+    return f"{about_slope[0].upper()}{about_slope[1:]}"
 
 
 def draw_optima(
