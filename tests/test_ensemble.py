@@ -15,6 +15,7 @@ from common.base.errors import UserError
 from common.base.files import write_json
 from common.base.strict_csv import text_array
 from common.data.folds import Folds, write_folds
+from common.runs.added import read_answers
 from common.runs.layout import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -44,7 +45,7 @@ from common.score.nesting import (
     smallest_set,
     try_method,
 )
-from common.score.task import MULTICLASS
+from common.score.task import MULTICLASS, TASKS
 from common.score.temperature import temperature
 from ensemble import main
 
@@ -783,6 +784,29 @@ def test_mistakes_are_said_before_torch_is_imported(place):
         "error: nowhere.csv: cannot be read (No such file or directory); check the path"
     ]
     assert "| torch\n" not in found.stderr.replace("|  ", "| ").replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "given", "wrong", "what"),
+    [
+        ("multilabel", ["a", "a|b", "b"], [[0.9, 0.1], [0.7, 0.6], [0.2, 0.8]], "1.5", "probabilities"),
+        ("regression", ["1.5", "-2", "40"], [[1.25], [-3.0], [38.5]], "nan", "numbers"),
+    ],
+)
+def test_sets_and_numbers_made_elsewhere_are_read(task, labels, given, wrong, what, tmp_path):
+    """Each label's probability and each target's number come back as they were written; others are refused."""
+    rows = len(labels)
+    ids = text_array([f"r{row}" for row in range(rows)])
+    folds = Folds(ids, text_array(labels), np.arange(rows), ids, text_array([]), TASKS[task])
+    lines = [",".join([row_id, *map(str, row)]) for row_id, row in zip(ids, given, strict=True)]
+    text = "\n".join([",".join(["id", *folds.classes]), *lines])
+    (tmp_path / "good.csv").write_text(text + "\n")
+    found = read_answers(tmp_path / "good.csv", folds)
+    values = found.logits if task == "regression" else TASKS[task].probabilities(found.outputs)
+    assert np.allclose(values, given, atol=1e-6)
+    (tmp_path / "bad.csv").write_text(text.replace(str(given[1][0]), wrong) + "\n")
+    with pytest.raises(UserError, match=f"bad.csv, row 2: .* are not {what}"):
+        read_answers(tmp_path / "bad.csv", folds)
 
 
 def test_predictions_made_elsewhere_become_a_run(place, capsys):
