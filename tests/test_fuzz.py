@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
-from common.base.strict_csv import text_array
+from common.base.strict_csv import INDEX, text_array
 from common.data.cache import Cache
 from common.data.dealing import make_folds
 from common.data.decoding import Preparation
@@ -114,10 +114,12 @@ def test_pixel_table(tmp_path, figures):
         table = read_train_table(str(path))
         header, *rows = cells_read_simply(path)
         assert len(table.ids) == len(rows)
-        assert table.labels.tolist() == [row[header.index("label")] for row in rows]
+        label_at = [name.strip().lower() for name in header].index("label")
+        assert table.labels.tolist() == [row[label_at] for row in rows]
         side = table.images.shape[1]
         number_of = [re.sub("[^0-9]", "", name) for name in header]  # pixel_2 and px2 are pixel 2 as well
-        columns = [number_of.index(str(at)) for at in range(side * side)]
+        first = 0 if "0" in number_of else 1  # pixels are counted from either
+        columns = [number_of.index(str(at + first)) for at in range(side * side)]
         found = [[row[at] for at in columns] for row in rows]
         assert all(re.fullmatch("[0-9]{1,3}", cell) for row in found for cell in row)
         assert table.images.reshape(len(rows), -1).tolist() == [[int(cell) for cell in row] for row in found]
@@ -135,7 +137,7 @@ def test_photo_table(tmp_path, figures):
     def accepted() -> None:
         table = read_train_table(str(path))
         header, *rows = cells_read_simply(path)
-        assert [header[0], header[1]] == [table.id_name, table.label_name]
+        assert [header[0] or INDEX, header[1]] == [table.id_name, table.label_name]
         assert [[*pair] for pair in zip(table.ids, table.labels, strict=True)] == rows
         assert all(image.resolve().is_relative_to(tmp_path) for image in table.images)
 
