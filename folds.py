@@ -37,7 +37,6 @@ from common.data.dealing import Split, make_folds
 from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks, read_folds, split_rows, write_folds
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
-from common.data.kinds import PHOTOS
 from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
 from common.data.stacks import MOST_CHANNELS
@@ -197,7 +196,7 @@ def read_tables(options: Options, competition: Competition) -> tuple[Table, Tabl
     if competition.sample:
         read_columns(Path(competition.sample))
     table, test = read_train_table(options.data, competition), None
-    for name in ("images", "test_images", "image_suffixes") if table.kind is not PHOTOS else ():
+    for name in ("images", "test_images", "image_suffixes") if not table.kind.of_any_size else ():
         if getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(flag, f"is for photos, but {table.source} has {table.inputs}", "leave it out")

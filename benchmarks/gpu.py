@@ -13,17 +13,14 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.numpy import load_file
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
@@ -32,15 +29,17 @@ import folds as folds_script
 import infer
 import train_fold
 from benchmarks.machine import ROOT, hardware
+from benchmarks.plain_loops import LOOPS, images_a_second
 from benchmarks.scale import make_photos
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import read_json, write_file, write_json
+from common.data import inputs
 from common.data.augment_options import AUGMENTS
 from common.data.batches import Examples
 from common.data.decoding import Preparation
 from common.data.inputs import Pixels, open_inputs
-from common.data.tables import Table, read_train_table
+from common.data.tables import read_train_table
 from common.model.selection import Last
 from common.runs.config import Config
 from common.runs.layout import MODEL_FILE, fold_folder, read_metrics
@@ -266,93 +265,26 @@ def photos(options: Options) -> Figures:
     ]
     flags += ["--fold", "0", "--epochs", "2", "--batch-size", "32", "--mixed-precision", "bf16" if ON_GPU else "no"]
     flags += ["--weights", options.weights] if options.weights else []
-    found = {}
-    from common.data import images
-
-    resident = images.RESIDENT
+    found, resident = {}, inputs.RESIDENT
     ways = (("on the device", resident, "8"), ("in a file", 0, "8"), ("decoded each time", 0, "0"))
     for name, share, gigabytes in ways:
-        images.RESIDENT = share
+        inputs.RESIDENT = share
         try:
             run_folder = options.train("photos", *flags, "--cache-gb", gigabytes, data=table)
         finally:
-            images.RESIDENT = resident
+            inputs.RESIDENT = resident
         metrics = read_metrics(fold_folder(run_folder, "0"))
         found[name] = f"{metrics['images_per_second']:,.0f} images/s"
     return found
 
 
-class Photos(torch.utils.data.Dataset):
-    """Photos as a plain script reads them: decoded, resized and mirrored by workers, one by one."""
-
-    def __init__(self, table: Table, side: int):
-        self.files, self.side = table.images, side
-        self.targets = np.unique(table.labels.astype(str), return_inverse=True)[1]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        pixels = np.asarray(Image.open(self.files[row]).convert("RGB").resize((self.side, self.side)))
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return image.flip(2) if row % 2 else image, int(self.targets[row])
-
-
-class Decoded(Photos):
-    """Photos as timm's loader takes them: it sets the transform, which ends in uint8; its prefetcher does the rest."""
-
-    transform = None
-
-    def __getitem__(self, row: int) -> tuple[Any, int]:
-        return self.transform(Image.open(self.files[row]).convert("RGB")), int(self.targets[row])
-
-
 def plain(options: Options) -> Figures:
-    """Images a second of a plain loop, to stand beside the photos': over a DataLoader, as most scripts have it, and
-    over timm's loader with its prefetcher, as in timm's train.py (which is not in its wheel)."""
-    table, device = read_train_table(options.photos or str(drawn_photos(options))), own_device()
-    side, workers = (224, 8) if ON_GPU else (64, 0)
-    own = torch.utils.data.DataLoader(
-        Photos(table, side), 32, True, num_workers=workers, pin_memory=ON_GPU, drop_last=True
-    )
-    of_timm = timm.data.create_loader(
-        Decoded(table, side),
-        (3, side, side),
-        32,
-        is_training=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        device=device,
-    )
-
-    def moved() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for pixels, targets in own:
-            yield pixels.to(device, non_blocking=True).float().div_(255), targets.to(device, non_blocking=True)
-
-    classes = len(set(table.labels))
-    return {
-        "a plain DataLoader loop": f"{plain_speed(moved, classes):,.0f} images/s",
-        "timm's loader and prefetcher": f"{plain_speed(lambda: iter(of_timm), classes):,.0f} images/s",
-    }
-
-
-def plain_speed(epoch: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], classes: int) -> float:
-    """Images a second of the second epoch of a plain loop; the first starts workers and kernels."""
-    device = own_device()
-    model = timm.create_model("tf_efficientnet_lite0" if ON_GPU else "test_efficientnet", num_classes=classes)
-    model = model.to(device).train()
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    for _ in range(2):
-        started, seen = time.perf_counter(), 0
-        for images, targets in epoch():
-            with torch.autocast(device.type, torch.bfloat16, enabled=ON_GPU):
-                loss = F.cross_entropy(model(images), targets)
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            seen += len(images)
-        loss.item()
-    return seen / (time.perf_counter() - started)
+    """Images a second of plain loops, to stand beside the photos'."""
+    table, side = read_train_table(options.photos or str(drawn_photos(options))), 224 if ON_GPU else 64
+    model = "tf_efficientnet_lite0" if ON_GPU else "test_efficientnet"
+    workers = 8 if ON_GPU else 0
+    found = {name: images_a_second(loop(table, side, workers), model, table) for name, loop in LOOPS.items()}
+    return {name: f"{speed:,.0f} images/s" for name, speed in found.items()}
 
 
 def drawn_photos(options: Options) -> Path:

@@ -5,17 +5,19 @@ from benchmarks.gpu import main
 
 def test_its_parts_run_and_are_kept(tmp_path, capsys):
     """Each part has its line; what is there is not measured again."""
-    for parts in (["device", "precision"], ["device", "waits", "busy", "plain", "tests"]):
+    for parts in (["device", "precision"], ["device", "waits", "busy", "side_by_side", "photos", "plain", "tests"]):
         main(["--work", str(tmp_path), "--limit", "64", "--parts", *parts])
     assert capsys.readouterr().out.count("device: ") == 1
     lines = (tmp_path / "gpu.md").read_text().splitlines()
-    assert [line.split(" | ")[0].lstrip("| ") for line in lines[-6:]] == [
+    assert [line.split(" | ")[0].lstrip("| ") for line in lines[-8:]] == [
         "device",
         "precision",
         "waits",
         "busy",
+        "side_by_side",
+        "photos",
         "plain",
         "tests",
     ]
-    assert "bf16: accuracy 0." in lines[-5] and "digits: 0 in 2 steps" in lines[-4]
+    assert "bf16: accuracy 0." in lines[-7] and "digits: 0 in 2 steps" in lines[-6]
     assert "prefetcher: " in lines[-2] and "2 skipped" in lines[-1]

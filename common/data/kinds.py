@@ -37,6 +37,8 @@ class Kind:
     views: str = "none"  # the preset of views that --tta auto tries
     # Of one of the rows of a table, by its number, for people; None: it has none.
     picture: Callable[[Any, int], Any] = lambda rows, row: rows[row]
+    # Of the rows of a table, float (n) each by name: what may tell of a label and is no part of what a model looks for.
+    probes: Callable[[Any], dict[str, Any]] = lambda rows: {}
     sections: tuple[str, ...] = ()  # of a run's page, beside the task's own (common/report)
     numbers: str = "features"  # what a model's input is made of, where it is no image
     takes: tuple[str, ...] = ()  # settings of a training that other kinds have no use for
@@ -140,6 +142,7 @@ SEQUENCES = Kind(
     open="common.data.frames:open_sequences",
     scale="common.data.frames:FrameScale",
     picture=lambda rows, row: picture_of(rows[row]),
+    probes=lambda rows: {"frames": rows.lengths.astype(float)},
     sections=("lengths",),
     numbers="numbers a frame",
     takes=("crop_frames",),

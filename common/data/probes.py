@@ -12,7 +12,6 @@ from pathlib import PurePath
 
 import numpy as np
 
-from common.data.kinds import SEQUENCES
 from common.data.tables import Table
 
 BINS = 20
@@ -128,8 +127,7 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
     letters = "name_letters" if table.kind.in_files else "id_letters"
     found[letters] = np.unique(letters_in(table), return_inverse=True)[1]
     found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
-    if table.kind is SEQUENCES:
-        found["frames"] = table.images.lengths.astype(float)
+    found |= table.kind.probes(table.images)
     if table.kind.of_images and not table.kind.in_files:
         flat = table.images.reshape(n, -1)
         parts = range(0, n, 4096)  # so that no float copy of all images is made
@@ -307,7 +305,7 @@ def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Sh
     return sorted(found, key=lambda shift: -shift.distance)
 
 
-def alike_in(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> set[str]:
+def drawn_alike(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> set[str]:
     """The probes that a random split leaves alike and this one does not tell apart."""
     drawn = {name for name in train if name in test and kind_of(name).is_drawn}
     return drawn - {shift.probe for shift in shifts(train, test)}

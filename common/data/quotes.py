@@ -3,7 +3,6 @@
 import numpy as np
 
 from common.data.folds import Folds, split_rows
-from common.data.kinds import FEATURES
 from common.data.tables import Table
 
 DISTINCT = 0.5  # share of the rows with a value of their own, below which equal numbers mean nothing
@@ -13,7 +12,7 @@ MANY = 0.05  # share of the held-out rows that is worth a word
 def quoted_targets(folds: Folds, table: Table) -> list[str]:
     """A line where many held-out rows have a target that a row which their model trains on has as a feature."""
     targets = folds.labels
-    if table.kind is not FEATURES or not folds.task.is_number or len(set(targets)) < DISTINCT * len(targets):
+    if not table.plan or not folds.task.is_number or len(set(targets)) < DISTINCT * len(targets):
         return []
     wide = [at for at, cells in enumerate(table.images.T) if len(set(cells)) >= DISTINCT * len(cells)]
     quoted, columns = np.zeros(len(targets), dtype=bool), set()

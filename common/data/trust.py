@@ -21,7 +21,7 @@ from common.data.alignment import SIDE
 from common.data.column_probes import columns_of, label_columns
 from common.data.folds import Folds
 from common.data.near_duplicates import SMALLEST, Pairs, groups_of, pairs_of
-from common.data.probes import alike_in, in_words, letters_in, probes_of, separation, shifts, strongest, told_by
+from common.data.probes import drawn_alike, in_words, letters_in, probes_of, separation, shifts, strongest, told_by
 from common.data.quotes import quoted_targets
 from common.data.tables import Table
 from common.score.task import MULTICLASS, Task
@@ -241,7 +241,7 @@ def leak_findings(table: Table, test: Table | None = None, task: Task = MULTICLA
     probes = probes_of(table)
     if not (test and np.isin(letters_in(test), letters_in(table)).mean() > 0.5):
         probes.pop("name_letters", None)  # train files that are called by their class tell nothing of the test
-    alike = alike_in(probes, probes_of(test)) if test else set()
+    alike = drawn_alike(probes, probes_of(test)) if test else set()
     found = strongest(told_by(probes, table.labels))
     findings = [
         Finding("leak", told.is_alarm, in_words(told, others, told.probe in alike))

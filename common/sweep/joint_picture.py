@@ -45,12 +45,10 @@ def draw_joint(path: Path, joint: Joint) -> None:
 def title_of(joint: Joint) -> str:
     """What the F tests say of batch size and steps; of studies that do not cross them, the slope."""
     if joint.is_crossed:
-        said = {"steps have no part": "Steps", "batch size has no part": "Batch size"}
-        found = joint.p_values()
-        return "; ".join(
-            f"{cause}: {'no ' * (found[name] >= 0.05)}part shown (F test, p = {found[name]:.2g})"
-            for name, cause in said.items()
-        )
+        p = joint.p_values()
+        causes = {"the steps": p["steps have no part"], "the batch size": p["batch size has no part"]}
+        shown = [f"{cause} (p = {value:.2g})" for cause, value in causes.items() if value < 0.05]
+        return f"What the best learning rate depends on, by F tests: {' and '.join(shown) or 'nothing that is shown'}"
     about_slope = joint_sentences(joint)[1 + len(joint.names)]
     return f"{about_slope[0].upper()}{about_slope[1:]}"
 
