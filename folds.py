@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.base.cli import parse
+from common.base.cli import chosen, parse
 from common.base.errors import UserError, run_script, warn
 from common.base.result import Result
 from common.base.strict_csv import names_in_header, read_columns
@@ -48,7 +48,7 @@ from common.runs.submission import Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive, check_targets
 from common.score.task import MULTICLASS, posed
 
-Inputs = Literal["", "images", "features", "sequences"]
+INPUTS = {"images": "images", "photos": "images", "features": "features", "sequences": "sequences"}  # as said: read
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Options:
     test_images: tuple[str, ...] = ()  # folders with the test table's photos
     sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
     positive: str = ""  # class whose probability the sample asks for, where it is one of two
-    inputs: Inputs = ""  # what a row of the csv shows (default: told from its columns)
+    inputs: tuple[str, ...] = ()  # what a row of the csv shows: photos, features or sequences (default: told from it)
     targets: Literal["", "frames"] = ""  # frames: a class for each frame of the sequences in a folder (docs/tasks.md)
     drop: tuple[str, ...] = ()  # columns that are no features of a row
     task: Literal["", "multiclass", "multilabel", "regression"] = ""  # an answer: a class (default), a set, numbers
@@ -181,7 +181,9 @@ def described(options: Options) -> Competition:
     """What is said of the competition's files: by flags, or, where they are silent, when the folds were made."""
     before = read_competition(beside(options.folds)) if options.check else NOTHING_SAID
     said = {field.name: getattr(options, field.name) for field in fields(Competition)}
-    given = replace(before, **{name: value for name, value in said.items() if value != getattr(Options, name)})
+    said["inputs"] = kind_of(options.inputs)
+    defaults = {name: getattr(Options, name) for name in said} | {"inputs": ""}
+    given = replace(before, **{name: value for name, value in said.items() if value != defaults[name]})
     if options.split == "folders" and not given.images:
         parts = parts_of(Path(options.data)) if os.path.isdir(options.data) else {}
         if not {"train", "valid"} <= parts.keys():
@@ -191,11 +193,27 @@ def described(options: Options) -> Competition:
     return given if options.check else told_by_sample(given)
 
 
+def kind_of(inputs: str | Sequence[str]) -> str:
+    """What --inputs says that a row shows; empty where it says nothing.
+
+    Raises:
+        UserError: an unknown word; two kinds at once, which no model takes.
+    """
+    words = [inputs] if isinstance(inputs, str) else inputs
+    kinds = {chosen("inputs", word, INPUTS) for word in words if word}
+    if len(kinds) > 1:
+        what = f"no model takes {' and '.join(sorted(kinds, reverse=True))} of a row together"
+        raise UserError("--inputs", what, f"choose one: {' or '.join(f'--inputs {kind}' for kind in sorted(kinds))}")
+    return "".join(kinds)
+
+
 def read_tables(options: Options, competition: Competition) -> tuple[Table, Table | None]:
     """The train table and the test table, if there is one, with every photo decoded once."""
     if competition.sample:
         read_columns(Path(competition.sample))
     table, test = read_train_table(options.data, competition), None
+    if table.inputs == "features":  # a test table without labels may have too few columns to tell
+        competition = replace(competition, inputs=table.inputs)
     for name in ("images", "test_images", "image_suffixes") if not table.kind.of_any_size else ():
         if getattr(options, name):
             flag = f"--{name.replace('_', '-')}"

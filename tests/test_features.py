@@ -48,6 +48,7 @@ def test_an_unknown_text_is_none_of_the_known_and_is_said(capsys):
     [
         ([*"12345678", "9", "10", "1,5"], "row 11, column a: '1,5' is not a number"),
         ([*"12345678", "9", "10", "inf"], "row 11, column a: 'inf' is not a number"),
+        (["2", "", *("0,5", "1,5") * 3], "row 3, column a: '0,5' has a comma where a number has a point; .*--drop a$"),
         ([f"text {row}" for row in range(60)], "column a has 60 different texts.*--drop a$"),
         (["1"] * 9, "has no column of features"),
     ],
@@ -56,6 +57,18 @@ def test_what_is_no_feature_is_refused(cells, says):
     """With its row and column."""
     with pytest.raises(UserError, match=says):
         plan_of("t.csv", ["a"], np.array([cells], dtype=object).T)
+
+
+def test_a_test_table_is_read_as_the_train_table_is(tmp_path):
+    """Without the labels' 0/1 columns it may have one column of numbers alone, which would be no table of features."""
+    rows = [f"{row},{row / 2},{row % 3 == 0:d},{row % 2:d}" for row in range(24)]
+    (tmp_path / "train.csv").write_text("\n".join(["id,x,cat,dog", *rows]) + "\n")
+    (tmp_path / "test.csv").write_text("id,x\n100,1.5\n101,70\n")
+    (tmp_path / "sample.csv").write_text("id,cat,dog\n100,0.5,0.5\n101,0.5,0.5\n")
+    said = [f"--{name}={tmp_path / name}.csv" for name in ("test", "sample")]
+    data = f"--data={tmp_path / 'train.csv'}"
+    folds.main([data, *said, "--task=multilabel", f"--work={tmp_path}"])
+    assert folds.read_competition(tmp_path / "competition.json").inputs == "features"
 
 
 def test_scale_is_of_the_training_rows_and_constants_do_no_harm():

@@ -18,7 +18,7 @@ from common.data.competition import Competition
 from common.data.folds import read_folds
 from common.data.tables import read_train_table
 from common.runs.predictions import Predictions, read_predictions
-from common.runs.submission import sheet_of, write_submission
+from common.runs.submission import Wishes, sheet_of, write_submission
 from common.score.decisions import study_decisions
 from common.score.logits import Outputs
 from common.score.task import TASKS
@@ -215,3 +215,15 @@ def test_a_label_that_no_training_row_has_keeps_its_column(cell, form, tmp_path,
     write_submission(tmp_path / "out.csv", predictions, sheet)
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [row["wolf"] for row in rows] == ["0", "0"] and float(rows[0]["cat"]) > 0.5 > float(rows[0]["dog"])
+
+
+def test_a_word_of_the_sample_that_is_no_label_is_asked_about(tmp_path):
+    """Alone or beside a label, whatever the other rows have; --submit labels goes on without it."""
+    outputs = np.float32([[2, -1], [-3, 4]])
+    predictions = Predictions(np.array(["a", "b"], dtype=object), outputs, ["cat", "dog"], task=MULTILABEL)
+    for cells, says in (("wolf", "none of them is a label"), ("cat wolf", "that is no label"), ("cat", "")):
+        (tmp_path / "sample.csv").write_text(f"id,labels\na,{cells}\nb,{'dog' if ' ' in cells else cells}\n")
+        if says:
+            with pytest.raises(UserError, match=f"has wolf in column labels, and {says}; .*--submit labels$"):
+                sheet_of(predictions, str(tmp_path / "sample.csv"))
+        assert sheet_of(predictions, str(tmp_path / "sample.csv"), Wishes(form="labels")).form == "labels"

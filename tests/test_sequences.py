@@ -20,6 +20,7 @@ from common.data.augment import Augmentation
 from common.data.batches import TrainBatches
 from common.data.folds import match_folds, read_folds, split_rows
 from common.data.frames import FrameScale, Runs, Sequences, Windows, cropped_frames
+from common.data.kinds import SEQUENCES
 from common.data.sequences import read_sequences
 from common.data.tables import read_train_table
 from common.model import sequence_models
@@ -55,6 +56,10 @@ def drawn(*lengths, kind=np.float32):
 def with_padding(arrays):
     sequences = [torch.from_numpy(array) for array in arrays]
     return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=torch.nan)
+
+
+def test_every_net_of_sequences_is_looked_at():
+    assert set(CHOICES) == set(SEQUENCES.models)
 
 
 @pytest.mark.parametrize(("name", "arguments"), [(name, each) for name, all_ in CHOICES.items() for each in all_])

@@ -7,6 +7,7 @@ rows that a fold trains on (:class:`FeatureScale`).
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from common.base.words import names_in_short
 MISSING = ("", "NA", "N/A", "nan", "NaN", "null")
 MOST_TEXTS = 50  # distinct texts of a column that become a 0/1 column each
 MOSTLY = 0.9  # share of a column's cells that are numbers, above which the others are mistakes
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 NUMBER, FLAGGED, TEXT = "number", "number and flag", "text"
 Plan = list[tuple[str, str, list[str]]]  # a column's name, what it is taken for, its texts
 
@@ -34,7 +36,8 @@ def plan_of(source: Path | str, names: Sequence[str], cells: np.ndarray) -> tupl
         cells: text (n, columns).
 
     Raises:
-        UserError: a cell that is no number among numbers, more texts than can be told apart, no column that is left.
+        UserError: a cell that is no number among numbers, numbers with decimal commas, more texts than can be told
+            apart, no column that is left.
     """
     plan, constant, kinds, wide = [], [], {}, {}
     for name, column in zip(names, cells.T, strict=True):
@@ -44,6 +47,11 @@ def plan_of(source: Path | str, names: Sequence[str], cells: np.ndarray) -> tupl
         numbers = _numbers(source, name, column)
         if numbers is None:
             texts = sorted(set(column) - set(MISSING))
+            if all(is_number(text) or DECIMAL_COMMA.fullmatch(text) for text in texts):
+                row = next(row for row, cell in enumerate(column) if DECIMAL_COMMA.fullmatch(cell))
+                where = f"{row_of(source, row)}, column {name}"
+                remedy = f"write points in this column, or leave it out with --drop {shlex.quote(name)}"
+                raise UserError(where, f"{column[row]!r} has a comma where a number has a point", remedy)
             if len(texts) > MOST_TEXTS:
                 wide[name] = len(texts)
                 continue

@@ -15,6 +15,7 @@ from common.base.errors import UserError, warn
 from common.base.files import write_file
 from common.base.strict_csv import INDEX, read_columns, row_of
 from common.base.words import names_in_short, rows_named
+from common.data.labels import split_names
 from common.runs.forms import FORMS, Asked, Sheet, form_named, positive_class
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
 from common.score.metrics import depth_of
@@ -47,6 +48,7 @@ def read_form(
     asked = Asked(read_columns(Path(sample)), wishes.metric)
     columns = list(asked.cells)
     form, names = form_named(wishes.form, task.forms) if wishes.form else ("", 0)
+    said = _names_in(asked, task, wishes.separator)
     # A probability first: of samples of 0 and 1, which may be classes as well, the metric decides.
     for name in [form] if form else sorted(task.forms, key=lambda name: name != "probability"):
         id_column = FORMS[name].reads(asked, outputs)
@@ -57,22 +59,34 @@ def read_form(
             sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
             if FORMS[name].has_more and (new := sorted(set(sheet.without_id(columns)) - set(outputs))):
                 warn(f"{sample}: no training row has {names_in_short(new)}: 0 in every row")
-            if name == "label" and not form and (strange := asked.answers - set(outputs)):
-                raise _no_classes(sample, asked, strange, task, outputs)
+            if name in ("label", "labels") and not form and (strange := said - set(outputs)):
+                raise _no_classes(sample, asked, strange, said, task, outputs)
             wishes = replace(wishes, separator=asked.separator or wishes.separator)
             return _filled_in(sheet, outputs, wishes, names or (asked.names if len(columns) == 2 else 0))
     known = f"the {task.outputs_are} are {names_in_short(outputs)}"
     if len(columns) == 2 and not form and not task.is_number:
         _check_ids(sample, asked.cells[columns[0]], ids)
-        raise _no_classes(sample, asked, asked.answers, task, outputs)
+        raise _no_classes(sample, asked, said - set(outputs) or said, said, task, outputs)
     words = " nor ".join(FORMS[name].words for name in ([form] if form else task.forms))
     raise UserError(sample, f"has the columns {', '.join(columns[:12])}, neither {words}", known)
 
 
-def _no_classes(sample: str, asked: Asked, strange: set[str], task: Task, outputs: Sequence[str]) -> UserError:
-    """What is said where the cells ``strange`` of a sample are no classes, with the flags to go on."""
+def _names_in(asked: Asked, task: Task, separator: str) -> set[str]:
+    """What the cells of a sample's second column name: a class each, or the labels of a set."""
+    if len(asked.cells) != 2 or task.is_number:
+        return set()
+    if task.is_one_of:
+        return asked.answers
+    return {name for cell in asked.answers for name in split_names(cell, asked.separator or separator)}
+
+
+def _no_classes(
+    sample: str, asked: Asked, strange: set[str], said: set[str], task: Task, outputs: Sequence[str]
+) -> UserError:
+    """What is told where some of what a sample ``said`` is ``strange``: no class or label; with the flags to go on."""
+    called = "class" if task.is_one_of else "label"
     what = f"has {names_in_short(sorted(strange))} in column {list(asked.cells)[1]}, and "
-    what += "none of them is a class" if strange == asked.answers else "that is no class"
+    what += f"none of them is a {called}" if strange == said else f"that is no {called}"
     remedy = f"the {task.outputs_are} are {names_in_short(outputs)}; if these are wanted nevertheless, say --submit "
     remedy += task.forms[0]
     if len(outputs) == 2 and asked.are_shares:
