@@ -26,9 +26,11 @@ from common.data.competition import (
     Competition,
     at_work,
     beside,
+    competition_flags,
     next_command,
     read_competition,
     task_of,
+    told,
     told_by_sample,
     work_flags,
     write_competition,
@@ -108,12 +110,17 @@ SAID = (*(field.name for field in fields(Competition)), "as_written")  # what te
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, argv, work_flags)
+    options = parse(Options, argv, known_flags)
     result = run(options)
     if options.check and result.score["findings"]:
         sys.exit(1)
     if not options.check:
         print(next_command("train_fold.py", options))
+
+
+def known_flags(options: type, arguments: Sequence[str]) -> list[str]:
+    """What need not be typed: an audit reads the files that the folds were made of."""
+    return (competition_flags if "--check" in arguments else work_flags)(options, arguments)
 
 
 def run(options: Options) -> Result:
@@ -122,7 +129,7 @@ def run(options: Options) -> Result:
     Raises:
         UserError: options that contradict each other; a table that cannot be read; another folds file stands there.
     """
-    options = at_work(options)
+    options = told(options) if options.check else at_work(options)
     check_options(options)
     competition = described(options)
     if competition.targets and not options.check:

@@ -22,6 +22,7 @@ from common.sweep.law import LAWS, fit_law, surge
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 UNSEEN = 48  # a batch size that is predicted, not run
+CARRIED = ((16, 64), (16, 256), (64, 512))  # batch sizes from and to which a tuned learning rate is carried
 REPORT = Path(__file__).with_suffix(".md")
 
 
@@ -124,6 +125,7 @@ def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
     law = fit_law(cells, seed=seed)
     predicted, (top, top_size) = law.predict(UNSEEN), law.surge_top
     wrong = [name for name in law.fitting if LAWS[name] != truth.slope]
+    carried = [(law.ratio(*pair), 2 ** (truth.optimum(pair[1]) - truth.optimum(pair[0]))) for pair in CARRIED]
     return {
         "runs": len(cells),
         "covered": law.slope.low <= truth.slope <= law.slope.high,
@@ -134,6 +136,7 @@ def study(truth: Truth, design: Design, seed: int) -> dict[str, float]:
             [e.low <= 2 ** truth.optimum(b) <= e.high for b, e in zip(law.batch_sizes, law.optima, strict=True)]
         ),
         "predicted_covered": predicted.low <= 2 ** truth.optimum(UNSEEN) <= predicted.high,
+        "carried_covered": np.mean([ratio.low <= true <= ratio.high for ratio, true in carried]),
         "predicted_width": math.log2(predicted.high / predicted.low) / 2,
         "predicted_costs": math.expm1(truth.excess(UNSEEN, math.log2(predicted.value))),
         "surge_better": law.surge_gain > 0,
@@ -184,6 +187,8 @@ def crossed(cause: str, studies: int, noise: float) -> dict[str, float]:
         joint = fit_joint(crossed_studies(optimum, noise, seed), seed=seed)
         parts = parts_of_a_fall(joint.surface(), corners[0], corners[2])
         row = {name: part.low <= true[name] <= part.high for name, part in parts.items()}
+        slope = joint.slopes()[0]  # at equal steps; the surge curve has none
+        row["slope"] = slope.low <= 0.5 <= slope.high
         found.append(row | {"width": parts["steps"].half_width, "p": joint.p_values()["steps have no part"] < 0.05})
     return pd.DataFrame(found).astype(float).mean().to_dict()
 
@@ -210,7 +215,8 @@ PLAN = {
 HEADER = [
     "truth", "noise", "runs", "slope's interval covers", "its half-width", "wrong laws ruled out", "cannot tell",
     "optimum's interval covers", "prediction's interval covers", "its half-width (doublings)", "its lr costs",
-    "surge has the lower AIC", "by 2 or more", "its lr within x1.5", "its batch size within x1.5",
+    "carried rate's interval covers", "surge has the lower AIC", "by 2 or more", "its lr within x1.5",
+    "its batch size within x1.5",
 ]  # fmt: skip
 
 
@@ -220,7 +226,7 @@ def row(truth: Truth, figures: pd.Series) -> list[str]:
     cells = [truth.name, f"{truth.noise:.0%}", f"{f.runs:.1f}", f"{f.covered:.1%}", f"{f.half_width:.3f}"]
     cells += ["" if truth.surge else f"{f.wrong_ruled_out:.1%}", f"{f.undecided:.1%}", f"{f.optimum_covered:.1%}"]
     cells += [f"{f.predicted_covered:.1%}", f"{f.predicted_width:.2f}", f"{f.predicted_costs:.2%}"]
-    cells += [f"{f.surge_better:.1%}", f"{f.surge_clear:.1%}"]
+    cells += [f"{f.carried_covered:.1%}", f"{f.surge_better:.1%}", f"{f.surge_clear:.1%}"]
     return cells + ([f"{f.top_lr_near:.1%}", f"{f.top_size_near:.1%}"] if truth.surge else ["", ""])
 
 
@@ -235,7 +241,8 @@ def main() -> None:
         "off costs 2 % of the loss; the noise is one run's standard deviation of log loss; the guess that centres the "
         "grid is up to x2.8 off. All intervals are meant to be 95 %. Half-widths and costs are medians. The surge "
         "peaks at batch size 64, so its mean slope is 0. The prediction is for batch size "
-        f"{UNSEEN}, which is never run; its cost is the loss above that of the best learning rate.",
+        f"{UNSEEN}, which is never run; its cost is the loss above that of the best learning rate. A tuned learning "
+        f"rate is carried {', '.join(f'from {before} to {after}' for before, after in CARRIED)} images.",
     ]
     for title, (design, truths) in PLAN.items():
         lines += ["", f"## {title}", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
@@ -248,11 +255,13 @@ def main() -> None:
         "",
     ]
     heads = ["cause", "noise", "batch's part covered", "steps' part covered", "its half-width (doublings)"]
-    lines += [f"| {' | '.join([*heads, 'the fall covered', 'steps said to have a part'])} |", "|---" * 7 + "|"]
+    heads += ["the fall covered", "steps said to have a part", "the slope of all studies covered"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for cause, noise in [(cause, noise) for cause in ("steps", "noise scale") for noise in (0.05, 0.1)]:
         f = crossed(cause, options.studies, noise)
         cells = [f"{f['batch size']:.1%}", f"{f['steps']:.1%}", f"{f['width']:.2f}", f"{f['in all']:.1%}"]
-        lines.append(f"| {' | '.join([cause, f'{noise:.0%}', *cells, format(f['p'], '.1%')])} |")
+        cells += [f"{f['p']:.1%}", f"{f['slope']:.1%}" if cause == "steps" else ""]
+        lines.append(f"| {' | '.join([cause, f'{noise:.0%}', *cells])} |")
         print(lines[-1], flush=True)
     found = announced(options.studies)
     lines += [

@@ -1,15 +1,15 @@
 """What teachers are worth with few labels, and whether they leak: python -m benchmarks.teachers --data train.csv.gz
 
-Few labels: of Digit Recognizer's training rows 42 a class keep their labels, drawn anew for each seed, the others lose
-them, are learned from as unlabelled rows, and then count as the test: no label of theirs is given to a training.
-Each way of WAYS is a training on all labelled rows; "plain" also trains the folds that the temperature of
-pseudo-labels is told by.
+Few labels: of a competition's training rows a few of each class keep their labels, drawn anew for each seed, the others
+lose them, are learned from as unlabelled rows, and then count as the test: no label of theirs is given to a training.
+Each way of WAYS is a training on all labelled rows; a way that labels rows for another one also trains the folds that
+its temperature is told by. All settings were chosen on the draw of seed 0, which is not reported.
 
-Leaks (--leaks 400): the labels of so many embedded digits are shuffled, so that nothing can be learned and an honest
-out-of-fold score is chance, 10 %. Each way trains fold 0, and so does what a careful person would not do: soft targets
-from the mean of all folds' models, which have seen fold 0's labels.
+Leaks (--leaks 3000): the labels of so many rows are shuffled, so that nothing can be learned and an honest out-of-fold
+score is chance, 10 %. Each way trains fold 0, and so does what a careful person would not do (CARELESS).
 
-The same command again goes on where it was stopped. Writes benchmarks/teachers.csv and teachers_leaks.csv.
+The same command again goes on where it was stopped. Writes benchmarks/teachers.csv, teachers_photos.csv and
+teachers_leaks.csv.
 """
 
 import csv
@@ -30,8 +30,10 @@ import train_fold
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
-from common.data.tables import EMBEDDED, read_train_table
+from common.data.folds import Folds
+from common.data.tables import EMBEDDED, Table, read_train_table
 from common.runs.layout import MODEL_FILE, TEST_FILE, read_metrics
+from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions
 from common.score.metrics import wilson
 from common.score.significance import compare
@@ -40,25 +42,28 @@ from common.train import teachers
 ROOT = Path(__file__).resolve().parents[1]
 OF_ONE_FOLD = teachers.outputs_of
 REPORT = Path(__file__).with_suffix(".csv")
-NET = ("--model-args", "widths=(16,32,64)", "--channels-last", "yes", "--batch-size", "64", "--threads", "1")
 BASE = "plain, as long"  # as the ways that it is compared with
-PLAIN = ("--epochs", "1", "--steps", "{half}", "--lr", "4e-3", "--warmup-epochs", "0.2")
-TAUGHT = ("--epochs", "4", "--steps", "{steps}", "--lr", "4e-3", "--warmup-epochs", "0.4")
-WAYS = {
-    "plain": PLAIN,
-    "plain, as long": TAUGHT,
-    "distillation": (*TAUGHT, "--teacher", "plain", "--teacher-weight", "0.9", "--unlabelled", "{rest}"),
-    "pseudo-labels": (*TAUGHT, "--pseudo", "plain", "--unlabelled", "{rest}"),
-    "mean teacher": (*TAUGHT, "--consistency", "10", "--ema-decay", "0.99", "--unlabelled", "{rest}"),
+REST = ("--unlabelled", "{rest}")
+PSEUDO = (*REST, "--pseudo-threshold", "0.9", "--pseudo")
+MEAN = ("--consistency", "10", "--consistency-ramp", "1", "--ema-decay", "0.99")
+WAYS = {  # what each adds to a training as long as BASE
+    "plain": (),
+    BASE: (),
+    "distillation": ("--teacher", "plain", "--teacher-weight", "0.9", *REST),
+    "pseudo-labels": (*PSEUDO, "plain"),
+    "pseudo-labels, second round": (*PSEUDO, "pseudo-labels"),
+    "mean teacher": (*MEAN, *REST),
+    "pseudo-labels and mean teacher": (*PSEUDO, "plain", *MEAN),
 }
-BY_HEART = ("--augment", "none", "--label-smoothing", "0", "--epochs", "2", "--steps", "400", "--batch-size", "32")
-BY_HEART += ("--lr", "5e-3", "--warmup-epochs", "0.2", "--channels-last", "no", "--threads", "1")
-NAIVE = "mean of all folds' teachers"  # what --teacher would be without its care
+LABELLERS = ("plain", "pseudo-labels")  # ways whose folds are trained as well
+BY_HEART = ("--augment", "none", "--label-smoothing", "0", "--epochs", "2", "--batch-size", "32", "--lr", "5e-3")
+BY_HEART += ("--warmup-epochs", "0.2", "--channels-last", "no", "--threads", "1")
+DISTIL = ("--teacher", "teacher", "--teacher-weight", "1", "--teacher-temperature", "1")
+ALL_PSEUDO = ("--pseudo", "teacher", "--pseudo-threshold", "0", "--unlabelled")
 LEAKS = {
-    "distillation": ("--teacher", "teacher", "--teacher-weight", "1", "--teacher-temperature", "1"),
-    "pseudo-labels": ("--pseudo", "teacher", "--pseudo-threshold", "0", "--unlabelled", "{rest}"),
-    "mean teacher": ("--consistency", "10", "--ema-decay", "0.99", "--unlabelled", "{rest}"),
-    NAIVE: ("--teacher", "teacher", "--teacher-weight", "1", "--teacher-temperature", "1"),
+    "distillation": DISTIL,
+    "pseudo-labels": (*ALL_PSEUDO, "{rest}"),
+    "mean teacher": ("--consistency", "10", "--ema-decay", "0.99", *REST),
 }
 
 
@@ -66,12 +71,30 @@ LEAKS = {
 class Options:
     """Train with few labels, score on the rows that lost theirs: python -m benchmarks.teachers --data train.csv.gz"""
 
-    data: str = "../shared/data/digits/train.csv.gz"  # train table of Digit Recognizer, or digits (embedded)
+    data: str = "../shared/data/digits/train.csv.gz"  # train table: of pixels, of photos, or digits (embedded)
     work: str = "/tmp/teachers"  # folder for tables and runs
-    seeds: int = 3  # draws of the labelled rows
+    seeds: tuple[int, ...] = (1, 2, 3)  # draws of the labelled rows
+    ways: tuple[str, ...] = tuple(WAYS)
     a_class: int = 42  # rows of each class that keep their labels
-    steps: int = 1000  # of a student; the teacher has half of them
-    leaks: int = 0  # embedded digits with shuffled labels, at most 700; 0: few labels instead
+    steps: int = 2000  # of a student; the teacher has half of them
+    weights: str = ""  # pretrained weights of the photos' net
+    leaks: int = 0  # rows with shuffled labels; 0: few labels instead
+
+    @property
+    def net(self) -> tuple[str, ...]:
+        """The flags of the net and of what all ways have in common."""
+        if self.weights:
+            net = ("--model", "tf_efficientnet_lite0", "--weights", self.weights, "--img-size", "96")
+            net += ("--batch-size", "32", "--lr", "2e-3", "--backbone-lr-scale", "0.1", "--freeze", "batchnorm=True")
+        else:
+            net = ("--model-args", "widths=(16,32,64)", "--channels-last", "yes", "--batch-size", "64", "--lr", "4e-3")
+        return (*net, "--threads", "1")
+
+    def length(self, way: str) -> tuple[object, ...]:
+        """The flags of a training's length."""
+        if way == "plain":
+            return "--epochs", 1, "--steps", self.steps // 2, "--warmup-epochs", 0.2
+        return "--epochs", 4, "--steps", self.steps, "--warmup-epochs", 0.4
 
 
 def main() -> None:
@@ -80,10 +103,10 @@ def main() -> None:
         write_table(REPORT.with_stem("teachers_leaks"), leaks(options))
         return
     found = []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for row in few_labels(options, seed):
             found.append(row)
-            write_table(REPORT, table_of(found))  # as far as it has come
+            write_table(REPORT.with_stem("teachers_photos") if options.weights else REPORT, table_of(found))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -97,48 +120,69 @@ def run(*command: object) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
-def rows_of(options: Options, seed: int) -> tuple[list[str], list[list[str]], np.ndarray, np.ndarray]:
-    """The train table's header and rows, and the numbers of those that keep their labels and of the others."""
-    if options.data == EMBEDDED:
+@dataclass(frozen=True)
+class Rows:
+    """A competition's train table as text."""
+
+    header: list[str]
+    rows: list[list[str]]
+    labels: np.ndarray  # text (n)
+
+    def write(self, path: Path, some: Iterable[int], labels: Mapping[int, str] | None = None) -> None:
+        """``some`` of the rows as a table, unless it is there: with ``labels``, or without a column of them."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        at = self.header.index("label")
+        if not path.exists():
+            with path.open("w", newline="") as file:
+                writer = csv.writer(file)
+                for number, row in [(-1, self.header), *((number, self.rows[number]) for number in some)]:
+                    label = [] if labels is None else [labels.get(number, "label")]
+                    writer.writerow([*row[:at], *label, *row[at + 1 :]])
+
+
+def read_rows(data: str) -> Rows:
+    """The whole of a train table."""
+    if data == EMBEDDED:
         table = read_train_table(EMBEDDED)
         pixels = table.images.reshape(len(table.ids), -1).tolist()
         header = ["label", *(f"pixel{number}" for number in range(64))]
-        rows = [[label, *row] for label, row in zip(table.labels, pixels, strict=True)]
-    else:
-        with gzip.open(options.data, "rt", newline="") as file:
-            header, *rows = csv.reader(file)
-    labels, order = np.array([row[0] for row in rows]), np.random.default_rng(seed).permutation(len(rows))
-    kept = np.sort(np.concatenate([order[labels[order] == name][: options.a_class] for name in np.unique(labels)]))
-    return header, rows, kept, np.setdiff1d(np.arange(len(rows)), kept)
+        return Rows(header, [[label, *row] for label, row in zip(table.labels, pixels, strict=True)], table.labels)
+    with gzip.open(data, "rt", newline="") if data.endswith(".gz") else Path(data).open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return Rows(header, rows, np.array([row[header.index("label")] for row in rows]))
 
 
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table, unless it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
+def draw(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
+    """The numbers of ``a_class`` rows of each class, in order."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == name][:a_class] for name in np.unique(labels)]))
+
+
+def make_folds(options: Options, folder: Path) -> None:
+    """Three folds of the labelled rows, unless they are there."""
+    images = ("--images", Path(options.data).resolve().parent) if options.weights else ()
+    if not (folder / "folds.csv").exists():
+        run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3, *images)
 
 
 def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, np.ndarray, float]]:
     """Each way, the seed, which of the rows without labels it gets wrong, and the seconds that its training took."""
-    folder = Path(options.work) / f"seed{seed}"
-    header, rows, kept, rest = rows_of(options, seed)
-    write_rows(folder / "labelled.csv", header, (rows[row] for row in kept))
-    write_rows(folder / "rest.csv", header[1:], (rows[row][1:] for row in rest))
-    truth = np.array([rows[row][0] for row in rest])
-    if not (folder / "folds.csv").exists():
-        run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3)
-    for way, flags in WAYS.items():
-        known = {"rest": folder / "rest.csv", "steps": options.steps, "half": options.steps // 2}
-        own = ["--run", way, "--seed", seed, *NET, *(flag.format(**known) for flag in flags)]
-        for fold in ("all", "full") if way == "plain" else ("full",):
+    folder, table = Path(options.work) / f"seed{seed}", read_rows(options.data)
+    kept = draw(table.labels, options.a_class, seed)
+    rest = np.setdiff1d(np.arange(len(table.rows)), kept)
+    table.write(folder / "labelled.csv", kept, dict(enumerate(table.labels.tolist())))
+    table.write(folder / "rest.csv", rest)
+    make_folds(options, folder)
+    for way in options.ways:
+        flags = (flag.format(rest=folder / "rest.csv") for flag in WAYS[way])
+        own = ["--run", way, "--seed", seed, *options.net, *options.length(way), *flags]
+        for fold in ("all", "full") if way in LABELLERS else ("full",):
             run("train_fold.py", "--work", folder, "--fold", fold, "--jobs", 1, *own)
         test = folder / "runs" / way / TEST_FILE
         if not test.exists():
             files = ("--test", folder / "rest.csv", "--threads", 1)
             run("infer.py", "--work", folder, "--runs", way, "--fold", "full", *files)
-        wrong = read_predictions(test).predicted != truth
+        wrong = read_predictions(test).predicted != table.labels[rest]
         print(f"seed {seed}, {way}: {1 - wrong.mean():.3%}", flush=True)
         yield way, seed, wrong, read_metrics(folder / "runs" / way / "full")["seconds"]
 
@@ -171,34 +215,47 @@ def table_of(found: Sequence[tuple[str, int, np.ndarray, float]]) -> pd.DataFram
 
 def leaks(options: Options) -> pd.DataFrame:
     """The out-of-fold accuracy of fold 0 by each way, with labels that mean nothing: chance is 10 %."""
-    folder, table = Path(options.work) / f"leaks{options.leaks}", []
-    digits, rows = read_train_table("digits"), 2 * options.leaks
-    pixels = digits.images[:rows].reshape(rows, -1).tolist()
-    header = [f"pixel{number}" for number in range(len(pixels[0]))]
-    shuffled = np.random.default_rng(0).permutation(digits.labels[: options.leaks])
-    told = ([label, *row] for label, row in zip(shuffled, pixels[: options.leaks], strict=True))
-    write_rows(folder / "labelled.csv", ["label", *header], told)
-    write_rows(folder / "rest.csv", header, pixels[options.leaks :])
-    if not (folder / "folds.csv").exists():
-        run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3)
-    run("train_fold.py", "--work", folder, "--run", "teacher", "--jobs", 1, *BY_HEART)
-    for way, flags in LEAKS.items():
-        own = [flag.format(rest=folder / "rest.csv") for flag in flags]
-        command = ["--work", folder, "--run", way, "--fold", "0", *BY_HEART, *own]
-        with patch.object(teachers, "outputs_of", all_folds) if way == NAIVE else nullcontext():
+    folder, table, found = Path(options.work) / f"leaks{options.leaks}", read_rows(options.data), []
+    order = np.random.default_rng(0).permutation(len(table.rows))[: 2 * options.leaks]
+    told, rest = np.sort(order[: options.leaks]), np.sort(order[options.leaks :])
+    shuffled = np.random.default_rng(1).permutation(table.labels[told])
+    table.write(folder / "labelled.csv", told, dict(zip(told.tolist(), shuffled.tolist(), strict=True)))
+    for name, rows in (("rest", rest), ("same", told)):
+        table.write(folder / f"{name}.csv", rows)
+    make_folds(options, folder)
+    length = (*BY_HEART, "--steps", options.leaks)
+    run("train_fold.py", "--work", folder, "--run", "teacher", "--jobs", 1, *length)
+    for way, flags in (LEAKS | {way: flags for way, (_, flags) in CARELESS.items()}).items():
+        own = [flag.format(rest=folder / "rest.csv", same=folder / "same.csv") for flag in flags]
+        command = ["--work", folder, "--run", way, "--fold", "0", *length, *own]
+        with patch.object(teachers, "outputs_of", CARELESS[way][0]) if way in CARELESS else nullcontext():
             train_fold.main(list(map(str, command)))
         metrics = read_metrics(folder / "runs" / way / "fold0")
         low, high = wilson(metrics["errors"], metrics["n"])
-        table.append({"way": way, "n": metrics["n"], "accuracy": metrics["accuracy"], "low": low, "high": high})
-    return pd.DataFrame(table)
+        found.append({"way": way, "n": metrics["n"], "accuracy": metrics["accuracy"], "low": low, "high": high})
+    return pd.DataFrame(found)
 
 
 def all_folds(models: Mapping[Path, float], *others: Any) -> np.ndarray:
-    """What not to do: the models of all folds speak, and with them the labels of the rows that are held out."""
+    """What the models of all folds say: with them speak the labels of the rows that are held out."""
     every = {
         path.parents[1] / f"fold{k}" / MODEL_FILE: temperature for path, temperature in models.items() for k in range(3)
     }
     return OF_ONE_FOLD(every, *others)
+
+
+def out_of_fold(models: Mapping[Path, float], table: Table, rows: np.ndarray, folds: Folds, *_: Any) -> np.ndarray:
+    """What a teacher's out-of-fold predictions say: other folds' models made them, which saw the held-out labels."""
+    (path,) = models
+    return join_oof(path.parents[1], folds).outputs.values[rows]
+
+
+# What --teacher and --pseudo would be without their care: what speaks for the teacher's model of the fold, and flags.
+CARELESS = {
+    "distillation, the mean of all folds' models": (all_folds, DISTIL),
+    "distillation, the teacher's out-of-fold predictions": (out_of_fold, DISTIL),
+    "pseudo-labels of the held-out rows, by all folds' models": (all_folds, (*ALL_PSEUDO, "{same}")),
+}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import folds as script
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds, stratified
@@ -326,6 +327,16 @@ def test_check_passes_clean_and_shuffled_files(audited):
     header, *rows = (audited / "folds.csv").read_text(encoding="utf-8").splitlines()
     (audited / "folds.csv").write_text("\n".join([header, *rows[::-1]]) + "\n", encoding="utf-8")
     assert check(audited)[0] == 0
+
+
+def test_check_knows_the_files_that_the_folds_were_made_of(audited, monkeypatch, capsys):
+    """The command that folds.py names, `python folds.py --check`, audits those files, as does a notebook's call."""
+    monkeypatch.chdir(audited)
+    script.main(["--check"])
+    typed = capsys.readouterr().out
+    assert "competition.json says: --data train.csv\n" in typed
+    assert "Checked against train.csv:\n- 40 rows have" in typed
+    assert script.run(script.Options(work=str(audited), check=True)).score["findings"] == 0
 
 
 def test_check_finds_edited_and_foreign_rows(audited):

@@ -140,6 +140,17 @@ def test_a_stage_of_digit_cnn_has_its_width_its_depth_and_one_pooling():
     assert model.features(torch.rand(1, 1, 28, 28)).shape == (1, 6, 7, 7)
 
 
+def test_with_a_global_pool_digit_cnn_finds_a_thing_wherever_it_lies():
+    """A patch moved by a whole number of the net's strides gives the same logits; without the pool it does not."""
+    images = torch.zeros(2, 1, 64, 64)
+    images[0, 0, 16:24, 16:24] = images[1, 0, 40:48, 32:40] = torch.rand(8, 8)
+    for pool, same in (("max", True), ("avg", True), ("", False)):
+        model = create_model("digit_cnn", {"depths": (1, 1, 1), "global_pool": pool}, 10, 1, 64).eval()
+        torch.nn.init.normal_(model.get_classifier().weight)
+        first, second = model(images)
+        assert torch.allclose(first, second, atol=1e-5) == same
+
+
 @pytest.mark.parametrize(
     ("name", "img_size", "layers"),
     [

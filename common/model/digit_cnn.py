@@ -1,7 +1,9 @@
 """digit_cnn: a small plain network for small grey images, registered with timm under that name."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from common.model.registration import register
@@ -12,7 +14,8 @@ class DigitCNN(nn.Module):
 
     A stage has its entry of ``widths`` channels and of ``depths`` convolutions, 3 x 3 but for the very first one, which
     is ``first_kernel`` wide. ``img_size`` (at least 2 to the power of stages) fixes the width of the last, fully
-    connected layer. Input is (n, in_chans, img_size, img_size), output (n, num_classes).
+    connected layer, unless ``global_pool`` takes each channel's maximum (or "avg") over the image first: for what may
+    lie anywhere in it. Input is (n, in_chans, img_size, img_size), output (n, num_classes).
     """
 
     def __init__(
@@ -24,6 +27,7 @@ class DigitCNN(nn.Module):
         depths: Sequence[int] = (1, 2, 2),
         first_kernel: int = 5,
         drop_rate: float = 0.0,
+        global_pool: Literal["", "max", "avg"] = "",
     ):
         super().__init__()
         if len(widths) != len(depths):
@@ -46,8 +50,9 @@ class DigitCNN(nn.Module):
                 layers += convolution(inputs, width, 3 if layers else first_kernel, pooled=number == depth)
                 inputs = width
         self.features = nn.Sequential(*layers)
-        side = img_size // 2 ** len(widths)
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(inputs * side**2, num_classes))
+        side = 1 if global_pool else img_size // 2 ** len(widths)
+        pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True) if global_pool else nn.Flatten()
+        self.head = nn.Sequential(pool, nn.Dropout(drop_rate), nn.Linear(inputs * side**2, num_classes))
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
         """timm's way to number a model's layers from the input on: stages end at a pooling, layers are convolutions."""

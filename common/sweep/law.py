@@ -30,6 +30,7 @@ WORST = 2.5  # a loss above this many times its batch size's best lies outside a
 LAWS = {"no relation": 0.0, "square root": 0.5, "linear": 1.0}
 HALF_WIDTH = 0.24  # an interval of this half-width cannot hold two of the laws
 CLEAR = 2.0  # a smaller difference of AIC is no evidence (Burnham & Anderson 2002)
+DOUBTFUL = 4.0  # up to this difference the worse curve still has some support (ibid.), and a prediction allows for it
 ONE_WIDTH = 0.01  # p below which one curvature for all batch sizes is refuted
 DRAWS = 2000
 FITTED = "fitted"
@@ -276,7 +277,7 @@ class Law:
     def predict(self, batch_size: float) -> Estimate:
         """The best learning rate of any batch size, along the curve of the smaller AIC.
 
-        Where neither curve is clearly the better one, the interval holds those of both.
+        Unless the runs speak strongly for one of them, the interval holds those of both curves.
         """
         return self._of_both(self.line.optimum(batch_size), self.surge.optimum(batch_size))
 
@@ -286,7 +287,7 @@ class Law:
 
     def _of_both(self, line: Estimate, curve: Estimate) -> Estimate:
         better = curve if self.surge_gain > 0 else line
-        if abs(self.surge_gain) >= CLEAR:
+        if abs(self.surge_gain) >= DOUBTFUL:
             return better
         return Estimate(better.value, min(line.low, curve.low), max(line.high, curve.high))
 
