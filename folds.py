@@ -54,40 +54,22 @@ INPUTS = {"images": "images", "photos": "images", "features": "features", "seque
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Competition):
     """Write folds.csv (id,label,fold,row_sha[,group]), or audit it: python folds.py [--check]"""
 
     COMMON = ("data", "images", "label_column", "test", "sample", "metric", "task", "group", "work", "check")
-    # where it lies
-    data: str = "digits"  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
-    test: str = ""  # test table or folder of images whose rows must not be among the training rows
+    data: str = "digits"
+    inputs: tuple[str, ...] = ()  # what a row of the csv shows: photos, features or sequences (default: told from it)
+    # where the folds lie
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv; later scripts take it too
     folds: str = "folds.csv"  # the file to write or to check
     # the folds
     k: int = 5  # number of folds
     split: Split = "stratified"  # column: folds made by others; folders: valid/ validates; holdout: one of k parts does
-    # what the files hold
-    images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
-    image_suffixes: tuple[str, ...] = ()  # several files are one image, a grey one a channel: _red _green _blue _yellow
-    image_column: str = ""  # column that names the photos or rows (default: image, id ... or the one with files' names)
-    label_column: str = ""  # column with the labels (default: label, predict, target or class, in any case)
-    label_columns: tuple[str, ...] = ()  # several in place of it: one-hot, 0/1 of each label, or several numbers a row
-    label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
-    test_images: tuple[str, ...] = ()  # folders with the test table's photos
-    sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
-    positive: str = ""  # class whose probability the sample asks for, where it is one of two
-    inputs: tuple[str, ...] = ()  # what a row of the csv shows: photos, features or sequences (default: told from it)
-    targets: Literal["", "frames"] = ""  # frames: a class for each frame of the sequences in a folder (docs/tasks.md)
-    drop: tuple[str, ...] = ()  # columns that are no features of a row
-    task: Literal["", "multiclass", "multilabel", "regression"] = ""  # an answer: a class (default), a set, numbers
-    separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
-    metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5, rmse ...
     # which rows stay together, and what to do in doubt
     group: tuple[str, ...] = ()  # columns whose equal values stay in one fold; near-duplicates: edited copies
     group_table: str = ""  # csv that has the groups' column where the train table has not; joined by the images' names
     fold_column: str = ""  # column with the folds made by others
-    time_column: str = ""  # column of numbers or dates: with --split time the folds are blocks in its order
-    gap: float = 0.0  # of time, in its unit or in days: rows as near to a block train no model that it validates
     seed: int = 0  # for the shuffle before rows are dealt
     rare: Literal["error", "train"] = "error"  # classes with fewer than k images: refuse, or only train on them
     as_written: bool = False  # go on where labels or groups differ only in spaces, or 16-bit photos use few values
@@ -263,7 +245,7 @@ def check_options(options: Options) -> None:
     for field in fields(Options):
         if field.name not in used and getattr(options, field.name) != field.default:
             raise UserError(f"--{field.name.replace('_', '-')}", f"has no effect with {path}", "leave it out")
-    if options.separator and options.task != "multilabel":
+    if options.separator and not task_of(options).is_of_sets:
         raise UserError("--separator", "has no effect without --task multilabel", "leave it out")
     if options.k < 2:
         raise UserError("--k", f"{options.k} is too few", "use 2 or more")

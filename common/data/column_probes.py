@@ -29,7 +29,7 @@ def columns_of(table: Table, plan: str) -> dict[str, np.ndarray]:
 def label_columns(table: Table, task: Task) -> str:
     """A sentence on the columns of a train table that are the label, or nearly; empty where none is."""
     labels = [label_codes(table.labels)]
-    if not (task.is_one_of or task.is_number):
+    if task.is_of_sets:
         names = [set(task.names_in(label)) for label in table.labels]
         labels += [np.array([name in own for own in names], np.int64) for name in sorted(set().union(*names))]
         labels = [codes for codes in labels if np.bincount(codes).min() >= FEWEST_LABELLED]

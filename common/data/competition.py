@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from common.base.cli import flag_of, flags_of, value_of
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
 from common.base.strict_csv import names_in_header
-from common.jobs.process import STARTED_BY_US
+from common.base.system import is_job, rank
 from common.score.task import MULTICLASS, TASKS, Task
 
 T = TypeVar("T")
@@ -33,27 +33,29 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Competition:
-    """What a user says of a competition's files; flags of the same names say it."""
+    """What a user says of a competition's files: flags of folds.py, whose --help shows these comments."""
 
-    data: str = ""  # train table, or folder of class folders
-    images: tuple[str, ...] = ()  # folders that hold the train table's photos
-    image_suffixes: tuple[str, ...] = ()  # of the files that are one image, a channel each
-    image_column: str = ""  # the column that names the images, or a pixel table's rows
-    label_column: str = ""
-    label_columns: tuple[str, ...] = ()  # one-hot columns: the class is the one that is 1
-    label_from_name: str = ""  # regular expression whose one group is the label in an image's name
-    test: str = ""  # test table, or folder of images
-    test_images: tuple[str, ...] = ()  # folders that hold the test table's photos
-    sample: str = ""  # sample submission
-    positive: str = ""  # class whose probability is asked for
-    inputs: str = ""  # what a row of a csv shows: images, features or sequences; empty: told from its columns
-    targets: str = ""  # frames: each frame of a sequence has a label; empty: each row of a table
-    drop: tuple[str, ...] = ()  # columns that are no features
-    task: str = ""  # what an answer is, of TASKS (common/score/task.py); empty: multiclass
-    separator: str = ""  # between the names of a label set
-    metric: str = ""  # what the competition scores by
-    time_column: str = ""  # the column by whose order the folds are blocks
-    gap: float = 0.0  # in that column's unit, days for dates: rows as near to a block train no model that it validates
+    # where it lies
+    data: str = ""  # train table (.csv, .csv.gz), folder of class folders, or digits (embedded)
+    test: str = ""  # test table or folder of images whose rows must not be among the training rows
+    # what the files hold
+    images: tuple[str, ...] = ()  # folders that hold the train table's photos, at any depth (default: beside it)
+    image_suffixes: tuple[str, ...] = ()  # several files are one image, a grey one a channel: _red _green _blue _yellow
+    image_column: str = ""  # column that names the photos or rows (default: image, id ... or the one with files' names)
+    label_column: str = ""  # column with the labels (default: label, predict, target or class, in any case)
+    label_columns: tuple[str, ...] = ()  # several in place of it: one-hot, 0/1 of each label, or several numbers a row
+    label_from_name: str = ""  # regular expression: its one group is the label in an image's name or path
+    test_images: tuple[str, ...] = ()  # folders with the test table's photos
+    sample: str = ""  # sample submission: names the images of a test folder, and the ids of a test table
+    positive: str = ""  # class whose probability the sample asks for, where it is one of two
+    inputs: str = ""  # what a row of the csv shows: images, features or sequences (default: told from it)
+    targets: Literal["", "frames"] = ""  # frames: a class for each frame of the sequences in a folder (docs/tasks.md)
+    drop: tuple[str, ...] = ()  # columns that are no features of a row
+    task: Literal["", *TASKS] = ""  # an answer: a class (default), a set, numbers
+    separator: str = ""  # between the names of a label set in one cell (default: told from the cells)
+    metric: str = ""  # what the competition scores by: accuracy, nll, auc, macro_f1, quadratic_kappa, map@5, rmse ...
+    time_column: str = ""  # column of numbers or dates: with --split time the folds are blocks in its order
+    gap: float = 0.0  # of time, in its unit or in days: rows as near to a block train no model that it validates
 
     @property
     def target_columns(self) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def competition_flags(options: type, arguments: Sequence[str]) -> list[str]:
     if "--score-tta" in arguments:  # predicts no test row
         names = [name for name in names if name not in ("test", "sample")]
     flags = [flag_of(name, said[name]) for name in names]
-    if flags and STARTED_BY_US not in os.environ and os.environ.get("RANK", "0") == "0":
+    if flags and not is_job() and rank() == 0:
         print(f"{path} says: {' '.join(word for words in flags for word in words)}")
     return places + [word for words in flags for word in words]
 

@@ -60,7 +60,7 @@ def make_folds(
         what = f"{found} {'groups' if 'group' in split else 'distinct images'} cannot fill {k} folds"
         raise UserError(table.source, what, "lower --k")
     fold_of_unit = np.full(units.max() + 1, ALWAYS_TRAINING)
-    if not (task.is_one_of or task.is_number) and split in ("stratified", "stratified-group", "holdout"):
+    if task.is_of_sets and split in ("stratified", "stratified-group", "holdout"):
         has = task.encode(labels[rows], task.outputs(labels))
         fold_of_unit[units[rows]] = _stratified_sets(table.source, has, task.outputs(labels), units[rows], k, seed)
         if split == "holdout":

@@ -83,7 +83,7 @@ def take_labels(
         UserError: a train table has no labels, a column that was named is missing, a one-hot row has not one 1, a
             column of label sets that nobody said to be one.
     """
-    is_of_sets = competition.task == "multilabel"
+    task = task_of(competition)
     if competition.label_from_name and ids.size:
         return NO_LABELS if test else _from_names(path, ids, competition.label_from_name)
     said = competition.target_columns
@@ -91,18 +91,18 @@ def take_labels(
         if test:
             return NO_LABELS
         raise UserError(str(path), f"has no column {missing[0]!r}", f"its columns: {', '.join(columns) or 'none'}")
-    if task_of(competition).is_number and (names := said or tuple(filter(None, [_usual_column(columns)]))):
+    if task.is_number and (names := said or tuple(filter(None, [_usual_column(columns)]))):
         return _from_numbers(path, columns, names)
-    if is_of_sets and (names := said if competition.label_columns else _named_by(competition.sample, columns)):
+    if task.is_of_sets and (names := said if competition.label_columns else _named_by(competition.sample, columns)):
         return _from_switches(path, columns, names)
     if competition.label_columns:
         return _from_one_hot(path, columns, said)
     name = next(iter(said), "") or _usual_column(columns)
     if not name and not test and alone and len(columns) == 1:
         name = next(iter(columns))
-    if not name and not test and not task_of(competition).is_number:
+    if not name and not test and not task.is_number:
         name = _told_by_sample(competition.sample, columns)
-    if name and is_of_sets:
+    if name and task.is_of_sets:
         return _from_sets(path, columns.pop(name), name, competition)
     if name:
         if not competition.task and (mark := _marks_sets(columns[name])):

@@ -18,10 +18,10 @@ from common.score.task import TASKS
 
 Forward = Callable[[Tensor], Tensor]  # inputs -> outputs, float32 (m, c)
 
-# What a task's outputs say as probabilities; numbers have none.
-PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "multiclass": lambda outputs: outputs.softmax(dim=1),
-    "multilabel": torch.sigmoid,
+# What makes probabilities of outputs; a task names its own (common/score/task.py).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda outputs: outputs.softmax(dim=1),
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -97,7 +97,7 @@ class MeanTeacher:
     def __init__(self, cfg: Config, given: Given):
         self.loss, self.average, self.micro_batches = given.loss, given.average, given.micro_batches
         self.weight, self.ramp = cfg.consistency, cfg.consistency_ramp * given.micro_batches
-        self.probabilities, self.done = PROBABILITIES[cfg.task], 0
+        self.probabilities, self.done = ACTIVATIONS[TASKS[cfg.task].activation], 0
 
     def start_epoch(self, epoch: int) -> None:
         """Where the ramp-up stands."""

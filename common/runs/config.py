@@ -17,7 +17,7 @@ from common.data.augment_options import AUGMENTS, options_of
 from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, check_optimiser
 from common.runs.layout import fold_folder
 from common.score.metrics import check_metric_name
-from common.score.task import TASKS
+from common.score.task import MULTICLASS, TASKS
 
 Count = Annotated[int, Range(1, whole=True)]
 Whole = Annotated[int, Range(0, whole=True)]
@@ -42,7 +42,7 @@ class Config:
     fold: str = "all"  # a fold's number, all, or full (every row, no validation)
     config: str = ""  # recipe (yaml); flags on the command line override it
     restart: bool = False  # list what this run's folder holds, then delete it
-    task: Literal["multiclass", "multilabel", "regression"] = "multiclass"  # an answer: a class, a label set, numbers
+    task: Literal[tuple(TASKS)] = MULTICLASS.name  # an answer: a class, a label set, numbers
     drop: tuple[str, ...] = ()  # columns of features that this run leaves out
     offset: str = ""  # column of features: the run learns the target less that column, and adds it again
     target_transform: Literal["none", "log1p"] = "none"  # log1p: learns log(1 + target), for long tails

@@ -92,6 +92,7 @@ class Form:
     cells: Callable[[Predictions, Sheet], Iterator[Sequence[str]]]
     # Such cells, names of the outputs, separator of label sets -> what is wrong.
     checks: Callable[[Iterable[Sequence[str]], Sequence[str], str], Iterator[Fault]]
+    in_one_cell: bool = False  # whether an answer is one cell, beside the id's, whatever its column is called
     of_probabilities: bool = False  # what a temperature changes
     has_more: bool = False  # whether columns that are no output's are labels that no training row has
 
@@ -265,11 +266,20 @@ def check_numbers(rows: Iterable[Sequence[str]], outputs: Sequence[str], separat
 
 
 FORMS = {
-    "label": Form("id and label", reads_label, label_cells, check_labels),
-    "probability": Form("id and a probability", reads_probability, probability_cells, check_probability, True),
-    "probabilities": Form("id and one per class", reads_probabilities, probability_cells, check_probabilities, True),
-    "top": Form("id and several names in a cell", reads_top, top_cells, check_top),
-    "labels": Form("id and labels", reads_label_sets, label_set_cells, check_label_sets),
+    "label": Form("id and label", reads_label, label_cells, check_labels, in_one_cell=True),
+    "probability": Form(
+        "id and a probability",
+        reads_probability,
+        probability_cells,
+        check_probability,
+        in_one_cell=True,
+        of_probabilities=True,
+    ),
+    "probabilities": Form(
+        "id and one per class", reads_probabilities, probability_cells, check_probabilities, of_probabilities=True
+    ),
+    "top": Form("id and several names in a cell", reads_top, top_cells, check_top, in_one_cell=True),
+    "labels": Form("id and labels", reads_label_sets, label_set_cells, check_label_sets, in_one_cell=True),
     "label-columns": Form(
         "id and 0 or 1 per label", reads_label_columns, label_column_cells, check_probability, has_more=True
     ),

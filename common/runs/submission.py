@@ -51,9 +51,8 @@ def read_form(
     said = _names_in(asked, task, wishes.separator)
     # A probability first: of samples of 0 and 1, which may be classes as well, the metric decides.
     for name in [form] if form else sorted(task.forms, key=lambda name: name != "probability"):
-        id_column = FORMS[name].reads(asked, outputs)
-        if form in ("label", "probability", "top", "labels") and len(columns) == 2:
-            id_column = 0
+        says_so = form and FORMS[form].in_one_cell and len(columns) == 2
+        id_column = 0 if says_so else FORMS[name].reads(asked, outputs)
         if id_column is not None:
             _check_ids(sample, asked.cells[columns[id_column]], ids)
             sheet = Sheet(columns, id_column, list(asked.cells[columns[id_column]]), name)
@@ -120,7 +119,7 @@ def sheet_without_sample(predictions: Predictions, wishes: Wishes) -> Sheet:
         return Sheet(**stored, ids=ids)
     if form == "probability" and len(outputs) != 2:
         raise UserError("--submit", f"probability needs two classes, not {len(outputs)}", "use probabilities")
-    answers = [predictions.label_name] if form in ("label", "probability", "top", "labels") else outputs
+    answers = [predictions.label_name] if FORMS[form].in_one_cell else outputs
     id_name = "id" if predictions.id_name == INDEX else predictions.id_name
     return _filled_in(Sheet([id_name, *answers], 0, ids, form), outputs, wishes, names)
 

@@ -79,6 +79,7 @@ class Task:
     # and of tensors alike, so that it runs where the targets lie.
     soft: Callable[[Any, Any, float], Any]
     probabilities: Callable[[Outputs], np.ndarray]  # outputs -> float64 of the same shape, 0 to 1
+    activation: str  # what a training makes probabilities with (common/model/objectives.py); "": there are none
     confidence: Callable[[Outputs], np.ndarray]  # outputs (n, c) -> probability of what decide says of them, (n)
     average: Callable[..., Outputs]  # outputs (m, n, c) of models, views or runs, weights (m; () equal) -> (n, c)
     loss: Callable[[Outputs, np.ndarray], np.ndarray]  # outputs, targets -> float (n)
@@ -107,6 +108,11 @@ class Task:
     counted: str = "errors"  # the metric that is the sum, or the mean, of the costs
     loss_metric: str = "nll"  # the metric that is the mean loss
     bounds: Callable[[np.ndarray], Decision] | None = None  # targets -> the decision that keeps answers in their range
+
+    @property
+    def is_of_sets(self) -> bool:
+        """Whether a row may have several of the outputs, or none."""
+        return not (self.is_one_of or self.is_number)
 
     @property
     def compared(self) -> str:
@@ -227,6 +233,7 @@ TASKS: dict[str, Task] = {
             decode=names_of,
             soft=smoothed_one_hot,
             probabilities=Outputs.softmax,
+            activation="softmax",
             confidence=lambda outputs: outputs.softmax().max(axis=1),
             average=mean_probability,
             loss=log_loss,
@@ -266,6 +273,7 @@ TASKS: dict[str, Task] = {
             decode=sets_of,
             soft=smoothed_membership,
             probabilities=sigmoid,
+            activation="sigmoid",
             confidence=set_probability,
             average=mean_odds,
             loss=binary_log_loss,
@@ -299,6 +307,7 @@ TASKS: dict[str, Task] = {
             decode=texts_of,
             soft=as_they_are,
             probabilities=lambda outputs: outputs.values,
+            activation="",
             confidence=lambda outputs: np.ones(outputs.values.shape[:-1]),
             average=mean_number,
             loss=squared_error,

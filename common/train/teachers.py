@@ -22,7 +22,7 @@ from common.data.folds import Folds
 from common.data.lessons import Lessons, known_in_a_batch
 from common.data.tables import Table
 from common.data.views import TTA
-from common.model.objectives import PROBABILITIES
+from common.model.objectives import ACTIVATIONS
 from common.model.units import TargetScale
 from common.runs.config import Config
 from common.runs.layout import MODEL_FILE
@@ -107,7 +107,7 @@ class Teaching:
                 numbers = outputs.cpu().numpy() - offsets_in(table, cfg.offset)[some]
                 found = torch.from_numpy(scale.learned(numbers)).to(accelerator.device)
             else:
-                found = PROBABILITIES[cfg.task](outputs / cfg.teacher_temperature)
+                found = ACTIVATIONS[folds.task.activation](outputs / cfg.teacher_temperature)
             said[torch.from_numpy(some) + first] = found
         return said
 
