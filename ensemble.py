@@ -17,37 +17,26 @@ import numpy as np
 
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
-from common.base.files import check_folder, read_json, write_json
+from common.base.files import check_folder, write_json
 from common.base.locks import locked
 from common.base.result import Result
-from common.base.words import names_in_short
 from common.data.competition import competition_flags, next_command, told
 from common.data.folds import Folds, read_folds
 from common.runs.added import add_run
 from common.runs.decision import check_clip, clipped, learned_decision
 from common.runs.forms import Sheet
 from common.runs.layout import (
-    CONFIG_FILE,
-    INFERENCE_FILE,
     OOF_FILE,
     SUBMISSION_FILE,
     TEST_FILE,
     WEIGHTS_FILE,
     finished_folds,
     finished_runs,
-    fold_folder,
     run_names,
 )
-from common.runs.oof import check_test_source, join_oof_like_test, units_of
-from common.runs.predictions import (
-    Predictions,
-    kept_classes,
-    read_predictions,
-    rows_in_order,
-    short_form,
-    side_by_side,
-    write_predictions,
-)
+from common.runs.members import Member, alike_members, in_one_form, metric_of, read_members
+from common.runs.oof import units_of
+from common.runs.predictions import Predictions, side_by_side, write_predictions
 from common.runs.submission import Wishes, form_line, keep_earlier, sheet_of, write_submission
 from common.score.blend_study import (
     Study,
@@ -112,24 +101,28 @@ class Options:
         """Where the blend is written."""
         return Path(self.out_dir or self.runs_dir) / self.run
 
-    def inferred(self, run: str) -> Path:
-        """Where infer.py has written a run's predictions: below --out-dir, or else beside the run."""
-        elsewhere = Path(self.out_dir or self.runs_dir) / run
-        return elsewhere if (elsewhere / TEST_FILE).is_file() else Path(self.runs_dir) / run
+    def member(self, run: str) -> Member:
+        """A run; infer.py has written its predictions below --out-dir, or else beside it."""
+        folder, elsewhere = Path(self.runs_dir) / run, Path(self.out_dir or self.runs_dir) / run
+        return Member(folder, elsewhere if (elsewhere / TEST_FILE).is_file() else folder)
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that is read, checked."""
 
-    runs: list[str]
-    seconds: list[float]  # of each run at inference, per 1,000 rows; 0 where not recorded
+    members: list[Member]
     folds_fingerprint: str
     data: OofOutputs
     oof: Predictions  # the first run's, on the columns of ``data``
     tests: list[Predictions]  # in one row order; empty where a run has none
     tta: dict[str, str]  # test-time augmentation of the runs that have any: all of ``data`` is predicted under it
     sheet: Sheet | None  # what the submission must look like; None without ``tests``
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the runs."""
+        return [each.name for each in self.members]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -161,7 +154,8 @@ def run(options: Options) -> Result:
         how = f"chosen in the folds: {study.choice.summary}; " if options.method == "auto" else ""
         print(f"\n{options.method} ({how}written: {study.method}), nested: {describe(found, data.judged_by)}")
 
-    gain = gain_of_averaging(options, runs)
+    # What averaging fold models gains in the blend's accuracy, as far as infer.py estimated it of its runs; 0: unknown.
+    gain = of_a_blend([each.inference.get("averaging_gain", 0.0) for each in inputs.members])
     test = write_blend(options, inputs, study, facts | {"averaging_gain": gain})
     if not data.task.is_number:
         print(f"temperature {study.temperature:.3f}, fitted on OOF rows; it changes probabilities, no label")
@@ -176,12 +170,6 @@ def run(options: Options) -> Result:
     written = [OOF_FILE, WEIGHTS_FILE, *((TEST_FILE, SUBMISSION_FILE) if test else ())]
     print(f"wrote {', '.join(str(options.folder / name) for name in written)}")
     return Result(found, options.folder)
-
-
-def gain_of_averaging(options: Options, runs: Sequence[str]) -> float:
-    """What averaging fold models gains in the blend's accuracy, by what infer.py estimated of its runs; 0: unknown."""
-    paths = [options.inferred(run) / INFERENCE_FILE for run in runs]
-    return of_a_blend([read_json(path).get("averaging_gain", 0.0) if path.is_file() else 0.0 for path in paths])
 
 
 def add_predictions(options: Options) -> Result:
@@ -205,7 +193,8 @@ def folds_of(options: Options) -> Folds:
 def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, Any]:
     """Print what each run adds to the blend, which few do as well and what noise changes; returns it as facts."""
     runs, data = inputs.runs, inputs.data
-    of_each = worth(study.method, runs, inputs.seconds, data)
+    seconds = [each.inference.get("seconds_per_1000_rows", 0.0) for each in inputs.members]
+    of_each = worth(study.method, runs, seconds, data)
     print(worth_text(of_each, study.method, data.task))
     smallest = [runs[position] for position in smallest_set(data, study.tempered)]
     if smallest:
@@ -276,12 +265,19 @@ def read_inputs(options: Options) -> Inputs:
         check_clip(folds.task)
     runs = chosen_runs(options, folds)
     check_shares(options, runs)
-    metric = metric_of(options, runs)
+    members = [options.member(run) for run in runs]
+    metric = options.metric or metric_of(members)
     if metric:
         check_metric(metric, folds.classes, folds.task.metrics)
-    groups = groups_of(options, runs)
+    for each in members:
+        if "added" in each.settings:
+            print(f"{each.name} was added: which folds it was made with is not known")
+    groups = alike_members(members)
     check_method(options, groups, folds, metric)
-    tests, oofs, tta = read_runs(options, runs, folds)
+    tests, oofs = read_members(members, folds, options.noise)
+    tta = {each.name: test.source["tta"] for each, test in zip(members, tests, strict=True) if test}
+    tta = {run: preset for run, preset in tta.items() if preset != "none"}
+    tests, oofs = in_one_form(members, all_tests(options, members, tests), oofs)
     columns, oof = side_by_side(oofs)
     if oof.is_short:
         check_method(options, groups, folds, metric, oof.others)
@@ -297,7 +293,7 @@ def read_inputs(options: Options) -> Inputs:
         presets = ", ".join(f"{run} {preset}" for run, preset in tta.items())
         print(f"out-of-fold predictions under the test-time views that the test rows have: {presets}")
     sheet = what_is_asked(options, tests) if tests else None
-    return Inputs(runs, inference_seconds(options, runs), folds.fingerprint, data, oof, tests, tta, sheet)
+    return Inputs(members, folds.fingerprint, data, oof, tests, tta, sheet)
 
 
 def chosen_runs(options: Options, folds: Folds) -> list[str]:
@@ -332,18 +328,6 @@ def check_shares(options: Options, runs: Sequence[str]) -> None:
         print(f"--shares sum to {sum(options.shares):g}: scaled to sum to 1")
 
 
-def groups_of(options: Options, runs: Sequence[str]) -> np.ndarray:
-    """The same number for runs of the same model with the same arguments, whatever else they were trained with."""
-    models: list[tuple] = []
-    for run in runs:
-        path = fold_folder(Path(options.runs_dir) / run, 0) / CONFIG_FILE
-        settings = read_json(path) if path.is_file() else {}
-        if "added" in settings:
-            print(f"{run} was added: which folds it was made with is not known")
-        models.append((settings.get("model", run), tuple(settings.get("model_args", ()))))
-    return np.array([models.index(model) for model in models])
-
-
 def check_method(options: Options, groups: np.ndarray, folds: Folds, metric: str, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs and the metric."""
     rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
@@ -354,60 +338,19 @@ def check_method(options: Options, groups: np.ndarray, folds: Folds, metric: str
         raise UserError(f"--method {options.method}", *reasons[options.method])
 
 
-def read_runs(
-    options: Options, runs: Sequence[str], folds: Folds
-) -> tuple[list[Predictions], list[Predictions], dict[str, str]]:
-    """Test predictions in one row order (none where a run has none), OOF predictions of each run, and who has TTA.
-
-    All are brought to one short form where one of them is in it, or where together they would not fit into memory.
-    """
-    rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
-    kept = kept_classes(rows, classes, len(runs), options.noise)
-    tests = read_tests(options, runs, folds, kept)
-    oofs = [
-        join_oof_like_test(Path(options.runs_dir) / run, folds, test, kept, options.inferred(run))
-        for run, test in tests.items()
-    ]
-    tta = {run: test.source["tta"] for run, test in tests.items() if test and test.source["tta"] != "none"}
-    tests = tests_in_one_order(options, tests)
-    forms = [each.columns.shape[1] for each in [*tests, *oofs] if each.is_short]
-    tests, oofs = ([short_form(each, min(forms, default=classes)) for each in found] for found in (tests, oofs))
-    return tests, oofs, tta
-
-
-def read_tests(options: Options, runs: Sequence[str], folds: Folds, kept: int) -> dict[str, Predictions | None]:
-    """Each run's test predictions, None where it has none; raises UserError where they are not of its models.
-
-    With ``kept`` they are in the short form of so many classes.
-    """
-    tests: dict[str, Predictions | None] = {}
-    for run in runs:
-        path = options.inferred(run) / TEST_FILE
-        tests[run] = read_predictions(path) if path.is_file() else None
-        if tests[run] is None:
-            continue
-        check_test_source(Path(options.runs_dir) / run, path, tests[run])
-        if tests[run].classes != folds.classes:
-            theirs, ours = names_in_short(tests[run].classes), names_in_short(folds.classes)
-            remedy = "run infer.py again for this run"
-            raise UserError(str(path), f"has the classes {theirs}, but the folds have {ours}", remedy)
-        if kept:
-            tests[run] = short_form(tests[run], kept)
-    return tests
-
-
-def tests_in_one_order(options: Options, tests: dict[str, Predictions | None]) -> list[Predictions]:
-    """The test predictions in the first one's row order; empty, with a warning, where a run has none."""
-    missing = [run for run, test in tests.items() if test is None]
-    if missing:
-        unused = " (--sample has no effect)" if options.sample else ""
-        what = f"no test predictions for {', '.join(missing)}, so no submission{unused}"
-        presets = {test.source["tta"] for test in tests.values() if test}
-        tta = f" --tta {presets.pop()}, with --data and --folds" if len(presets) == 1 and presets != {"none"} else ""
-        warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
-        return []
-    ids = next(iter(tests.values())).ids
-    return [rows_in_order(test, ids, str(options.inferred(run) / TEST_FILE)) for run, test in tests.items()]
+def all_tests(
+    options: Options, members: Sequence[Member], tests: Sequence[Predictions | None]
+) -> Sequence[Predictions]:
+    """The test predictions; empty, with a warning, where a run has none."""
+    missing = [each.name for each, test in zip(members, tests, strict=True) if test is None]
+    if not missing:
+        return tests
+    unused = " (--sample has no effect)" if options.sample else ""
+    what = f"no test predictions for {', '.join(missing)}, so no submission{unused}"
+    presets = {test.source["tta"] for test in tests if test}
+    tta = f" --tta {presets.pop()}, with --data and --folds" if len(presets) == 1 and presets != {"none"} else ""
+    warn(f"{what}; run: python infer.py --runs {' '.join(missing)}{tta}")
+    return []
 
 
 def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
@@ -426,24 +369,6 @@ def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
     if line := form_line(sheet):
         print(f"{options.sample or 'submission'}: {line}")
     return sheet
-
-
-def metric_of(options: Options, runs: Sequence[str]) -> str:
-    """The metric to judge by: what is asked for, or the one that all runs were trained by; empty: the task's first."""
-    if options.metric:
-        return options.metric
-    paths = [fold_folder(Path(options.runs_dir) / run, 0) / CONFIG_FILE for run in runs]
-    found = {read_json(path).get("metric", "") if path.is_file() else "" for path in paths} - {""}
-    return found.pop() if len(found) == 1 else ""
-
-
-def inference_seconds(options: Options, runs: Sequence[str]) -> list[float]:
-    """Seconds that infer.py took for 1,000 rows of each run, 0 where it did not say."""
-    paths = [options.inferred(run) / INFERENCE_FILE for run in runs]
-    return [
-        read_json(path, seconds_per_1000_rows=(int, float))["seconds_per_1000_rows"] if path.is_file() else 0.0
-        for path in paths
-    ]
 
 
 if __name__ == "__main__":

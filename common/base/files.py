@@ -11,11 +11,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from common.base.errors import ENVIRONMENT, OwnError, UserError, warn_of_unhashed
 from common.base.locks import try_lock
 from common.base.system import sync_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -66,6 +69,11 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], None]) ->
             what += "" if callable(content) else f": {size_text(len(content))} needed"
             what += f", {size_text(shutil.disk_usage(path.parent).free)} available"
         raise OwnError(str(path), what, "free up space or choose another folder", ENVIRONMENT) from error
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as png: the same figure always gives the same bytes."""
+    write_file(path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None}))
 
 
 def remove_strays(folder: Path) -> None:

@@ -32,7 +32,7 @@ def help_of(options: type) -> str:
     for heading, fields in groups.items():
         group = parser.add_argument_group(heading)
         for field in fields:
-            flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
+            flag = f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
             text = help_texts.get(field.name, "") + _default_of(field, help_texts.get(field.name, ""))
             shown = {"action": "store_true"} if isinstance(field.default, bool) else {"metavar": _metavar(field)}
             group.add_argument(flag, help=text.replace("%", "%%"), **shown)

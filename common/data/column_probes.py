@@ -21,7 +21,8 @@ def columns_of(table: Table, plan: str) -> dict[str, np.ndarray]:
     names: list[str] = []
     for name, kind, texts in read_plan(plan):
         names += [f"column {name} is {text}" for text in texts] if kind == TEXT else [f"column {name}"]
-        names += [f"column {name} is missing"] * (kind == FLAGGED)
+        if kind == FLAGGED:
+            names.append(f"column {name} is missing")
     values = encoded(table.source, plan, table.feature_names, table.images)
     return dict(zip(names, values.T, strict=True))
 

@@ -10,6 +10,7 @@ from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
 from common.base.words import names_in_short
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, moments_of, refuse_holes
+from common.data.near_duplicates import groups_of
 from common.data.tables import PART, Table
 from common.score.task import MULTICLASS, Task
 
@@ -258,12 +259,8 @@ def _rows_to_deal(
 
 def _linked(images: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Number of the connected part each row belongs to, where rows with one image or one group are linked."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    nodes = images.max() + 1 + groups.max() + 1
-    links = coo_array((np.ones(len(images)), (images, images.max() + 1 + groups)), shape=(nodes, nodes))
-    return connected_components(links, directed=False)[1][images]
+    behind = images.max() + 1 + groups  # numbers that no image has
+    return groups_of(images, behind, behind.max() + 1)[images]
 
 
 def _numbered(texts: np.ndarray) -> np.ndarray:

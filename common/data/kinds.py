@@ -23,14 +23,14 @@ class Kind:
     """A kind of inputs; only those ``of_images`` have channels, sizes, augmentation, views and pictures."""
 
     name: str
-    of_images: bool
-    in_files: bool  # a file for each row, which may be missing, broken or another than before
-    grey: bool  # without colours, in however many channels
-    of_any_size: bool  # images of which a model looks at a square that it chooses itself
     content: Callable[[Any], bytes]  # of a row of the table, for its hash
     shape: Callable[[Any], tuple[int, int]]  # channels and side of the images as they are; (0, n) of n numbers
     open: str  # the function of common/data/inputs.py that makes them ready for a training
     scale: str  # the class of what brings them to zero mean and unit deviation
+    of_images: bool = False
+    in_files: bool = False  # a file for each row, which may be missing, broken or another than before
+    grey: bool = True  # without colours, in however many channels
+    of_any_size: bool = False  # images of which a model looks at a square that it chooses itself
     describe: str = ""  # (table, preparation) -> lines that say what is done to them before a model sees them
     check: str = ""  # (table, workers, as written) -> the table, every row's file having been read once
     augment: tuple[str, str] = ("none", "none")  # the presets that auto stands for: in colour, grey
@@ -91,9 +91,6 @@ def _content_of_features(cells: np.ndarray) -> bytes:
 PIXELS = Kind(
     name="pixels",
     of_images=True,
-    in_files=False,
-    grey=True,
-    of_any_size=False,
     content=np.ndarray.tobytes,
     shape=_shape_of_pixels,
     open="common.data.inputs:open_pixels",
@@ -119,10 +116,6 @@ PHOTOS = Kind(
 )
 FEATURES = Kind(
     name="features",
-    of_images=False,
-    in_files=False,
-    grey=True,
-    of_any_size=False,
     content=_content_of_features,
     shape=_shape_of_features,
     open="common.data.inputs:open_features",
@@ -133,10 +126,6 @@ FEATURES = Kind(
 )
 SEQUENCES = Kind(
     name="sequences",
-    of_images=False,
-    in_files=False,
-    grey=True,
-    of_any_size=False,
     content=np.ndarray.tobytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_sequences",
@@ -150,10 +139,6 @@ SEQUENCES = Kind(
 )
 FRAMES = Kind(
     name="frames",
-    of_images=False,
-    in_files=False,
-    grey=True,
-    of_any_size=False,
     content=bytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_windows",

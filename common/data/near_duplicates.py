@@ -52,12 +52,12 @@ def pairs_of(pictures: np.ndarray, aligned: bool, workers: int = 1) -> Pairs:
     return aligned_pairs(pictures, workers) if aligned else same_drawings(pictures)
 
 
-def groups_of(pairs: Pairs, n: int) -> np.ndarray:
-    """Equal numbers for the n pictures that pairs tie together, one to the next, int64 (n)."""
+def groups_of(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
+    """Equal numbers for those of n things that pairs, int64 (m) each, tie together, one to the next, int64 (n)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    links = coo_array((np.ones(len(pairs)), (pairs.first, pairs.second)), shape=(n, n))
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 

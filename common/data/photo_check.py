@@ -120,7 +120,8 @@ def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:
         named = f"{table.images[first]} {what}"
         if len(broken) > 1:
             others = ", ".join(f"row {row + 1} ({table.images[row].name})" for row, _ in broken[1:NAMED])
-            named += f"; {len(broken)} images are broken in total, also {others}" + ", ..." * (len(broken) > NAMED)
+            more = ", ..." if len(broken) > NAMED else ""
+            named += f"; {len(broken)} images are broken in total, also {others}{more}"
         raise OwnError(row_of(table.source, first), named, "restore them or remove their rows")
     if moving := [row for row, look in enumerate(looks) if look.animated]:
         file = table.images[moving[0]].name

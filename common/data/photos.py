@@ -143,7 +143,8 @@ class PhotoSearch:
         if (found := known.find(name)) and not _has_folder(name):
             folders = list(dict.fromkeys(file.parent for file in found))
             named = " or ".join(map(str, found[:3]))
-            return f"it may be {named}: name the right folder with {self.flag}" + f" {folders[0]}" * (len(folders) == 1)
+            right = f" {folders[0]}" if len(folders) == 1 else ""
+            return f"it may be {named}: name the right folder with {self.flag}{right}"
         if not self.suffixes:
             ends = sorted({file.stem[len(name) :] for file in files if file.stem.startswith(f"{name}_")})
             if len(ends) > 1:

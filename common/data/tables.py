@@ -4,7 +4,7 @@ Ids and labels stay the text that was written; a mistake names its row (the firs
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,39 +173,49 @@ def _shows_features(path: Path, columns: dict[str, np.ndarray], competition: Com
     return not any(search.find(cell) for cells in columns.values() for cell in set(cells[:20]) if cell)
 
 
+def _rows_of(
+    path: Path,
+    kind: Kind,
+    columns: dict[str, np.ndarray],
+    competition: Competition,
+    test: bool,
+    sample: str,
+    names: Iterable[str],
+) -> Table:
+    """The rows of a csv but for their inputs: labels and ids, taken out of its columns.
+
+    Ids are those of an id column, or else ``names``: of the rows' files, or numbers from 1.
+    """
+    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
+    id_name = id_column(path, columns, competition, test, sample, of_features=kind is not PIXELS)
+    ids = columns.pop(id_name) if id_name else text_array(names)
+    without_index(path, columns)
+    refuse_doubles(path, ids, id_name or "id")
+    unnamed = "the names of their files" if kind is SEQUENCES else "the rows' numbers from 1"
+    taken = (f"ids          {f'column {id_name}' if id_name else unnamed} (--image-column)", *labels.taken)
+    usual_id, usual_label = ("ImageId", "Label") if kind is PIXELS else ("id", "label")  # as Kaggle's digits have them
+    label_name = labels.name if labels.name not in ("", "label") else usual_label
+    called = (id_name or usual_id, label_name)
+    return Table(str(path), ids, labels.cells, [], *called, columns, kind.name, taken, separator=labels.separator)
+
+
 def _sequence_table(
     path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str
 ) -> Table:
-    """Ids are those of an id column, or else the files' names; what a column says of their lengths is checked."""
+    """What a column says of the sequences' lengths is checked."""
     if not (column := sequence_column(columns)):
         what = f"has no column whose cells all end in {SUFFIX}"
         raise UserError(str(path), what, f"its columns: {', '.join(columns)}")
     names = columns.pop(column)
-    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = id_column(path, columns, competition, test, sample, of_features=True)
-    ids = columns.pop(id_name) if id_name else text_array(Path(name).stem for name in names)
-    without_index(path, columns)
-    refuse_doubles(path, ids, id_name or column)
+    stems = (Path(name).stem for name in names)
+    table = _rows_of(path, SEQUENCES, columns, competition, test, sample, stems)
     length = next((name for name in columns if name.lower() in LENGTH_COLUMNS and name not in competition.drop), "")
     files = read_sequences(str(path), path.parent, names, columns.get(length, ()))
-    taken = (
-        f"ids          column {id_name} (--image-column)" if id_name else f"ids          the names in column {column}",
-        *labels.taken,
+    said = (
         f"sequences    column {column}: {files.lengths.min():,} to {files.lengths.max():,} frames of {files.width} "
-        f"numbers, median {np.median(files.lengths):,.0f}" + (f"; column {length} agrees" if length else ""),
+        f"numbers, median {np.median(files.lengths):,.0f}" + (f"; column {length} agrees" if length else "")
     )
-    return Table(
-        str(path),
-        ids,
-        labels.cells,
-        files,
-        id_name or "id",
-        labels.name or "label",
-        columns,
-        SEQUENCES.name,
-        taken,
-        separator=labels.separator,
-    )
+    return replace(table, images=files, taken=(*table.taken, said))
 
 
 def _frame_table(path: Path, found: Utterances) -> Table:
@@ -235,13 +245,9 @@ def _numbered(table: Table, sample: str) -> Table:
 def _feature_table(
     path: Path, columns: dict[str, np.ndarray], competition: Competition, test: bool, sample: str
 ) -> Table:
-    """Ids are those of an id column, or else row numbers from 1; every column that is neither id nor label is one."""
-    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = id_column(path, columns, competition, test, sample, of_features=True)
+    """Every column that is neither id nor label is a feature."""
     rows = len(next(iter(columns.values()), ()))
-    ids = columns.pop(id_name) if id_name else text_array(str(number) for number in range(1, rows + 1))
-    without_index(path, columns)
-    refuse_doubles(path, ids, id_name)
+    table = _rows_of(path, FEATURES, columns, competition, test, sample, map(str, range(1, rows + 1)))
     if missing := [name for name in competition.drop if name not in columns and not test]:
         raise UserError(
             str(path), f"has no column {missing[0]!r} for --drop", f"its columns: {names_in_short([*columns])}"
@@ -249,50 +255,15 @@ def _feature_table(
     names = [name for name in columns if name not in competition.drop]
     cells = np.array([columns[name] for name in names], dtype=object).reshape(len(names), rows).T
     plan, said = ("", ()) if test else plan_of(path, names, cells)
-    called = f"column {id_name}" if id_name else "the rows' numbers from 1"
-    taken = (f"ids          {called} (--image-column)", *labels.taken, *said)
-    return Table(
-        str(path),
-        ids,
-        labels.cells,
-        cells,
-        id_name or "id",
-        labels.name or "label",
-        columns,
-        FEATURES.name,
-        taken,
-        feature_names=tuple(names),
-        plan=plan,
-        separator=labels.separator,
-    )
+    return replace(table, images=cells, taken=(*table.taken, *said), feature_names=tuple(names), plan=plan)
 
 
 def _pixel_table(
     path: Path, header: list[str], content: bytes, competition: Competition, test: bool, sample: str
 ) -> Table:
-    """Ids are those of an id column, or else row numbers from 1."""
     images, columns = read_pixels(path, header, content)
-    labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
-    id_name = id_column(path, columns, competition, test, sample, of_features=False)
-    ids = columns[id_name] if id_name else text_array(str(number) for number in range(1, len(images) + 1))
-    if id_name != INDEX:
-        without_index(path, columns)
-    refuse_doubles(path, ids, id_name)
-    called = f"column {id_name}" if id_name else "the rows' numbers from 1"
-    taken = (f"ids          {called} (--image-column)", *labels.taken)
-    label_name = labels.name if labels.name not in ("", "label") else "Label"
-    return Table(
-        str(path),
-        ids,
-        labels.cells,
-        images,
-        id_name or "ImageId",
-        label_name,
-        columns,
-        PIXELS.name,
-        taken,
-        separator=labels.separator,
-    )
+    numbers = map(str, range(1, len(images) + 1))
+    return replace(_rows_of(path, PIXELS, columns, competition, test, sample, numbers), images=images)
 
 
 def _photo_table(
@@ -310,18 +281,8 @@ def _photo_table(
     taken = (f"images       column {id_name} (--image-column), in {places} (--images)", *labels.taken)
     if is_feature_table(columns):
         taken += (f"not used     beside photos: {names_in_short(list(columns))} (--inputs features uses them alone)",)
-    return Table(
-        str(path),
-        ids,
-        labels.cells,
-        files,
-        id_name,
-        labels.name or "label",
-        columns,
-        PHOTOS.name,
-        taken,
-        separator=labels.separator,
-    )
+    called = (id_name, labels.name or "label")
+    return Table(str(path), ids, labels.cells, files, *called, columns, PHOTOS.name, taken, separator=labels.separator)
 
 
 def _image_column(path: Path, columns: dict[str, np.ndarray], competition: Competition, search: PhotoSearch) -> str:

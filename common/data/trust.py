@@ -5,7 +5,6 @@ folds.py prints it and writes near_duplicates.csv and trust.json beside the fold
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,7 +71,9 @@ class Verdict:
         shown = said if len(said) < MOST_LINES else said[: MOST_LINES - 2]
         lines = [f"trust        {state}; looked at {', '.join(self.looked_at)} ({DOC})"]
         lines += [line for _, _, line in sorted(shown)]
-        return lines + [f"and {len(said) - len(shown)} more in {TRUST_FILE}"] * (len(shown) < len(said))
+        if len(shown) < len(said):
+            lines.append(f"and {len(said) - len(shown)} more in {TRUST_FILE}")
+        return lines
 
 
 # ---- near-duplicates
@@ -132,7 +133,8 @@ def find_near_duplicates(table: Table, test: Table | None) -> LookAlikes | None:
 
 def as_groups(table: Table, found: LookAlikes) -> np.ndarray:
     """The group of each train row, text (n): the id of its first near-duplicate, or its own."""
-    groups = groups_of(found.within_train(), len(table.ids))
+    pairs = found.within_train()
+    groups = groups_of(pairs.first, pairs.second, len(table.ids))
     first = np.unique(groups, return_index=True)[1]
     return table.ids[first[groups]]
 
@@ -164,8 +166,7 @@ def joined_groups(table: Table, names: Sequence[str], found: LookAlikes | None) 
         order = np.argsort(cells, kind="stable")
         same = (cells[order][1:] == cells[order][:-1]) & (cells[order][1:] != "")
         links.append(np.stack([order[:-1][same], order[1:][same]], axis=1))
-    both = np.concatenate(links)
-    groups = groups_of(Pairs(both[:, 0], both[:, 1], np.ones(len(both))), len(table.ids))
+    groups = groups_of(*np.concatenate(links).T, len(table.ids))
     first = np.unique(groups, return_index=True)[1]
     called = " and ".join(names)
     return replace(table, columns=table.columns | {called: table.ids[first[groups]]}), called
@@ -179,7 +180,7 @@ def near_duplicate_findings(table: Table, test: Table | None, folds: Folds, foun
         fold, label = fold_of(folds, table), table.labels
         divided = fold[inner.first] != fold[inner.second]
         rows = np.unique(np.concatenate([inner.first[divided], inner.second[divided]]))
-        sizes = np.bincount(groups_of(inner, found.n))
+        sizes = np.bincount(groups_of(inner.first, inner.second, found.n))
         groups = int(np.count_nonzero(sizes > 1))
         text = f"{len(inner):,} near-duplicate pair{'s' * (len(inner) > 1)} among the training rows, "
         text += f"in {groups:,} group{'s' * (groups > 1)}, the largest of {sizes.max()} rows ({PAIRS_FILE})"
@@ -248,8 +249,9 @@ def leak_findings(table: Table, test: Table | None = None, task: Task = MULTICLA
         for told, others in found
         if told.is_alarm or (told.share >= 0.02 and told.probe not in ("mean", "spread", "colour"))
     ]
-    said = label_columns(table, task) if table.plan else ""
-    return findings + [Finding("leak", True, said)] * bool(said)
+    if table.plan and (said := label_columns(table, task)):
+        findings.append(Finding("leak", True, said))
+    return findings
 
 
 def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[Finding]:
@@ -258,7 +260,7 @@ def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[
     if table.plan:
         parts = [part | columns_of(each, table.plan) for part, each in zip(parts, (table, test), strict=True)]
     if found and len(found.pairs):
-        groups = groups_of(found.pairs, len(table.ids) + len(test.ids))
+        groups = groups_of(found.pairs.first, found.pairs.second, len(table.ids) + len(test.ids))
         kept = [np.unique(each, return_index=True)[1] for each in (groups[: found.n], groups[found.n :])]
         parts = [{name: values[rows] for name, values in part.items()} for part, rows in zip(parts, kept, strict=True)]
     differ = shifts(*parts)
@@ -278,7 +280,8 @@ def shift_findings(table: Table, test: Table, found: LookAlikes | None) -> list[
 def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | None, later: str = "") -> Verdict:
     """Look at all that there is; ``later``: the command that looks for near-duplicates, where that takes long."""
     looked_at = ["the order of the rows and what their files say, against the label"]
-    looked_at += ["columns that hold the label"] * bool(table.plan)
+    if table.plan:
+        looked_at.append("columns that hold the label")
     findings = [] if found is None else near_duplicate_findings(table, test, folds, found)
     if found:
         looked_at.insert(0, "near-duplicates")
@@ -294,7 +297,7 @@ def judge(table: Table, test: Table | None, folds: Folds, found: LookAlikes | No
 
 def write_verdict(folds_file: Path, verdict: Verdict, table: Table, test: Table | None, folds: Folds, found) -> None:
     """Write trust.json and, where pairs were looked for, near_duplicates.csv beside the folds file."""
-    write_json(beside_folds(folds_file, TRUST_FILE), json.loads(json.dumps(asdict(verdict))))
+    write_json(beside_folds(folds_file, TRUST_FILE), asdict(verdict))
     if found:
         write_pairs(beside_folds(folds_file, PAIRS_FILE), table, test, folds, found)
 

@@ -42,26 +42,23 @@ class Objective(Protocol):
         """What the settings ask for."""
 
     def start_epoch(self, epoch: int) -> None:
-        """To be called before each epoch (from 0)."""
+        """To be called before each epoch (from 0); most are the same in all."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the batch, a number with gradients."""
 
 
-class Supervised:
+class Supervised(Objective):
     """The loss between what the model says of the inputs and their targets."""
 
     def __init__(self, cfg: Config, given: Given):
         self.loss = given.loss
 
-    def start_epoch(self, epoch: int) -> None:
-        """It is the same in every epoch."""
-
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.loss(model(batch.inputs), batch.targets, batch.weights)
 
 
-class Distilled:
+class Distilled(Objective):
     """The loss of the labels and what teachers say, which stays as it is, in one sum.
 
     Numbers are compared by the loss itself. Else the teachers' part is the cross-entropy between their softened
@@ -76,9 +73,6 @@ class Distilled:
             1.0 if TASKS[cfg.task].is_number else cfg.teacher_temperature,
         )
 
-    def start_epoch(self, epoch: int) -> None:
-        """It is the same in every epoch."""
-
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         outputs = model(batch.inputs)
         taught = self.alike(outputs / self.temperature, batch.taught) * self.temperature**2
@@ -86,7 +80,7 @@ class Distilled:
         return (1 - self.weight) * told + self.weight * taught
 
 
-class MeanTeacher:
+class MeanTeacher(Objective):
     """The loss of the labels, and how far the net is from its own moving average on another augmentation of a batch.
 
     The mean over all rows, with labels or without, of the squared distance of probabilities; its weight rises in the

@@ -50,7 +50,7 @@ def intervals_section(evidence: Evidence) -> Section:
     size, names = (4.6, 0.3 * len(ranking) + 0.5), [other.name for other in others]
     body = figures(
         (
-            f"{own.capitalize()}{', %' * (percent == 100)}",
+            f"{own.capitalize()}{', %' if percent == 100 else ''}",
             drawn(intervals, ranking.run, values, False, 0, size=size, name=own),
         ),
         (more, drawn(intervals, names, behind, True, evidence.floor, size=size, name="behind")),

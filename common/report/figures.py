@@ -1,6 +1,7 @@
 """The figures of a report as svg whose colours and letters are the page's own, by day and by night."""
 
 import io
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -82,14 +83,26 @@ def svg(figure: Figure) -> Html:
 # ---- one run
 
 
-def metric_curves(axes: Axes, run: Evaluation, metric: str) -> None:
-    """A metric after each epoch: each fold thin, their mean strong."""
+def fold_curves(
+    axes: Axes,
+    run: Evaluation,
+    values: Callable[[pd.DataFrame], pd.Series],
+    colour: str = ACCENT,
+    label: str | None = None,
+) -> pd.Series:
+    """``values`` of each fold's log after each epoch, thin, and their mean, strong; returns those of all folds."""
     for log in run.logs:
-        axes.plot(log.epoch, log[metric], color=ACCENT, alpha=0.35, linewidth=1)
-    mean = pd.concat(run.logs).groupby("epoch")[metric].mean()
-    axes.plot(mean.index, mean, color=ACCENT, marker="o", markersize=3.5)
-    logarithmic(axes, pd.concat(run.logs)[metric])
+        axes.plot(log.epoch, values(log), color=colour, alpha=0.35, linewidth=1)
+    logs = pd.concat(run.logs)
+    mean = values(logs).groupby(logs.epoch).mean()
+    axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, label=label)
     epochs_axis(axes, mean.index)
+    return values(logs)
+
+
+def metric_curves(axes: Axes, run: Evaluation, metric: str) -> None:
+    """A metric after each epoch."""
+    logarithmic(axes, fold_curves(axes, run, lambda log: log[metric]))
     axes.set_ylabel(metric)
 
 
@@ -105,13 +118,8 @@ def predicted_against_true(axes: Axes, run: Evaluation, column: int) -> None:
 
 
 def error_curves(axes: Axes, run: Evaluation) -> None:
-    """Share of errors after each epoch: each fold thin, their mean strong."""
-    for log in run.logs:
-        axes.plot(log.epoch, 100 * (1 - log.accuracy), color=ACCENT, alpha=0.35, linewidth=1)
-    mean = pd.concat(run.logs).groupby("epoch").accuracy.mean()
-    axes.plot(mean.index, 100 * (1 - mean), color=ACCENT, marker="o", markersize=3.5)
-    logarithmic(axes, 100 * (1 - pd.concat(run.logs).accuracy))
-    epochs_axis(axes, mean.index)
+    """Share of errors after each epoch."""
+    logarithmic(axes, fold_curves(axes, run, lambda log: 100 * (1 - log.accuracy)))
     axes.set_ylabel("% wrong")
 
 
@@ -119,11 +127,7 @@ def loss_curves(axes: Axes, run: Evaluation) -> None:
     """Training and, where it is the same, validation loss after each epoch."""
     held_out = [] if run.oof.task.is_number else [("nll", ACCENT, "held out")]
     for column, colour, label in [("train_loss", SECOND, "training"), *held_out]:
-        for log in run.logs:
-            axes.plot(log.epoch, log[column], color=colour, alpha=0.35, linewidth=1)
-        mean = pd.concat(run.logs).groupby("epoch")[column].mean()
-        axes.plot(mean.index, mean, color=colour, marker="o", markersize=3.5, label=label)
-    epochs_axis(axes, mean.index)
+        fold_curves(axes, run, operator.itemgetter(column), colour, label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("loss, nats" if held_out else "loss, in deviations of the target")
     axes.legend(loc="upper right")

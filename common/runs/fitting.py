@@ -32,7 +32,10 @@ def fitting(cfg: Config, table: Table) -> Config:
         return cfg
     images_alone = {"channels": 0, "img_size": 0, "show_batch": ""}
     refused = [name for name, default in images_alone.items() if getattr(cfg, name, default) != default]
-    refused += ["augment"] * (cfg.augment not in ("auto", "none")) + ["augment_args"] * bool(cfg.augment_args)
+    if cfg.augment not in ("auto", "none"):
+        refused.append("augment")
+    if cfg.augment_args:
+        refused.append("augment_args")
     if refused:
         flag = f"--{refused[0].replace('_', '-')}"
         raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")

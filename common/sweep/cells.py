@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.base.cli import flag_of
+from common.base.cli import flags_of
 from common.base.errors import ENVIRONMENT, INPUT, NUMBERS, OUT_OF_MEMORY, UserError
 from common.base.files import read_json, write_file, write_json
 from common.base.locks import locked
@@ -253,7 +253,7 @@ class CellRunner:
                 claim.close()
                 continue
             self.claims[cell.name] = cell, time.monotonic(), claim
-            command = (str(self.script), *flags(self.sweep.config_of(cell)))
+            command = (str(self.script), *flags_of(self.sweep.config_of(cell)))
             yield Job(cell.name, command, log=str(folder / LOG_FILE))
 
     def _ended(self, job: Job, exit_code: int) -> None:
@@ -341,13 +341,3 @@ def out_of_fold(fold_path: Path) -> dict[str, Any]:
     outputs, targets = oof.outputs, oof.places
     loss, costs = calibrated_loss(outputs, targets, oof.task), oof.task.cost(outputs, targets)
     return {"nll_calibrated": loss, "errors": oof.task.count(costs).item(), "n": len(oof.ids)}
-
-
-def flags(cfg: Config) -> list[str]:
-    """The command line that gives ``cfg``: every field that differs from its default."""
-    arguments = []
-    for field in dataclasses.fields(Config):
-        value = getattr(cfg, field.name)
-        if value != field.default:
-            arguments += flag_of(field.name, value)
-    return arguments

@@ -1,6 +1,5 @@
 """A picture of several sweeps fitted at once: the best learning rate over the batch size, and over the steps."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.base.files import write_file
+from common.base.files import write_figure
 from common.sweep.joint import Joint, joint_sentences
 from common.sweep.picture import GREY, INK, PALE, batch_size_axis, rate_axis
 from common.sweep.regression import Estimate
@@ -37,9 +36,7 @@ def draw_joint(path: Path, joint: Joint) -> None:
     axes[0].set_title("Best learning rate over the batch size (bars: 95 %; grey: square root)", loc="left")
     draw_square_root(axes[0], joint)
     batch_size_axis(axes[0], np.unique(sizes).tolist())
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_file(path, content.getvalue())
+    write_figure(path, figure)
 
 
 def title_of(joint: Joint) -> str:

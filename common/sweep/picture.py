@@ -1,6 +1,5 @@
 """Pictures: of a sweep (what was tried, where the best learning rates lie, how sure that is), and of a batch."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from common.base.files import write_file
+from common.base.files import write_figure
 from common.sweep.law import FITTED, MIN_STEPS, WORST, Law, fates
 from common.sweep.verdict import sentences
 
@@ -43,9 +42,7 @@ def draw_sweep(path: Path, cells: pd.DataFrame, law: Law, title: str, found: Seq
     draw_parabolas(panels["parabolas"], cells, law, colours)
     draw_losses(panels["loss"], law, colours)
     draw_seconds(panels["time"], cells, colours)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_file(path, content.getvalue())
+    write_figure(path, figure)
 
 
 def batch_size_colours(cells: pd.DataFrame) -> dict[int, Any]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.base.cli import flag_of, parse
+from common.base.cli import flag_of, flags_of, parse
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.locks import locked
 from common.base.result import Result
@@ -19,7 +19,7 @@ from common.jobs.process import Job
 from common.jobs.runner import INTERRUPTED, device_slots, run_jobs
 from common.runs.config import Config, check_each
 from common.runs.layout import fold_folder
-from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, flags, out_of_fold
+from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, out_of_fold
 
 
 def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Result:
@@ -104,7 +104,7 @@ def result(cfg: Config, folder: Path, number: int, params: dict[str, Any], scrip
     run = folder / f"trial{number}"
     cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
     varied = [word for name, value in params.items() for word in flag_of(name, value)]
-    job = Job(run.name, (str(script), *flags(cfg), *varied), log=str(run / LOG_FILE))
+    job = Job(run.name, (str(script), *flags_of(cfg), *varied), log=str(run / LOG_FILE))
     exit_code = run_jobs([job], device_slots()[:1])[run.name]
     if exit_code in INTERRUPTED:
         sys.exit(INTERRUPTED[exit_code])

@@ -70,7 +70,7 @@ def with_images_of(cfg: Config, table: Table) -> Config:
     channels, size = table.kind.shape(table)
     if cfg.channels not in ((0, 1, 3) if channels in (1, 3) else (0, channels)):
         what = f"{cfg.channels} are not what the images have: {channels}"
-        raise UserError("--channels", what, "leave it out" + ", or use 1 or 3" * (channels in (1, 3)))
+        raise UserError("--channels", what, "leave it out, or use 1 or 3" if channels in (1, 3) else "leave it out")
     if table.kind.of_any_size:
         size = photo_size(cfg.model) or size
     if cfg.model not in table.kind.in_runs:
@@ -260,9 +260,7 @@ def prepare_training(
         model = convert_sync_batchnorm(model)
     ema = ModelEmaV3(model, decay=cfg.ema_decay, use_warmup=True) if cfg.ema_decay > 0 else None
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    if (
-        wrapped is not model
-    ):  # DDP, which would hand out BatchNorm's statistics at each step: share_buffers does it once
+    if wrapped is not model:  # DDP would hand out BatchNorm's statistics at each step: share_buffers does it once
         wrapped.broadcast_buffers = False
     if cfg.compile:
         for module in [model] if ema is None else [model, ema.module]:  # the average is what is scored

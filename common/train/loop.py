@@ -105,7 +105,7 @@ def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndar
     with part("evaluation"):
         [logits] = predict(training.scored, rows)
         broken = share_scores(accelerator, {"rows": len(not_finite(logits))})["rows"]
-        range_ends = ", or leave fp16, whose range ends at 65,504 (--mixed-precision no)" * (precision == "fp16")
+        range_ends = ", or leave fp16, whose range ends at 65,504 (--mixed-precision no)" if precision == "fp16" else ""
         check_finite(where, broken, len(rows), REMEDY + range_ends)
     return logits
 

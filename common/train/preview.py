@@ -1,7 +1,6 @@
 """What the model will see: the first training batch of a fold as a picture."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from accelerate import PartialState
 from matplotlib.figure import Figure
 
-from common.base.files import write_file
+from common.base.files import write_figure
 from common.data.batches import Examples
 from common.data.folds import Folds
 from common.data.inputs import Reading, open_inputs
@@ -51,6 +50,4 @@ def draw_images(path: Path, images: np.ndarray, titles: Sequence[str]) -> None:
         if number < len(images):
             axes.imshow(images[number].squeeze(), cmap="gray", vmin=0, vmax=1)
             axes.set_title(titles[number], fontsize=8)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    write_file(path, content.getvalue())
+    write_figure(path, figure)
