@@ -23,9 +23,8 @@ from common.base.locks import locked
 from common.base.result import Result
 from common.base.system import torch_loaded
 from common.data.cache import photo_cache
-from common.data.competition import beside, competition_flags, read_competition, told
-from common.data.folds import Folds, match_folds, read_folds, split_rows
-from common.data.tables import read_train_table
+from common.data.competition import competition_flags, told
+from common.data.folds import Folds, read_data, split_rows
 from common.data.views import TTA
 from common.runs.folder import save_fold
 from common.runs.layout import (
@@ -97,8 +96,7 @@ def run(options: Options) -> Result:
         raise UserError(str(run_folder), "exists already", "give the average another --run")
     check_folder(run_folder)
     of_each_run = [finished_folds(runs_dir / name) for name in options.runs]
-    table = read_train_table(options.data, read_competition(beside(options.folds)))
-    folds = match_folds(read_folds(Path(options.folds)), table)
+    table, folds = read_data(options.data, options.folds)
     with torch_loaded(options.threads):
         from common.train.fold_models import FoldModels
 

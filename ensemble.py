@@ -37,7 +37,7 @@ from common.runs.layout import (
 from common.runs.members import Member, alike_members, in_one_form, metric_of, read_members
 from common.runs.oof import units_of
 from common.runs.predictions import Predictions, side_by_side, write_predictions
-from common.runs.submission import Wishes, form_line, keep_earlier, sheet_of, write_submission
+from common.runs.submission import Submitting, keep_earlier, write_submission
 from common.score.blend_study import (
     Study,
     blend_table,
@@ -59,7 +59,7 @@ from common.score.task import posed
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Submitting):
     """Blend runs by what their OOF predictions say: python ensemble.py --runs A B"""
 
     COMMON = (
@@ -85,16 +85,9 @@ class Options:
     method: str = "auto"  # which blend to write (auto: the mean, unless another beats it in the nested comparison)
     shares: tuple[float, ...] = ()  # weights by hand, one per run in the order of --runs, scaled to sum to 1
     noise: int = 10  # control: add this many members of pure noise and report what they change (0: off)
-    # the submission
-    sample: str = ""  # the competition's sample submission (csv)
-    submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
-    positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
-    separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
-    clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
     metric: str = ""  # what runs and blends are judged by (default: what the runs were trained by)
     add: tuple[str, ...] = ()  # NAME OOF.csv TEST.csv: make a run of predictions made elsewhere, and blend nothing
     out_dir: str = ""  # folder for the blend's own folder (default: runs_dir; set it where that is read-only)
-    submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
 
     @property
     def folder(self) -> Path:
@@ -258,8 +251,7 @@ def write_blend(options: Options, inputs: Inputs, study: Study, facts: dict[str,
 def read_inputs(options: Options) -> Inputs:
     """Read and check everything before anything is fitted or written; raises UserError where something is wrong."""
     check_folder(options.folder, remedy="name another folder with --out-dir")
-    if options.submission:
-        check_folder(Path(options.submission).parent)
+    options.check_place()
     folds = folds_of(options)
     if options.clip:
         check_clip(folds.task)
@@ -364,11 +356,7 @@ def what_is_asked(options: Options, tests: Sequence[Predictions]) -> Sheet:
         what = "the runs' submissions have different forms"
         raise UserError("--sample", f"is missing: {what}", "name the sample submission, or run infer.py with it")
     first = replace(tests[0], form=forms[0] if forms else {})
-    wishes = Wishes(options.submit, options.positive, options.metric, options.separator)
-    sheet = sheet_of(first, options.sample, wishes)
-    if line := form_line(sheet):
-        print(f"{options.sample or 'submission'}: {line}")
-    return sheet
+    return options.sheet_for(first, options.metric)
 
 
 if __name__ == "__main__":

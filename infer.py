@@ -13,7 +13,7 @@ import common  # noqa: F401  # isort: skip
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +26,9 @@ from common.base.result import Result
 from common.base.system import torch_loaded
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
-from common.data.folds import Folds, match_folds, read_folds
+from common.data.folds import Folds, read_data, read_folds
 from common.data.probes import order_in_words
-from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.data.tables import EMBEDDED, Table, read_test_table
 from common.data.views import TTA, View
 from common.runs.config import saved_config
 from common.runs.decision import check_clip, clipped, joined, learned_decision, temperature_of
@@ -50,37 +50,28 @@ from common.runs.layout import (
 )
 from common.runs.oof import oof_predictions
 from common.runs.predictions import Predictions, check_store, read_predictions, write_predictions
-from common.runs.submission import Wishes, form_line, sheet_of, write_submission
+from common.runs.submission import Submitting, write_submission
 from common.score.blend_study import interval_metric
-from common.score.calibration import PARTS
 from common.score.leaderboard import BY_ERRORS, averaging_gain, metric_in_words, worth_in_words
 from common.score.logits import Outputs
 from common.score.metrics import check_metric_name, describe
 from common.score.task import TASKS, posed
-from common.score.view_choice import choose_views, gain_text, score_views, view_table
 
 if TYPE_CHECKING:
     from common.runs.saved_model import SavedModel
     from common.runs.tensors import FoldModel
-
-LARGEST = 500_000_000  # logits of all views of the OOF rows that are held at a time (2 GB)
+    from common.train.fold_models import FoldModels
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Submitting):
     """Predict the test rows with the fold models of a run: python infer.py --test test.csv.gz"""
 
     COMMON = ("test", "sample", "work", "runs", "tta", "submit", "calibrate", "submission", "out_dir", "fold")
-    # the submission
+    # what is predicted
     test: str = ""  # test table, or a folder of images (default: the embedded digits' held-out part)
-    sample: str = ""  # sample submission whose columns, ids and order the submission takes
-    submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
-    positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
-    separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
     metric: str = ""  # what the competition scores by (default: the run's own --metric)
-    clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
     calibrate: bool = False  # submit probabilities after one temperature, fitted on the run's OOF predictions
-    submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
     # runs and places
     work: str = "."  # folder of one competition, short for --folds DIR/folds.csv --runs-dir DIR/runs
     runs_dir: str = "runs"  # folder that holds every run
@@ -128,10 +119,9 @@ def run(options: Options) -> Result:
     for name in runs:
         finished_folds(runs_dir / name, options.fold)
         check_folder(out_dir / name, remedy="name another folder with --out-dir")
-    if options.submission:
-        if len(runs) > 1:
-            raise UserError("--submission", f"is one file for {len(runs)} runs", f"name one: --runs {runs[0]}")
-        check_folder(Path(options.submission).parent)
+    if options.submission and len(runs) > 1:
+        raise UserError("--submission", f"is one file for {len(runs)} runs", f"name one: --runs {runs[0]}")
+    options.check_place()
     train = read_train(runs, options) if options.tta != "none" else None
     test = read_test_table(options.test, options.data, options.sample, read_competition(beside(options.folds)))
     scores = {}
@@ -242,11 +232,10 @@ def check_options(options: Options) -> None:
 
 def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
     """The train table and its folds, for views that the runs' fold models score, even where --fold full predicts."""
-    table = read_train_table(options.data, read_competition(beside(options.folds)))
+    table, folds = read_data(options.data, options.folds)
     if not table.kind.of_images:
         flag, has = "--score-tta" if options.score_tta else "--tta", table.kind.name
         raise UserError(flag, f"looks at images in several ways, but {table.source} has {has}", "leave it out")
-    folds = match_folds(read_folds(Path(options.folds)), table)
     for name in runs:
         finished_folds(Path(options.runs_dir) / name)
     return table, folds
@@ -260,7 +249,7 @@ def check_trained_on_digits(name: str, saved: "SavedModel", test: Table) -> None
 
 
 def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) -> Sheet:
-    """What the run's submission must look like, said where it can be taken for another thing.
+    """What the run's submission must look like.
 
     Raises:
         UserError: a sample of no known form, or of other rows.
@@ -276,16 +265,8 @@ def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) 
         label_name=saved.label_name or test.label_name,
         task=posed(saved.task, options.positive or saved.cfg.positive),
     )
-    wishes = Wishes(
-        options.submit,
-        options.positive or saved.cfg.positive,
-        options.metric or saved.cfg.metric,
-        options.separator,
-    )
-    sheet = sheet_of(none, options.sample, wishes)
-    if line := form_line(sheet):
-        print(f"{run}: {options.sample or 'submission'}: {line}")
-    return sheet
+    asking = replace(options, positive=options.positive or saved.cfg.positive)
+    return asking.sheet_for(none, options.metric or saved.cfg.metric, f"{run}: ")
 
 
 # ---- the test rows
@@ -306,17 +287,12 @@ def predict_test(
 
     started = time.perf_counter()
     fold_models = FoldModels(models, table, views, cache=Cache(options.cache_gb))
-    saved, labels = models[0].saved, table.labels
-    task = TASKS[saved.task]
-    if unknown := sorted({name for label in labels for name in task.names_in(label)} - set(saved.classes)):
-        warn(f"{table.source}: its label column is not scored: {unknown[0]} is not a class of the models")
-        labels = labels[:0]
-    rows = len(table.ids)
+    saved, rows = models[0].saved, len(table.ids)
     test = Predictions(
         ids=table.ids,
         logits=fold_models.mean(np.arange(rows)),
         classes=saved.classes,
-        labels=labels,
+        labels=scored_labels(table, saved),
         id_name=saved.id_name or table.id_name,
         label_name=saved.label_name or table.label_name,
         source=source_of(models, views, options),
@@ -324,46 +300,73 @@ def predict_test(
         form=asked.as_stored,
     )
     seconds = time.perf_counter() - started
-    out_folder = Path(options.out_dir or options.runs_dir) / name
     oofs = [oof] if oof else out_of_fold(Path(options.runs_dir) / name, saved.fold_count)
-    oof_predicted, files = np.concatenate([each.predicted for each in oofs] or [np.empty(0)]), len(oofs)
-    if oofs and test.task.decisions:
-        study = learned_decision(oofs, options.metric or saved.cfg.metric)
-        test = replace(test, decision=study.decision)
-        oof_predicted = np.concatenate([replace(each, decision=study.decision).predicted for each in oofs])
-        if study.text:
-            print(study.text)
-    if options.clip:
-        test = clipped(name, test, oofs)
+    test = submit(name, test, oofs, asked, options, options.metric or saved.cfg.metric)
     if options.fold == "full" and not oofs:
         print(f"{name}: a model of all rows has no OOF predictions, so its score is not known")
-    elif options.fold == "full" and not task.is_number:
-        print(
-            f"{name}: the classes' shares are compared with the OOF predictions of {files} of {saved.fold_count} folds"
-        )
-    write_predictions(out_folder / TEST_FILE, test, options.store)
-    submitted = calibrated(name, test, oofs, asked) if options.calibrate else test
-    for path in filter(None, (out_folder / SUBMISSION_FILE, options.submission)):
-        write_submission(Path(path), submitted, asked, oof_predicted)
-        oof_predicted = oof_predicted[:0]  # warned of once
+    elif options.fold == "full" and not test.task.is_number:
+        of_folds = f"{len(oofs)} of {saved.fold_count} folds"
+        print(f"{name}: the classes' shares are compared with the OOF predictions of {of_folds}")
     facts = {"rows": rows, "models": len(models), "tta": options.tta, "views": said_of_views}
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
-    if oofs and task.is_one_of and options.fold == "all":
-        right = 1.0 - np.concatenate([each.answers().costs for each in oofs])
-        facts["averaging_gain"] = averaging_gain(Outputs(fold_models.one_by_one), float(right.mean()))
-        print(f"{name}: {worth_in_words(right, rows, len(models), facts['averaging_gain'])}")
-    metric = interval_metric(options.metric or saved.cfg.metric, task)
-    if oofs and options.fold == "all" and metric not in BY_ERRORS and not any(each.is_short for each in oofs):
-        whole = replace(joined(oofs), decision=test.decision)
-        print(f"{name}: {metric_in_words(metric, whole.answers(), rows)}")
+    if oofs and options.fold == "all":
+        facts |= say_worth(name, test, oofs, fold_models, options.metric or saved.cfg.metric)
     if sorted_by_class := order_in_words(test.predicted):
         print(f"{name}: {sorted_by_class}")
-    write_json(out_folder / INFERENCE_FILE, facts)
+    write_json(Path(options.out_dir or options.runs_dir) / name / INFERENCE_FILE, facts)
     print(
         f"{name}: {rows:,} rows, {len(models)} models x {len(views)} views, "
         f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s"
     )
     return test
+
+
+def scored_labels(table: Table, saved: "SavedModel") -> np.ndarray:
+    """The labels of a test table, empty, with a warning, where one of them is none of the models' classes."""
+    task = TASKS[saved.task]
+    if unknown := sorted({name for label in table.labels for name in task.names_in(label)} - set(saved.classes)):
+        warn(f"{table.source}: its label column is not scored: {unknown[0]} is not a class of the models")
+        return table.labels[:0]
+    return table.labels
+
+
+def submit(
+    name: str, test: Predictions, oofs: Sequence[Predictions], asked: Sheet, options: Options, metric: str
+) -> Predictions:
+    """Decide the test rows' answers by what the OOF rows teach, and write them: test.npz and the submission."""
+    out_folder, decided = Path(options.out_dir or options.runs_dir) / name, list(oofs)
+    if oofs and test.task.decisions:
+        study = learned_decision(oofs, metric)
+        test = replace(test, decision=study.decision)
+        decided = [replace(each, decision=study.decision) for each in oofs]
+        if study.text:
+            print(study.text)
+    if options.clip:
+        test = clipped(name, test, oofs)
+    write_predictions(out_folder / TEST_FILE, test, options.store)
+    submitted = calibrated(name, test, oofs, asked) if options.calibrate else test
+    oof_predicted = np.concatenate([each.predicted for each in decided] or [np.empty(0)])
+    for path in filter(None, (out_folder / SUBMISSION_FILE, options.submission)):
+        write_submission(Path(path), submitted, asked, oof_predicted)
+        oof_predicted = oof_predicted[:0]  # warned of once
+    return test
+
+
+def say_worth(
+    name: str, test: Predictions, oofs: Sequence[Predictions], fold_models: "FoldModels", metric: str
+) -> dict[str, float]:
+    """Print what score to expect on the test rows; what inference.json says of it."""
+    facts, rows = {}, len(test.ids)
+    if test.task.is_one_of:
+        right = 1.0 - np.concatenate([each.answers().costs for each in oofs])
+        gain = averaging_gain(Outputs(fold_models.one_by_one), float(right.mean()))
+        print(f"{name}: {worth_in_words(right, rows, len(fold_models.models), gain)}")
+        facts["averaging_gain"] = gain
+    metric = interval_metric(metric, test.task)
+    if metric not in BY_ERRORS and not any(each.is_short for each in oofs):
+        whole = replace(joined(oofs), decision=test.decision)
+        print(f"{name}: {metric_in_words(metric, whole.answers(), rows)}")
+    return facts
 
 
 def calibrated(run: str, test: Predictions, oofs: Sequence[Predictions], asked: Sheet) -> Predictions:
@@ -405,12 +408,8 @@ def out_of_fold(run_folder: Path, fold_count: int) -> list[Predictions]:
 def score_out_of_fold(
     run: str, models: "Sequence[FoldModel]", table: Table, folds: Folds, options: Options
 ) -> tuple[list[View], list[dict[str, Any]], Predictions]:
-    """The views to use with their weights, what inference.json says of each, and the OOF predictions under them.
-
-    Where the views are chosen (--tta auto, --score-tta), every fold's rows are averaged with the views and weights that
-    the other folds chose.
-    """
-    from common.train.fold_models import FoldModels
+    """The views to use with their weights, what inference.json says of each, and the OOF predictions under them."""
+    from common.train.view_study import study_views
 
     fingerprint = models[0].saved.folds_fingerprint
     if fingerprint != folds.fingerprint:
@@ -419,34 +418,11 @@ def score_out_of_fold(
     chosen = options.chooses_views
     presets = (options.views or (table.kind.views,)) if chosen else (options.tta,)
     views = list({view.name: view for preset in presets for view in TTA[preset]}.values())
-    rows_of_fold = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
-    rows = np.concatenate(rows_of_fold)
-    if len(rows) * len(folds.classes) * len(views) > LARGEST:
-        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes in memory"
-        raise UserError("--tta", what, "predict without test-time augmentation, or name a preset with fewer views")
-    predict = FoldModels(models, table, views, folds.row_shas, Cache(options.cache_gb))
-    values = np.concatenate([predict.of_fold(k, rows_of_fold[k]) for k in range(folds.count)], axis=1)
-    outputs, targets, task = Outputs(values), folds.targets[rows], folds.task
-    # Two folds leave too little to choose views and temperatures apart; no net has seen these rows, so any parts do.
-    part = folds.fold[rows] if folds.count > 2 else np.random.default_rng(0).permutation(len(rows)) % PARTS
-
-    scores = score_views(outputs, targets, part, task)
-    if chosen:
-        weights, averaged = choose_views(outputs, targets, part, task)
-    else:
-        weights = np.array([view.weight for view in views])
-        averaged = task.average(outputs, weights)
-    print(f"{run}: {len(rows):,} rows out of fold, each predicted by the model that has not seen it")
-    print(view_table([view.name for view in views], scores, weights, task))
-    how = "views and weights by the other folds" if chosen else "fixed"
-    print(gain_text(outputs[0], averaged, targets, part, how, task))
-
-    known = [
-        {"name": view.name, "weight": weight, "helps": found.helps, **asdict(found)}
-        for view, weight, found in zip(views, weights.tolist(), scores, strict=True)
-    ]
-    used = [replace(view, weight=weight) for view, weight in zip(views, weights.tolist(), strict=True) if weight > 0]
-    return used, known, oof_predictions(folds, rows, averaged.values, source_of(models, used, options))
+    found = study_views(models, table, folds, views, chosen, Cache(options.cache_gb))
+    print(f"{run}: {len(found.rows):,} rows out of fold, each predicted by the model that has not seen it")
+    print(found.text)
+    source = source_of(models, found.used, options)
+    return found.used, found.said, oof_predictions(folds, found.rows, found.logits, source)
 
 
 if __name__ == "__main__":

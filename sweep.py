@@ -19,23 +19,21 @@ import dataclasses
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from common.base.cli import parse
 from common.base.errors import UserError, run_script, warn
 from common.base.files import read_json, write_json
 from common.base.result import Result
 from common.base.system import cpu_count
-from common.data.competition import beside, competition_flags, read_competition
-from common.data.folds import Folds, match_folds, read_folds
-from common.data.tables import Table, read_train_table
+from common.data.competition import competition_flags
+from common.data.folds import Folds, read_data
+from common.data.tables import Table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
 from common.runs.fitting import fitting
@@ -45,7 +43,6 @@ from common.sweep.cells import (
     LAW_FILE,
     NOISE_FILE,
     SWEEP_FILE,
-    VERIFY_FOLDER,
     CellRunner,
     Sweep,
     claim_sweep,
@@ -53,10 +50,11 @@ from common.sweep.cells import (
     read_sweep,
     settled,
 )
-from common.sweep.grid import FIRST, Cell, Grid, mean_losses, missing, on_edge, wanted
-from common.sweep.law import WORST, Law, fit_law
+from common.sweep.grid import Cell, Grid, missing, on_edge, wanted
+from common.sweep.law import fit_law
 from common.sweep.regression import Estimate
 from common.sweep.verdict import law_json, lr_json, lr_text, sentences
+from common.sweep.verification import earlier_verification, verify
 
 TRAIN_SCRIPT = Path(__file__).with_name("train_fold.py")
 
@@ -245,53 +243,10 @@ def fit(options: Fit) -> Result:
     found |= law_json(law)
     found["predictions"] = [{"batch_size": size} | lr_json(law.predict(size)) for size in options.predict]
     if options.verify:
-        found["verification"] = verify(sweep, law, cells, options.verify)
+        found["verification"] = verify(sweep, law, cells, options.verify, TRAIN_SCRIPT)
     if not options.only:
         write_json(sweep.folder / LAW_FILE, earlier_verification(sweep, found) | found)
     return Result(found, sweep.folder)
-
-
-def earlier_verification(sweep: Sweep, found: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier --verify wrote into law.json, if it was of the same runs."""
-    path = sweep.folder / LAW_FILE
-    with suppress(UserError):  # a damaged file is replaced
-        earlier = read_json(path) if path.is_file() else {}
-        if earlier.get("n_runs") == found["n_runs"] and "verification" in earlier:
-            return {"verification": earlier["verification"]}
-    return {}
-
-
-def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int) -> dict[str, Any]:
-    """Train one row of cells at a batch size outside the sweep, and compare its optimum with the prediction."""
-    if batch_size in sweep.grid.batch_sizes:
-        raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
-    predicted = law.predict(batch_size)
-    # x4 apart as in the sweep where a parabola is wide enough for that, else x2.
-    curvature = np.interp(batch_size, law.batch_sizes, law.parabolas.curvatures)
-    doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
-    row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
-    beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
-    held_out = CellRunner(beside, lambda _: row, SideBySide(), TRAIN_SCRIPT).run()
-    both = fit_law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
-    if batch_size not in both.batch_sizes:
-        raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")
-    measured = both.optima[both.batch_sizes.tolist().index(batch_size)]
-    apart = abs(math.log2(measured.value / predicted.value))
-    agrees = apart <= math.hypot(predicted.doublings, measured.doublings)
-    losses = mean_losses(held_out[held_out.batch_size == batch_size].itertuples())
-    cost = losses[row[0].lr] / min(losses.values()) - 1
-    print(
-        f"batch size {batch_size:>5}: predicted lr {lr_text(predicted)}, measured {lr_text(measured)}: "
-        f"{'they agree' if agrees else 'they differ by more than chance'} (x{2**apart:.2f})\n"
-        f"the run at lr {row[0].lr:.2e} has a loss {cost:.1%} above the best of {len(losses)} learning rates there"
-    )
-    return {
-        "batch_size": batch_size,
-        "predicted": lr_json(predicted),
-        "measured": lr_json(measured),
-        "agrees": agrees,
-        "cost": cost if math.isfinite(cost) else None,
-    }
 
 
 def plot(options: Plot) -> Result:
@@ -333,9 +288,9 @@ def middle_size(sweep: Sweep) -> int:
 
 def fitted(sweep: Sweep) -> tuple[Sweep, Table, Folds]:
     """The sweep with the model that fits what its cells train on, and that."""
-    table = read_train_table(sweep.config.data, read_competition(beside(sweep.config.folds)))
-    folds = match_folds(read_folds(Path(sweep.config.folds), sweep.config.task, sweep.config.positive), table)
-    return dataclasses.replace(sweep, config=fitting(sweep.config, table)), table, folds
+    cfg = sweep.config
+    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
+    return dataclasses.replace(sweep, config=fitting(cfg, table)), table, folds
 
 
 def noise(options: Noise) -> Result:

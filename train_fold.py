@@ -30,8 +30,8 @@ from common.base.result import Result
 from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processes, rank, torch_loaded
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
-from common.data.folds import Folds, leaks, match_folds, read_folds, split_rows
-from common.data.tables import Table, read_train_table
+from common.data.folds import Folds, leaks, read_data, read_folds, split_rows
+from common.data.tables import Table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, slots_for, spread
@@ -100,8 +100,7 @@ def run(cfg: Train) -> Result:
     check_config(cfg, processes())
     check_store(cfg.store, TASKS[cfg.task])
     competition = read_competition(beside(cfg.folds))
-    table = read_train_table(cfg.data, competition)
-    folds = match_folds(read_folds(Path(cfg.folds), cfg.task, cfg.positive), table)
+    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
     check_targets(cfg.metric, folds.targets)
     if cfg.target_transform != "none":
         check_transform(folds.targets)

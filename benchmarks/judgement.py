@@ -22,7 +22,8 @@ from common.base.errors import run_script
 from common.base.files import write_file
 from common.data.folds import Folds, read_folds
 from common.report.audit import label_audit, likely_errors
-from common.report.evaluation import Evaluation, fold_scores, read_run, seed_twins
+from common.report.evaluation import Evaluation, read_run, seed_twins
+from common.report.run_tables import fold_scores
 from common.runs.layout import finished_runs
 from common.score.metrics import describe
 from common.score.significance import LEVEL, compare, least_shown, p_value

@@ -11,13 +11,12 @@ from typing import Annotated
 import pytest
 from conftest import ROOT, run_script
 
-from common.base.cli import Range, check_arguments, flag_of, parse, recipe_flags
+from common.base.cli import Range, check_arguments, flag_of, flags_of, parse, recipe_flags
 from common.base.errors import UserError
 from common.base.help import help_of
 from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, TIMM, TIMMS_OPTIMISERS, check_optimiser
 from common.runs.config import Config, check_config, differences, saved_config, training_settings
 from common.score.task import TASKS
-from common.sweep.cells import flags
 
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")]
 
@@ -89,7 +88,7 @@ def test_a_command_line_gives_its_settings_back():
         Config(),
         Config(pretrained=True, compile=True, lr=0.1, model_args=("widths=(4,6,8)", "drop_rate=0.1")),
     ):
-        assert parse(Config, flags(cfg)) == cfg
+        assert parse(Config, flags_of(cfg)) == cfg
     assert [flag_of("compile", value) for value in (False, "True")] == [["--no-compile"], ["--compile"]]
 
 

@@ -3,8 +3,9 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from common.base.system import local_rank, processes, spin_briefly
 
@@ -36,6 +37,12 @@ class UserError(Exception):
 
 class OwnError(UserError):
     """A :class:`UserError` that the machine's other processes do not meet: this one says it, whatever its rank."""
+
+
+def refuse(flags: Mapping[str, Any], what: str, remedy: str) -> None:
+    """Raise :class:`UserError` for the first of the ``flags`` that is set."""
+    if flag := next((flag for flag, is_set in flags.items() if is_set), ""):
+        raise UserError(flag, what, remedy)
 
 
 def warn(message: str) -> None:

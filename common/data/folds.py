@@ -20,7 +20,7 @@ from common.base.files import sha256, write_file
 from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.competition import beside, read_competition
-from common.data.tables import Table
+from common.data.tables import Table, read_train_table
 from common.data.utterances import TOGETHER
 from common.score.numbers import number_in
 from common.score.task import MULTICLASS, Task, posed
@@ -215,6 +215,16 @@ def _pieces(rows: np.ndarray, most: int, random: np.random.Generator) -> np.ndar
     """``most`` of the rows, in pieces of TOGETHER that follow one another, in their order."""
     pieces = np.split(rows, range(TOGETHER, len(rows), TOGETHER))
     return np.sort(np.concatenate([pieces[number] for number in random.permutation(len(pieces))])[:most])
+
+
+def read_data(data: str, folds_file: str, task: str = "", positive: str = "") -> tuple[Table, Folds]:
+    """The train table, and the folds in its row order; arguments as in :func:`read_folds`.
+
+    Raises:
+        UserError: either cannot be read, or they do not belong together.
+    """
+    table = read_train_table(data, read_competition(beside(folds_file)))
+    return table, match_folds(read_folds(Path(folds_file), task, positive), table)
 
 
 def match_folds(folds: Folds, table: Table) -> Folds:

@@ -11,6 +11,7 @@ from common.base.words import names_in_short
 from common.data.folds import Folds
 from common.runs.layout import CONFIG_FILE, METRICS_FILE, OOF_FILE, TEST_FILE, fold_folder
 from common.runs.predictions import Predictions, rows_in_order, write_predictions
+from common.score.numbers import number_in
 from common.score.task import Task
 
 LEAST = 1e-15  # of a probability: below, a log loss would be endless
@@ -63,7 +64,7 @@ def read_answers(path: Path, folds: Folds) -> Predictions:
         )
         raise UserError(str(path), what, f"these are {names_in_short(classes)}")
     columns = [others[-1]] if one else classes
-    given = np.array([[_number(cell) for cell in cells[name]] for name in columns]).T
+    given = np.array([[number_in(cell) for cell in cells[name]] for name in columns]).T
     if one:
         positive = classes.index(task.positive) if task.positive in classes else 1
         given = np.concatenate([1 - given, given] if positive else [given, 1 - given], axis=1)
@@ -92,10 +93,3 @@ def _outputs_of(task: Task, given: np.ndarray) -> np.ndarray:
         return given
     logs = np.log(np.maximum(given, LEAST))
     return logs if task.is_one_of else logs - np.log(np.maximum(1 - given, LEAST))
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return np.nan

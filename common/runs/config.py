@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from common.base.cli import Range, allowed_by, check_arguments, check_value, chosen, keyword_arguments
-from common.base.errors import UserError
+from common.base.errors import UserError, refuse
 from common.base.words import in_shares
 from common.data.augment_options import AUGMENTS, options_of
 from common.runs.choices import LOSSES, SCHEDULES, SELECTIONS, check_optimiser
@@ -176,9 +176,9 @@ def check_config(cfg: Config, processes: int) -> None:
             f"{cfg.batch_size} is not divisible by {in_shares(processes, cfg.accumulate)}",
             f"use a multiple of {shares}",
         )
-    for flag, choice in (("--select", cfg.select), ("--schedule", cfg.schedule)):
-        if cfg.fold == "full" and choice in ("best", "plateau"):
-            raise UserError(flag, f"{choice} needs validation rows, but --fold full has none", "choose another")
+    if cfg.fold == "full":
+        of_scores = {"--select best": cfg.select == "best", "--schedule plateau": cfg.schedule == "plateau"}
+        refuse(of_scores, "needs validation rows, but --fold full has none", "choose another")
     if cfg.select == "swa" and cfg.ema_decay > 0:
         raise UserError("--select", "swa averages over epochs and --ema-decay over steps", "use only one of them")
     check_loss(cfg)
@@ -243,20 +243,18 @@ def check_loss(cfg: Config) -> None:
         if "mix" in options_of(cfg.augment, cfg.args("augment"), grey=False):
             raise UserError("--augment-args", what, "leave out mixup and cutmix")
     if not TASKS[cfg.task].is_one_of:
-        for flag, is_set in (
-            ("--loss-args class_weights", weights != ""),
-            ("--sampling balanced", cfg.sampling == "balanced"),
-            (f"--select {cfg.select}", cfg.select in ("snapshots", "members")),
-        ):
-            if is_set:
-                raise UserError(flag, f"needs rows of exactly one class, which {cfg.task} has not", "leave it out")
+        of_classes = {
+            "--loss-args class_weights": weights != "",
+            "--sampling balanced": cfg.sampling == "balanced",
+            f"--select {cfg.select}": cfg.select in ("snapshots", "members"),
+        }
+        refuse(of_classes, f"needs rows of exactly one class, which {cfg.task} has not", "leave it out")
     if cfg.label_smoothing and TASKS[cfg.task].is_number:
         raise UserError("--label-smoothing", "is about classes and labels, and the task is of numbers", "leave it out")
-    for flag, value in (("--offset", cfg.offset), ("--target-transform", cfg.target_transform.removeprefix("none"))):
-        if value and not TASKS[cfg.task].is_number:
-            raise UserError(
-                flag, f"is for numbers, and the task is {cfg.task}", "leave it out, or say --task regression"
-            )
+    if not TASKS[cfg.task].is_number:
+        of_numbers = {"--offset": cfg.offset, "--target-transform": cfg.target_transform != "none"}
+        what = f"is for numbers, and the task is {cfg.task}"
+        refuse(of_numbers, what, "leave it out, or say --task regression")
     if cfg.offset and (cfg.target_transform != "none" or loss.is_bounded):
         what = "learns a difference, which has neither a logarithm nor bounds"
         raise UserError("--offset", what, "leave it out, or use --target-transform none and another loss")
@@ -279,14 +277,13 @@ def check_lessons(cfg: Config) -> None:
             flag = f"--{changed[0].replace('_', '-')}"
             raise UserError(flag, f"has no effect without {needed}", f"leave it out, or add {needed}")
     if TASKS[cfg.task].is_number:
-        for flag, is_set in (
-            ("--pseudo", cfg.pseudo),
-            ("--consistency", cfg.consistency),
-            ("--teacher-temperature", cfg.teacher_temperature != Config.teacher_temperature),
-        ):
-            if is_set:
-                remedy = "leave it out; --teacher with --unlabelled learns from rows without labels"
-                raise UserError(flag, f"looks at probabilities, which {cfg.task} has not", remedy)
+        of_probabilities = {
+            "--pseudo": cfg.pseudo,
+            "--consistency": cfg.consistency,
+            "--teacher-temperature": cfg.teacher_temperature != Config.teacher_temperature,
+        }
+        remedy = "leave it out; --teacher with --unlabelled learns from rows without labels"
+        refuse(of_probabilities, f"looks at probabilities, which {cfg.task} has not", remedy)
     if cfg.consistency and cfg.teacher:
         raise UserError("--consistency", "cannot be combined with --teacher", "use one of them")
     if cfg.consistency and not cfg.ema_decay:

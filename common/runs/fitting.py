@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from common.base.errors import UserError
+from common.base.errors import UserError, refuse
 from common.data.competition import beside, read_competition
 from common.data.features import column_at, without
 from common.data.kinds import KINDS
@@ -39,9 +39,10 @@ def fitting(cfg: Config, table: Table) -> Config:
     if refused:
         flag = f"--{refused[0].replace('_', '-')}"
         raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")
-    for flag, is_set in (("--sampling", cfg.sampling == "balanced"), ("--unlabelled, --pseudo", cfg.joins_rows)):
-        if is_set and cfg.model in kind.in_runs:
-            raise UserError(flag, f"would tear apart the {kind.name} that {cfg.model} takes in a row", "leave it out")
+    if cfg.model in kind.in_runs:
+        what = f"would tear apart the {kind.name} that {cfg.model} takes in a row"
+        tearing = {"--sampling": cfg.sampling == "balanced", "--unlabelled, --pseudo": cfg.joins_rows}
+        refuse(tearing, what, "leave it out")
     if cfg.model == Config.model:
         return dataclasses.replace(cfg, model=kind.models[0])
     if cfg.model not in kind.models:

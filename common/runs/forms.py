@@ -327,15 +327,8 @@ def _words(name: str) -> str:
 
 
 def _is_probability(cell: str) -> bool:
-    try:
-        return 0 <= float(cell) <= 1
-    except ValueError:
-        return False
+    return 0 <= number_in(cell) <= 1  # NaN is not
 
 
-def _are_probabilities(values: Sequence[str]) -> bool:
-    try:
-        shares = [float(value) for value in values]
-    except ValueError:
-        return False
-    return all(0 <= share <= 1 for share in shares) and math.isclose(sum(shares), 1, abs_tol=1e-6)
+def _are_probabilities(cells: Sequence[str]) -> bool:
+    return all(map(_is_probability, cells)) and math.isclose(sum(map(float, cells)), 1, abs_tol=1e-6)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.base.errors import UserError, warn
-from common.base.files import write_file
+from common.base.files import check_folder, write_file
 from common.base.strict_csv import INDEX, read_columns, row_of
 from common.base.words import names_in_short, rows_named
 from common.data.labels import split_names
@@ -32,6 +32,38 @@ class Wishes:
     positive: str = ""  # the class whose probability is asked for
     metric: str = ""  # the competition's
     separator: str = ""  # between the names of a label set, where no cell of the sample has two
+
+
+@dataclass(frozen=True)
+class Submitting:
+    """What a script takes that writes a submission."""
+
+    # the submission
+    sample: str = ""  # the competition's sample submission (csv), whose columns, ids and order are taken
+    submit: str = ""  # form of the submission: label, probability, probabilities, top5 (default: the sample's)
+    positive: str = ""  # class whose probability is asked for (default: told by the sample, or the second)
+    separator: str = ""  # between the names of a label set (default: as the sample or the train table has it)
+    clip: bool = False  # numbers: keep answers within the range of the training targets, and say how many were outside
+    submission: str = ""  # write the submission here as well, such as /kaggle/working/submission.csv
+
+    def sheet_for(self, predictions: Predictions, metric: str, where: str = "") -> Sheet:
+        """What the submission of ``predictions`` must look like, said where it can be taken for another thing.
+
+        ``metric`` is the competition's; ``where`` stands before what is said.
+
+        Raises:
+            UserError: a sample of no known form, or of other rows.
+        """
+        wishes = Wishes(self.submit, self.positive, metric, self.separator)
+        sheet = sheet_of(predictions, self.sample, wishes)
+        if line := form_line(sheet):
+            print(f"{where}{self.sample or 'submission'}: {line}")
+        return sheet
+
+    def check_place(self) -> None:
+        """Refuse, before any work, a place that the submission cannot be written to."""
+        if self.submission:
+            check_folder(Path(self.submission).parent)
 
 
 def read_form(

@@ -14,46 +14,11 @@ import numpy as np
 
 from common.base.errors import UserError
 from common.base.words import names_in_short
+from common.score import label_sets, numbers
 from common.score.answers import Answers
 from common.score.class_decisions import cut_points, decided_class, likeliest_class, threshold
-from common.score.label_sets import (
-    binary_log_loss,
-    chosen_labels,
-    flaw_of_set,
-    half_odds,
-    is_another_set,
-    mean_odds,
-    membership,
-    names_in,
-    odds_temperature,
-    rarest_name,
-    right_sides,
-    set_answers,
-    set_names,
-    set_probability,
-    sets_of,
-    sigmoid,
-    smoothed_membership,
-)
 from common.score.logits import Outputs, blocks, log_loss, mean_probability
 from common.score.metrics import score_of
-from common.score.numbers import (
-    absolute_error,
-    as_they_are,
-    column_names,
-    decided_numbers,
-    errors_of_models,
-    flaw_of_numbers,
-    mean_number,
-    named,
-    no_temperature,
-    number_answers,
-    numbers_of,
-    quantile_of,
-    seen_range,
-    squared_error,
-    texts_of,
-)
 from common.score.temperature import temperature
 from common.score.thresholds import half, one_a_label, one_for_all
 
@@ -265,26 +230,26 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="multilabel",
-            outputs=set_names,
-            flaw=flaw_of_set,
-            stratum=rarest_name,
-            names_in=names_in,
-            encode=membership,
-            decode=sets_of,
-            soft=smoothed_membership,
-            probabilities=sigmoid,
+            outputs=label_sets.set_names,
+            flaw=label_sets.flaw_of_set,
+            stratum=label_sets.rarest_name,
+            names_in=label_sets.names_in,
+            encode=label_sets.membership,
+            decode=label_sets.sets_of,
+            soft=label_sets.smoothed_membership,
+            probabilities=label_sets.sigmoid,
             activation="sigmoid",
-            confidence=set_probability,
-            average=mean_odds,
-            loss=binary_log_loss,
-            cost=is_another_set,
-            calibrate=odds_temperature,
-            decide=chosen_labels,
-            answers=set_answers,
+            confidence=label_sets.set_probability,
+            average=label_sets.mean_odds,
+            loss=label_sets.binary_log_loss,
+            cost=label_sets.is_another_set,
+            calibrate=label_sets.odds_temperature,
+            decide=label_sets.chosen_labels,
+            answers=label_sets.set_answers,
             decisions={"1/2": half, "one threshold": one_for_all, "one a label": one_a_label},
-            parts=right_sides,
+            parts=label_sets.right_sides,
             mixture_loss=minus_log,
-            half=half_odds,
+            half=label_sets.half_odds,
             is_shortened=False,
             outputs_are="labels",
             is_one_of=False,
@@ -299,24 +264,24 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="regression",
-            outputs=column_names,
-            flaw=flaw_of_numbers,
-            stratum=quantile_of,
+            outputs=numbers.column_names,
+            flaw=numbers.flaw_of_numbers,
+            stratum=numbers.quantile_of,
             names_in=lambda label: (),
-            encode=numbers_of,
-            decode=texts_of,
-            soft=as_they_are,
+            encode=numbers.numbers_of,
+            decode=numbers.texts_of,
+            soft=numbers.as_they_are,
             probabilities=lambda outputs: outputs.values,
             activation="",
             confidence=lambda outputs: np.ones(outputs.values.shape[:-1]),
-            average=mean_number,
-            loss=squared_error,
-            cost=absolute_error,
-            calibrate=no_temperature,
-            decide=decided_numbers,
-            answers=number_answers,
+            average=numbers.mean_number,
+            loss=numbers.squared_error,
+            cost=numbers.absolute_error,
+            calibrate=numbers.no_temperature,
+            decide=numbers.decided_numbers,
+            answers=numbers.number_answers,
             decisions={},
-            parts=errors_of_models,
+            parts=numbers.errors_of_models,
             mixture_loss=lambda errors: errors**2,
             half=None,
             is_shortened=False,
@@ -330,7 +295,7 @@ TASKS: dict[str, Task] = {
             is_number=True,
             counted="mae",
             loss_metric="mse",
-            bounds=seen_range,
+            bounds=numbers.seen_range,
         ),
     )
 }
@@ -347,5 +312,5 @@ def posed(name: str, positive: str = "", columns: Sequence[str] = ()) -> Task:
     if positive and not task.is_one_of:
         raise UserError("--positive", f"has no meaning for the task {name}", "leave it out")
     if task.is_number and any(columns):
-        return replace(task, outputs=named(columns))
+        return replace(task, outputs=numbers.named(columns))
     return replace(task, answers=partial(task.answers, positive=positive), positive=positive) if positive else task
