@@ -56,7 +56,7 @@ SHARED_SETTINGS = (
     "offset",
     "target_transform",
 )
-SHARED = ("fold", "folds_fingerprint", "fold_count", "classes", "normalise", "image_shape", "members")
+SHARED = ("fold", "folds_fingerprint", "fold_count", "output_names", "normalise", "image_shape", "members")
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def worth_of_runs(options: Options, inputs: Inputs, study: Study) -> dict[str, A
         print("no smaller set of runs has a mean within one standard error of it")
     facts: dict[str, Any] = {"runs": of_each, "smallest_set": smallest}
     if options.noise:
-        noise = noise_members(data.outputs.values, options.noise, inputs.oof.columns, len(inputs.oof.classes))
+        noise = noise_members(data.outputs.values, options.noise, inputs.oof.columns, len(inputs.oof.output_names))
         facts["noise"] = noise_control(options.method, data, noise, study.tempered)
         print(noise_text(facts["noise"], data.task))
     return facts
@@ -260,7 +260,7 @@ def read_inputs(options: Options) -> Inputs:
     members = [options.member(run) for run in runs]
     metric = options.metric or metric_of(members)
     if metric:
-        check_metric(metric, folds.classes, folds.task.metrics)
+        check_metric(metric, folds.output_names, folds.task.metrics)
     for each in members:
         if "added" in each.settings:
             print(f"{each.name} was added: which folds it was made with is not known")
@@ -274,9 +274,10 @@ def read_inputs(options: Options) -> Inputs:
     if oof.is_short:
         check_method(options, groups, folds, metric, oof.others)
         kept = oof.columns.shape[1]
-        print(f"of {len(folds.classes):,} classes each row has {kept}, its runs' likeliest; the rest is spread evenly")
+        said = f"of {len(folds.output_names):,} classes each row has {kept}, its runs' likeliest"
+        print(f"{said}; the rest is spread evenly")
     outputs = Outputs(np.stack(columns), oof.others)
-    names = () if oof.is_short else oof.classes
+    names = () if oof.is_short else oof.output_names
     units = units_of(folds)
     data = OofOutputs(outputs, oof.places, oof.fold, groups, np.array(options.shares), folds.task, names, metric, units)
     if lacking := what_lacks(data.judged_by, data.answers(data.outputs[0])):
@@ -322,7 +323,7 @@ def check_shares(options: Options, runs: Sequence[str]) -> None:
 
 def check_method(options: Options, groups: np.ndarray, folds: Folds, metric: str, others: int = 1) -> None:
     """Raise UserError unless the method asked for is auto or one that makes sense for these runs and the metric."""
-    rows, classes = int((folds.fold >= 0).sum()), len(folds.classes)
+    rows, classes = int((folds.fold >= 0).sum()), len(folds.output_names)
     reasons = unusable(groups, options.shares, rows, classes, others, folds.task, metric)
     if options.method not in ("auto", *BLENDS):
         raise UserError("--method", f"{options.method} is unknown", f"use one of: auto, {', '.join(BLENDS)}")

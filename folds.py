@@ -142,9 +142,9 @@ def run(options: Options) -> Result:
         folds = make_folds(table, options.k, split, group, column, options.seed, options.rare, task)
         folds = replace(folds, gap=options.gap)
         if competition.metric:
-            check_metric(competition.metric, folds.classes, folds.task.metrics)
+            check_metric(competition.metric, folds.output_names, folds.task.metrics)
             check_targets(competition.metric, folds.targets)
-        check_positive(competition.positive, folds.classes)
+        check_positive(competition.positive, folds.output_names)
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
@@ -288,9 +288,8 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
     """What was dealt, in a few lines, each with the flag that changes it."""
     copies = len(folds.ids) - len(set(by_pixels(folds, table).row_shas))
     sizes = [int(np.sum(folds.fold == number)) for number in range(folds.count)]
-    outputs = f"{len(folds.classes)} {folds.task.outputs_are}"
     lines = [
-        f"data         {table.source}: {len(folds.ids):,} rows, {outputs}, {copies:,} exact copies",
+        f"data         {table.source}: {len(folds.ids):,} rows, {folds.says_outputs}, {copies:,} exact copies",
         *table.taken,
         *([f"test         {test.source}: {len(test.ids):,} rows (--test)"] if test else []),
         *([f"sample       {asked_for(folds, competition, test)}"] if competition.sample and test else []),
@@ -324,7 +323,7 @@ def asked_for(folds: Folds, competition: Competition, test: Table) -> str:
     """What the sample submission asks for; where it cannot be told, why, which stops a prediction but no training."""
     wishes = Wishes(positive=competition.positive, metric=competition.metric, separator=competition.separator)
     try:
-        sheet = read_form(competition.sample, test.ids, folds.classes, folds.task, wishes)
+        sheet = read_form(competition.sample, test.ids, folds.output_names, folds.task, wishes)
     except UserError as error:
         return str(error)
     return f"{competition.sample}: {form_line(sheet) or FORMS[sheet.form].words + ' (--sample)'}"
@@ -345,9 +344,7 @@ def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> lis
     print("- no image lies in two folds or has two labels")
     if folds.groups.size:
         print(f"- none of {len(set(folds.groups)):,} groups lies in two folds")
-    print(
-        f"- each of {len(folds.classes)} {folds.task.outputs_are} has rows to train on in each of {folds.count} folds"
-    )
+    print(f"- each of {folds.says_outputs} has rows to train on in each of {folds.count} folds")
     print(
         f"- none of {len(test.ids):,} test rows is among them"
         if test

@@ -243,7 +243,7 @@ def read_train(runs: Sequence[str], options: Options) -> tuple[Table, Folds]:
 
 def check_trained_on_digits(name: str, saved: "SavedModel", test: Table) -> None:
     """Raise UserError where no test table was named and the run was not trained on the embedded digits."""
-    if saved.image_shape != test.kind.shape(test) or saved.classes != sorted(set(test.labels)):
+    if saved.image_shape != test.kind.shape(test) or saved.output_names != sorted(set(test.labels)):
         what = f"is missing, and {name} was not trained on the embedded digits"
         raise UserError("--test", what, "name the competition's test table, or its folder of test images")
 
@@ -259,8 +259,8 @@ def what_is_asked(run: str, saved: "SavedModel", test: Table, options: Options) 
         check_clip(TASKS[saved.task])
     none = Predictions(
         ids=test.ids,
-        logits=np.zeros((len(test.ids), len(saved.classes)), np.float32),
-        classes=saved.classes,
+        logits=np.zeros((len(test.ids), len(saved.output_names)), np.float32),
+        output_names=saved.output_names,
         id_name=saved.id_name or test.id_name,
         label_name=saved.label_name or test.label_name,
         task=posed(saved.task, options.positive or saved.cfg.positive),
@@ -291,7 +291,7 @@ def predict_test(
     test = Predictions(
         ids=table.ids,
         logits=fold_models.mean(np.arange(rows)),
-        classes=saved.classes,
+        output_names=saved.output_names,
         labels=scored_labels(table, saved),
         id_name=saved.id_name or table.id_name,
         label_name=saved.label_name or table.label_name,
@@ -324,7 +324,7 @@ def predict_test(
 def scored_labels(table: Table, saved: "SavedModel") -> np.ndarray:
     """The labels of a test table, empty, with a warning, where one of them is none of the models' classes."""
     task = TASKS[saved.task]
-    if unknown := sorted({name for label in table.labels for name in task.names_in(label)} - set(saved.classes)):
+    if unknown := sorted({name for label in table.labels for name in task.names_in(label)} - set(saved.output_names)):
         warn(f"{table.source}: its label column is not scored: {unknown[0]} is not a class of the models")
         return table.labels[:0]
     return table.labels

@@ -114,8 +114,8 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
     prepare = photo_preparation(MODEL, crops, 3, side)
     cache = photo_cache()
     inputs = open_inputs(table, prepare, torch.device("cpu"), Reading(cache, folds.row_shas))
-    model = create_model(MODEL, {}, len(folds.classes), 3, side)
-    normalise = load_weights(model, MODEL, Path(options.weights), folds.classes, 3).normalise
+    model = create_model(MODEL, {}, len(folds.output_names), 3, side)
+    normalise = load_weights(model, MODEL, Path(options.weights), folds.output_names, 3).normalise
     model = model.eval().to(memory_format=torch.channels_last)
     features = []
     with torch.inference_mode():
@@ -123,12 +123,12 @@ def regression_on_features(options: Options, side: int, crops: dict, numbers: li
             seen = normalise(inputs.seen(raw, side))
             features.append(model.forward_head(model.forward_features(seen), pre_logits=True))
     features, targets = torch.cat(features).numpy(), folds.targets
-    rows, shares = np.isin(folds.fold, numbers), np.zeros((len(targets), len(folds.classes)))
+    rows, shares = np.isin(folds.fold, numbers), np.zeros((len(targets), len(folds.output_names)))
     for number in numbers:
         held_out = folds.fold == number
         regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         shares[held_out] = regression.fit(features[~held_out], targets[~held_out]).predict_proba(features[held_out])
-    found = folds.task.score(Outputs(np.log(shares[rows] + 1e-12)), targets[rows], folds.classes)
+    found = folds.task.score(Outputs(np.log(shares[rows] + 1e-12)), targets[rows], folds.output_names)
     return {**found, "rows": int(rows.sum()), "seconds": time.perf_counter() - started}
 
 

@@ -99,7 +99,7 @@ def notebook(run: Path, side: int, test: Path) -> float:
         v2.Lambda(lambda image, by=by: affine(image, angle=0.0, translate=list(by), scale=1.0, shear=[0.0, 0.0]))
         for by in SHIFTS
     ]
-    views = [Rows(frame, len(saved.classes), [*resize, shift]) for shift in shifted]
+    views = [Rows(frame, len(saved.output_names), [*resize, shift]) for shift in shifted]
     started = time.perf_counter()
     predict(create_saved(saved), weights_of(run), views, BATCH)
     return len(frame) / (time.perf_counter() - started)

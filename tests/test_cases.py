@@ -393,7 +393,7 @@ def test_labels_that_look_alike_are_asked_for(tmp_path, labels):
         folds.main(["--data", path, "--folds", str(out), "--k", "2"])
     assert not out.exists()
     folds.main(["--data", path, "--folds", str(out), "--k", "2", "--as-written"])
-    assert len(read_folds(out).classes) == len(set(labels))
+    assert len(read_folds(out).output_names) == len(set(labels))
 
 
 @pytest.mark.parametrize("twin", ["P0 ", "p0", "P0\u00a0"])

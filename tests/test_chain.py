@@ -59,7 +59,7 @@ def test_metrics_are_those_of_the_saved_oof(chain):
         folder = chain / run / "fold1"
         metrics = json.loads((folder / "metrics.json").read_text())
         oof = read_predictions(folder / "oof.npz")
-        recomputed = MULTICLASS.score(Outputs(oof.logits), targets_of(oof.labels, oof.classes), oof.classes)
+        recomputed = MULTICLASS.score(Outputs(oof.logits), targets_of(oof.labels, oof.output_names), oof.output_names)
         assert {name: metrics[name] for name in recomputed} == pytest.approx(recomputed)
         log = pd.read_csv(folder / "log.csv")
         assert metrics["last"] == pytest.approx(log.accuracy.iloc[-1])
@@ -287,7 +287,7 @@ def test_fewer_rows_are_the_same_rows_each_time(tiny, train_fraction, limit, exp
     assert abs(len(first[0]) - expected) <= 2 and not set(first[0]) & set(first[1])
     assert all((one == two).all() for one, two in zip(first, second, strict=True))
     if not limit:
-        assert set(folds.labels[first[0]]) == set(folds.classes) and len(first[1]) == (folds.fold == 0).sum()
+        assert set(folds.labels[first[0]]) == set(folds.output_names) and len(first[1]) == (folds.fold == 0).sum()
 
 
 def test_read_only_runs_are_blended_elsewhere(chain, tiny, tmp_path):

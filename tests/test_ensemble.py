@@ -512,7 +512,7 @@ def with_tta(run: str, shift: float) -> Predictions:
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "fold")}
     noise = np.random.default_rng(7).normal(size=(60, 3)).astype(np.float32)
     logits = np.concatenate([part.logits for part in parts]) + shift * noise
-    oof = Predictions(logits=logits, classes=CLASSES, source=source, **joined)
+    oof = Predictions(logits=logits, output_names=CLASSES, source=source, **joined)
     write_predictions(Path("runs") / run / TTA_OOF_FILE, oof)
     path = Path("runs") / run / TEST_FILE
     write_predictions(path, replace(read_predictions(path), source=source))
@@ -696,7 +696,7 @@ def unfinish() -> None:
 
 def other_test_classes() -> None:
     path = Path("runs/fair") / TEST_FILE
-    write_predictions(path, replace(read_predictions(path), classes=["b", "a", "c"]))
+    write_predictions(path, replace(read_predictions(path), output_names=["b", "a", "c"]))
 
 
 def other_test_rows() -> None:
@@ -799,7 +799,7 @@ def test_sets_and_numbers_made_elsewhere_are_read(task, labels, given, wrong, wh
     ids = text_array([f"r{row}" for row in range(rows)])
     folds = Folds(ids, text_array(labels), np.arange(rows), ids, text_array([]), TASKS[task])
     lines = [",".join([row_id, *map(str, row)]) for row_id, row in zip(ids, given, strict=True)]
-    text = "\n".join([",".join(["id", *folds.classes]), *lines])
+    text = "\n".join([",".join(["id", *folds.output_names]), *lines])
     (tmp_path / "good.csv").write_text(text + "\n")
     found = read_answers(tmp_path / "good.csv", folds)
     values = found.logits if task == "regression" else TASKS[task].probabilities(found.outputs)

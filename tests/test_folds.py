@@ -61,7 +61,7 @@ def test_stratified_folds_hold_each_class_evenly():
     table = table_of(["a"] * 53 + ["b"] * 31 + ["c"] * 16)
     folds = make_folds(table, k=5)
     assert folds.count == 5
-    for name in folds.classes:
+    for name in folds.output_names:
         sizes = np.bincount(folds.fold[folds.labels == name], minlength=5)
         assert sizes.max() - sizes.min() <= 1
     assert leaks(folds) == []
@@ -134,7 +134,7 @@ def test_a_class_with_too_few_images_is_named():
     folds = make_folds(table, rare="train")
     assert set(folds.fold[folds.labels == "rare one"]) == {-1}
     assert np.bincount(folds.fold[:40]).tolist() == [8] * 5
-    assert folds.classes == ["a", "b", "rare one"]
+    assert folds.output_names == ["a", "b", "rare one"]
 
 
 def test_a_rare_class_takes_its_group_out_of_validation():
@@ -418,7 +418,7 @@ def test_real_digits():
     """42,000 digits fall into five folds of 8,400, each class evenly, without a leak."""
     folds = make_folds(read_train_table(str(DATA / "digits" / "train.csv.gz")))
     assert np.bincount(folds.fold).tolist() == [8400] * 5
-    for name in folds.classes:
+    for name in folds.output_names:
         sizes = np.bincount(folds.fold[folds.labels == name])
         assert sizes.max() - sizes.min() <= 1
     assert leaks(folds) == []

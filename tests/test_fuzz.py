@@ -171,7 +171,9 @@ def test_predictions(tmp_path, figures):
     def accepted() -> None:
         found = read_predictions(path)
         assert found.ids.tolist() == table.ids.tolist() and found.labels.tolist() == table.labels.tolist()
-        assert (found.logits == logits).all() and (found.fold == fold).all() and found.classes == written.classes
+        assert (
+            (found.logits == logits).all() and (found.fold == fold).all() and found.output_names == written.output_names
+        )
 
     fuzz(path, 1500, figures, accepted)
 

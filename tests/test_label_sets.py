@@ -82,7 +82,7 @@ def test_what_was_learned_decides_the_test_set(learned):
         _, *rows = csv.reader((learned / "runs" / name / "submission.csv").open())
         decided = MULTILABEL.decide(test.outputs, test.decision)
         assert [row[1].split() for row in rows] == [label.split("|") if label else [] for label in test.predicted]
-        assert (MULTILABEL.decode(decided, test.classes) == test.predicted).all()
+        assert (MULTILABEL.decode(decided, test.output_names) == test.predicted).all()
 
 
 def test_every_row_is_predicted_out_of_fold_once(learned):

@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path):
     read = read_predictions(tmp_path / "a.npz")
     assert read.ids.tolist() == IDS.tolist() and read.labels.tolist() == FOLDS.labels.tolist()
     assert read.logits.dtype == np.float32 and (read.logits == LOGITS).all() and (read.fold == FOLDS.fold).all()
-    assert (read.classes, read.id_name, read.label_name) == (["a", "b"], "Bild", "Klasse")
+    assert (read.output_names, read.id_name, read.label_name) == (["a", "b"], "Bild", "Klasse")
     assert read.predicted.tolist() == ["b"] * 6 and read.targets.tolist() == [0, 1, 0, 1, 0, 1]
 
 
@@ -110,7 +110,7 @@ def test_damaged_files_are_refused(tmp_path):
             assert "oof.npz" in str(error)
             refused += 1
         else:  # a bit that means nothing, such as a zip date
-            assert (read.logits == LOGITS).all() and (read.ids == IDS).all() and read.classes == ["a", "b"]
+            assert (read.logits == LOGITS).all() and (read.ids == IDS).all() and read.output_names == ["a", "b"]
     assert refused > 300
 
 
@@ -124,7 +124,7 @@ def test_wrong_content_is_refused(tmp_path):
     wrong = {
         "not finite in 1 row": replace(good, logits=nan),
         "contains duplicate ids: 1 row": replace(good, ids=doubled),
-        r"shape \(3, 2\) for 3 ids and 3 classes": replace(good, classes=["a", "b", "c"]),
+        r"shape \(3, 2\) for 3 ids and 3 outputs": replace(good, output_names=["a", "b", "c"]),
         "2 labels for 3 ids": replace(good, labels=good.labels[:2]),
     }
     for what, predictions in wrong.items():
@@ -196,7 +196,7 @@ def test_oof_of_other_folds_is_refused(tmp_path):
     relabelled[0] = "a"
     wrong = {
         r"different labels from the folds in 1 row \(7\)": replace(part, labels=relabelled),
-        "has the classes b, a": replace(part, classes=["b", "a"]),
+        "has the classes b, a": replace(part, output_names=["b", "a"]),
         r"fold1/oof\.npz: lacks 3 rows .* has extra 2 rows": oof_part(0),
         "different labels from the folds in 3 rows": replace(part, labels=part.labels[:0]),
     }

@@ -238,7 +238,7 @@ def test_a_student_learns_a_teachers_numbers(prices, more):
 def test_every_row_is_predicted_out_of_fold_once_in_its_unit(prices):
     """The folds are even by quantiles, and the OOF numbers are prices, not deviations."""
     dealt = read_folds(prices / "folds.csv")
-    assert dealt.classes == ["price"]
+    assert dealt.output_names == ["price"]
     means = [dealt.targets[dealt.fold == k].mean() for k in range(3)]
     assert np.ptp(means) < 1000
     parts = [read_predictions(prices / "runs" / "plain" / f"fold{k}" / "oof.npz") for k in range(3)]

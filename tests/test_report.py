@@ -39,11 +39,11 @@ EPOCHS = 3
 def write_run(folder: Path, folds: Folds, seed: int, wrong: float = 0.05, **settings: object) -> None:
     """A finished run whose predictions are made up: right but for a share of ``wrong`` rows."""
     random = np.random.default_rng(seed)
-    targets = np.array([folds.classes.index(label) for label in folds.labels])
+    targets = np.array([folds.output_names.index(label) for label in folds.labels])
     answers = np.where(
-        random.random(len(targets)) < wrong, random.integers(len(folds.classes), size=len(targets)), targets
+        random.random(len(targets)) < wrong, random.integers(len(folds.output_names), size=len(targets)), targets
     )
-    logits = 4 * np.eye(len(folds.classes))[answers] + random.normal(size=(len(targets), len(folds.classes)))
+    logits = 4 * np.eye(len(folds.output_names))[answers] + random.normal(size=(len(targets), len(folds.output_names)))
     cfg = Config(seed=seed, epochs=EPOCHS, img_size=8, channels=1, mixed_precision="no", **settings)
     for k in range(folds.count):
         path, rows = fold_folder(folder, k), folds.fold == k
@@ -56,7 +56,7 @@ def write_run(folder: Path, folds: Folds, seed: int, wrong: float = 0.05, **sett
         facts |= {"threads": 1, "memory_format": "contiguous_format", "versions": {"torch": "2.6", "timm": "1.0"}}
         write_json(path / CONFIG_FILE, training_settings(cfg) | {"folds_fingerprint": folds.fingerprint})
         write_file(path / LOG_FILE, pd.DataFrame(log).to_csv(index=False))
-        oof = Predictions(folds.ids[rows], logits[rows], folds.classes, folds.labels[rows], folds.fold[rows])
+        oof = Predictions(folds.ids[rows], logits[rows], folds.output_names, folds.labels[rows], folds.fold[rows])
         write_predictions(path / OOF_FILE, oof)
         write_json(path / METRICS_FILE, facts)
 

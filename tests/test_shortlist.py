@@ -172,7 +172,7 @@ def test_a_blend_takes_runs_in_every_form(tmp_path, monkeypatch, capsys):
     assert oof.is_short and found["auto"]["nested"]["errors"] == (oof.predicted != oof.labels).sum()
     assert found["auto"]["nested"]["nll_calibrated"] == pytest.approx(oof.score()["nll"], rel=1e-5)
     summed = np.log(sum(softmax(a_run(seed).logits) for seed in range(3)))
-    whole = MULTICLASS.score(Outputs(summed), oof.targets, oof.classes)
+    whole = MULTICLASS.score(Outputs(summed), oof.targets, oof.output_names)
     assert abs(found["mean"]["in_sample"]["errors"] - whole["errors"]) <= 0.01 * N  # eight of forty classes are few
     assert found["mean"]["in_sample"]["nll"] == pytest.approx(whole["nll"], abs=0.02)
     noise = weights["noise"]
@@ -270,6 +270,6 @@ def test_the_chain_on_a_product_like_table(tmp_path, capsys):
         score = describe(joined.score()).partition(", 95 %")[0]  # the interval is by groups
         assert joined.is_short == (run == "top") and f"local CV of {run}: {score}" in said
     test = read_predictions(tmp_path / "runs" / "ensemble" / "test.npz")
-    assert test.is_short and set(test.predicted) <= set(folds.classes) and len(test.ids) == 140
+    assert test.is_short and set(test.predicted) <= set(folds.output_names) and len(test.ids) == 140
     report.main([*data, *places, *runs, "--out", str(tmp_path / "report.html")])
     assert "The classes most often missed" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample
 TEST = Predictions(
     ids=text_array(["c", "001", 'b,"', "NA"]),
     logits=np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, 1, 0]], dtype=np.float32),
-    classes=["cat", "dog", "猫"],
+    output_names=["cat", "dog", "猫"],
     id_name="image",
     label_name="label",
 )
@@ -137,7 +137,7 @@ def test_a_sample_of_one_half_gets_the_probability_of_the_positive_class(tmp_pat
     found = [float(line.split(",")[1]) for line in lines[1:]]
     np.testing.assert_allclose(found, softmax(logits)[[1, 0, 2], expected], rtol=1e-6)
     with pytest.raises(UserError, match="--positive: maybe is no class; the classes are cat, dog"):
-        written(tmp_path, replace(test, classes=["cat", "dog"]), sample, positive="maybe")
+        written(tmp_path, replace(test, output_names=["cat", "dog"]), sample, positive="maybe")
     if positive == "yes":
         assert written(tmp_path, test, sample) == written(tmp_path, test, sample, positive="yes")
 
@@ -165,7 +165,7 @@ def test_several_names_in_a_cell_get_the_likeliest_classes(tmp_path):
     for asked in ({"form": "top2"}, {"form": "top", "metric": "map@2"}):
         assert [line.split(",")[-1] for line in written(tmp_path, sample=one_each, **asked).splitlines()[1:]] == two
     assert written(tmp_path, form="top").splitlines()[1] == "c,cat dog 猫"
-    spaced = replace(TEST, classes=["cat", "dog 猫", "猫"])
+    spaced = replace(TEST, output_names=["cat", "dog 猫", "猫"])
     with pytest.raises(UserError, match="none of them is a class"):
         written(tmp_path, spaced, sample)
     with pytest.raises(UserError, match="--submit: there is no form label2"):
@@ -268,7 +268,7 @@ def test_wild_class_shares_warn(tmp_path, capsys):
     assert share_differences(seven_is_lost, oof) == ["0.0% of the test rows are 7, but 9.9% of the OOF rows"]
 
     ids = text_array(map(str, range(200)))
-    one_class = Predictions(ids, np.tile(np.float32([0, 1, 0]), (200, 1)), TEST.classes)
+    one_class = Predictions(ids, np.tile(np.float32([0, 1, 0]), (200, 1)), TEST.output_names)
     write_submission(tmp_path / "a.csv", one_class, sheet_of(one_class), ["cat", "dog", "猫"] * 100)
     warning = capsys.readouterr().err
     assert "100.0% of the test rows are dog, but 33.3% of the OOF rows" in warning

@@ -187,7 +187,7 @@ def test_a_teachers_classes_are_brought_into_the_folds_order(taught, tmp_path):
     rows, order = np.arange(12), [2, 0, 1]
     before = outputs_of({path: 1.0}, table, rows, folds, Cache(0))
     tensors, metadata = load_tensors(path)
-    metadata["classes"] = [folds.classes[at] for at in order]
+    metadata["classes"] = [folds.output_names[at] for at in order]
     save_tensors(tmp_path / MODEL_FILE, tensors, metadata)
     assert np.array_equal(outputs_of({tmp_path / MODEL_FILE: 1.0}, table, rows, folds, Cache(0))[:, order], before)
     metadata["classes"] = ["class 0", "class 1", "class 3"]

@@ -263,7 +263,7 @@ def test_a_single_run_submits_calibrated_probabilities(chain, tiny, tmp_path, ca
     test = read_predictions(folder / TEST_FILE)
     scale = float(said.split("temperature ")[1].split(",")[0])
     before, after = map(float, re.search(r"nll of OOF rows ([0-9.]+) -> ([0-9.]+)", said).groups())
-    shares = np.loadtxt(there, delimiter=",", skiprows=1, usecols=range(1, 1 + len(test.classes)))
+    shares = np.loadtxt(there, delimiter=",", skiprows=1, usecols=range(1, 1 + len(test.output_names)))
     np.testing.assert_allclose(shares, Outputs(test.logits / scale).softmax(), atol=2e-3)
     assert there.read_bytes() == (folder / "submission.csv").read_bytes() and scale != 1 and after < before + 0.1
     with pytest.raises(UserError, match="--calibrate: changes no label"):

@@ -40,7 +40,7 @@ def ours(tmp_path) -> Path:
         fold="0",
         fold_count=3,
         folds_fingerprint="ab",
-        classes=TEN,
+        output_names=TEN,
         image_shape=(1, 8),
         preparation=Preparation(1, 8, 8),
         normalise={"mean": [0.1], "std": [0.3]},

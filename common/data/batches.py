@@ -36,7 +36,7 @@ class Examples:
     inputs: Inputs  # of all n rows of the table
     targets: Tensor  # of all n rows, as the task encodes them, on the training device
     rows: Tensor  # those to train on, int64 (m), in the host's memory
-    classes: Sequence[str]
+    output_names: Sequence[str]
     lessons: Lessons = Lessons()
 
     @cached_property
@@ -55,10 +55,10 @@ class Batch:
     """The rows that a process takes at a time: m of a table."""
 
     inputs: Tensor  # what the model is given, float (m, channels, side, side), or (m, width) of features
-    targets: Tensor  # soft, float (m, classes)
+    targets: Tensor  # soft, float (m, outputs)
     rows: Tensor  # their numbers in the table, int64 (m); a mixed image goes by its own
     weights: Tensor | None = None  # what their targets count for, float (m); None: 1 each
-    taught: Tensor | None = None  # what teachers say of them, probabilities, float (m, classes)
+    taught: Tensor | None = None  # what teachers say of them, probabilities, float (m, outputs)
     again: Tensor | None = None  # the inputs in another augmentation, where an objective compares two
 
 

@@ -47,14 +47,19 @@ class Folds:
         return int(self.fold.max()) + 1
 
     @cached_property
-    def classes(self) -> list[str]:
-        """The names of a model's outputs, in their order."""
+    def output_names(self) -> list[str]:
+        """The names of a model's outputs, such as the classes, in their order."""
         return self.task.outputs(self.labels)
+
+    @property
+    def says_outputs(self) -> str:
+        """``10 classes``."""
+        return f"{len(self.output_names)} {self.task.outputs_are}"
 
     @cached_property
     def targets(self) -> np.ndarray:
         """The task's target of each row: the class number, int64 (n)."""
-        return self.task.encode(self.labels, self.classes)
+        return self.task.encode(self.labels, self.output_names)
 
     @cached_property
     def strata(self) -> np.ndarray:

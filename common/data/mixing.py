@@ -23,7 +23,7 @@ class Mixture(NamedTuple):
     def __call__(
         self, images: Tensor, targets: Tensor, other_images: Tensor, other_targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Images (n, channels, side, side) and soft targets (n, classes), each mixed with its other.
+        """Images (n, channels, side, side) and soft targets (n, outputs), each mixed with its other.
 
         Both ways are one thing: a mask says how much of a pixel is the image's own, and the target's share is the
         mask's mean.

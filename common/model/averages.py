@@ -61,7 +61,7 @@ def measure_batchnorm(
 
 
 class Members(nn.Module):
-    """``count`` copies of a model; their output is the log of their mean probability, float32 (n, classes)."""
+    """``count`` copies of a model; their output is the log of their mean probability, float32 (n, outputs)."""
 
     def __init__(self, model: nn.Module, count: int):
         super().__init__()

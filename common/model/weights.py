@@ -92,7 +92,7 @@ def load_weights(
     model: nn.Module,
     name: str,
     path: Path,
-    classes: Sequence[str],
+    output_names: Sequence[str],
     channels: int,
     model_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> Loaded:
@@ -101,7 +101,7 @@ def load_weights(
     What wrappers put before the names is left out. Colour weights become grey by summing a filter's channels (an image
     of three equal channels then gives what it gave), grey ones become colour by an equal share for each; patches and
     position tables are resampled by timm's own functions. The last layers stay new where their size or, in our own
-    files, the list of classes differs.
+    files, the list of classes (or labels, or columns) differs.
 
     Raises:
         UserError: not safetensors, damaged, the weights of two models, or of another model or size.
@@ -120,7 +120,7 @@ def load_weights(
     stems = (stems,) if isinstance(stems, str) else stems
     adapted = [_adapt_channels(tensor_name, tensors, own, stems) for tensor_name in own if tensor_name in tensors]
     head = head_names(model)
-    same_classes = saved is None or saved.classes == classes
+    same_classes = saved is None or saved.output_names == output_names
     fits = same_classes and all(each in tensors and tensors[each].shape == own[each].shape for each in head)
     replaced = [] if fits else head
     taken = {each: tensors[each] for each in own if each in tensors and each not in replaced}
@@ -131,7 +131,7 @@ def load_weights(
         what = f"does not fit {name}: {unlike[0]} is {shapes} ({len(unlike)} such tensors)"
         sizes = [saved.preparation.side if saved else 0, photo_size(name), *USUAL_SIZES]
         for size in dict.fromkeys(filter(None, sizes)):
-            if _is_for_size(size, raw, prefix, unlike, partial(build, name, model_args, len(classes), channels)):
+            if _is_for_size(size, raw, prefix, unlike, partial(build, name, model_args, len(output_names), channels)):
                 raise UserError(str(path), f"{what}: it was made for {size} px", f"use --img-size {size}")
         raise UserError(str(path), what, "name the model and the --model-args that it belongs to")
     if len(missing) > MOST_NEW * len(own):

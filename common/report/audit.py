@@ -68,7 +68,7 @@ def set_audit(rows: Predictions, logits: Sequence[np.ndarray]) -> pd.DataFrame:
         {
             "id": np.asarray(rows.ids)[at],
             "label": np.asarray(rows.labels)[at],
-            "suggested": rows.task.decode(changed, rows.classes),
+            "suggested": rows.task.decode(changed, rows.output_names),
             "probability": 1 - of_label[at, label],
             "label_probability": of_label[at, label],
             "runs_against": (for_label[:, at, label] < 0).sum(axis=0),

@@ -37,7 +37,7 @@ def gather(runs_dir: Path, runs: Sequence[str], folds_file: Path, data: str, met
     folds = read_folds(folds_file)
     if metric == "accuracy" and metric not in folds.task.metrics:  # nobody asked for it
         metric = folds.task.metrics[0]
-    check_metric(metric, folds.classes, folds.task.metrics)
+    check_metric(metric, folds.output_names, folds.task.metrics)
     table = read_train_table(data, read_competition(beside(str(folds_file))))
     found = Evidence(folds, table, [], [], [], runs_dir, metric)
     match_folds(folds, found.images)
@@ -64,7 +64,7 @@ def about(evidence: Evidence) -> str:
     """What lies under every number of the page."""
     folds = evidence.folds
     return (
-        f"{Path(evidence.images.source).name}: {len(folds.ids):,} rows, {len(folds.classes)} {folds.task.outputs_are}, "
+        f"{Path(evidence.images.source).name}: {len(folds.ids):,} rows, {folds.says_outputs}, "
         f"{folds.count} folds (fingerprint {folds.fingerprint[:16]}). Every score is out of fold: each row is "
         "predicted by a model that has not seen it. Intervals are 95 %."
     )

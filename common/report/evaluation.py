@@ -81,7 +81,7 @@ class Evaluation:
 def read_run(run_folder: Path, folds: Folds) -> Evaluation:
     """A run with every fold finished; raises UserError where it is not, or was trained with other folds."""
     paths = finished_folds(run_folder)
-    oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.classes), COPIES))
+    oof = join_oof(run_folder, folds, kept_classes(len(folds.ids), len(folds.output_names), COPIES))
     settings = read_json(paths[0] / CONFIG_FILE)
     if "added" in settings:  # made elsewhere (common/runs/added.py): nothing is known of its training
         return Evaluation(run_folder.name, oof, settings)
@@ -108,7 +108,7 @@ def read_blend(folder: Path, folds: Folds) -> Evaluation:
         raise UserError(str(folder), "was made with different folds", remedy)
     path = folder / OOF_FILE
     oof = rows_in_order(read_predictions(path), folds.ids[folds.fold >= 0], str(path))
-    kept = kept_classes(len(folds.ids), len(folds.classes), COPIES)
+    kept = kept_classes(len(folds.ids), len(folds.output_names), COPIES)
     return Evaluation(folder.name, short_form(oof, kept) if kept else oof)
 
 

@@ -113,7 +113,7 @@ def predicted_against_true(axes: Axes, run: Evaluation, column: int) -> None:
     ends = [min(true.min(), said.min()), max(true.max(), said.max())]
     axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
     axes.plot(true, said, "o", color=ACCENT, markersize=2, alpha=0.4, linewidth=0)
-    axes.set_xlabel(f"{run.oof.classes[column]}, true")
+    axes.set_xlabel(f"{run.oof.output_names[column]}, true")
     axes.set_ylabel("predicted")
 
 

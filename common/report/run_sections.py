@@ -181,8 +181,8 @@ def confusions_section(evidence: Evidence, run: Evaluation) -> Section:
     """The matrix, or with too many classes for one the most frequent confusions."""
     found = confusions(run)
     about_it = note("Rows are labels, columns predictions; the darker, the more often mistaken.")
-    body = join([about_it, matrix(confusion(run), run.oof.classes)])
-    if len(run.oof.classes) > WIDEST_MATRIX:
+    body = join([about_it, matrix(confusion(run), run.oof.output_names)])
+    if len(run.oof.output_names) > WIDEST_MATRIX:
         body = table(found.head(PICTURES))
     return Section("Confusions", body, [], {"confusions": found})
 
@@ -228,7 +228,7 @@ def residuals_section(evidence: Evidence, run: Evaluation) -> Section:
     by_size, worst, name = residuals(run), worst_rows(run), slug(run.name)
     drawings = [
         (f"{column}: predicted against true", drawn(predicted_against_true, run, at, name=f"{name} {at}"))
-        for at, column in enumerate(run.oof.classes[:MOST_DRAWN])
+        for at, column in enumerate(run.oof.output_names[:MOST_DRAWN])
     ]
     shown = worst.head(PICTURES)
     captions = [
@@ -267,7 +267,7 @@ def label_sections(evidence: Evidence) -> list[Section]:
     shown = audit.head(2 * PICTURES)
     likely, judges = len(likely_errors(audit)), f"all {count} runs" if count > 1 else "the run"
     measure = f"with a mean probability of {100 * CONFIDENT:.0f} % or more for another"
-    labels = len(first.ids) * (1 if first.task.is_one_of else len(first.classes))
+    labels = len(first.ids) * (1 if first.task.is_one_of else len(first.output_names))
     says = f"{likely} of {labels:,} labels are likely wrong: contradicted by {judges}, {measure}."
     if not likely:
         says = f"No label is contradicted by {judges}, {measure}."

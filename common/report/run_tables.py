@@ -85,7 +85,7 @@ def best(metric: str, of_epochs: np.ndarray) -> int:
 
 def confusion(run: Evaluation) -> np.ndarray:
     """Counts of (label, prediction), int (classes, classes): for a matrix that a person can read."""
-    width = len(run.oof.classes)
+    width = len(run.oof.output_names)
     cells = run.answers.targets * width + run.answers.predicted
     return np.bincount(cells, minlength=width * width).reshape(width, width)
 
@@ -97,7 +97,7 @@ def class_scores(run: Evaluation) -> pd.DataFrame:
         precision, recall = hits / predicted, hits / of_label
     return pd.DataFrame(
         {
-            "class": run.oof.classes,
+            "class": run.oof.output_names,
             "n": of_label,
             "missed": of_label - hits,
             "false_alarms": predicted - hits,
@@ -155,19 +155,19 @@ def label_pairs(run: Evaluation) -> pd.DataFrame:
     surplus = run.answers.predicted & ~run.answers.targets
     together = missed.T.astype(np.int64) @ surplus.astype(np.int64)
     label, other = np.nonzero(together)
-    names = np.asarray(run.oof.classes, dtype=object)
+    names = np.asarray(run.oof.output_names, dtype=object)
     found = pd.DataFrame({"label": names[label], "predicted": names[other], "rows": together[label, other]})
     return found.sort_values("rows", ascending=False, kind="stable", ignore_index=True)
 
 
 def confusions(run: Evaluation) -> pd.DataFrame:
     """Which label is taken for which class, the most frequent first."""
-    wrong, width = run.answers.costs, len(run.oof.classes)
+    wrong, width = run.answers.costs, len(run.oof.output_names)
     pairs = run.answers.targets[wrong] * width + run.answers.predicted[wrong]
     cells, counts = np.unique(pairs, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     labels, predicted = np.divmod(cells[order], width)
-    names = np.asarray(run.oof.classes, dtype=object)
+    names = np.asarray(run.oof.output_names, dtype=object)
     return pd.DataFrame({"label": names[labels], "predicted": names[predicted], "rows": counts[order]})
 
 
@@ -202,7 +202,7 @@ def confident_errors(run: Evaluation) -> pd.DataFrame:
 def residuals(run: Evaluation) -> pd.DataFrame:
     """A row for each target column and tenth of its predictions: how far off they are, and to which side."""
     rows = []
-    for column, said, true in zip(run.oof.classes, run.answers.predicted.T, run.answers.targets.T, strict=True):
+    for column, said, true in zip(run.oof.output_names, run.answers.predicted.T, run.answers.targets.T, strict=True):
         for part in np.array_split(np.argsort(said, kind="stable"), min(10, len(said))):
             off = said[part] - true[part]
             rows.append((column, len(part), said[part].min(), said[part].max(), off.mean(), (off**2).mean() ** 0.5))

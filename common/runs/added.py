@@ -39,13 +39,13 @@ def add_run(run_folder: Path, oof_csv: Path, test_csv: Path, folds: Folds) -> Pr
     labels, fold = folds.labels[held_out], folds.fold[held_out]
     for k in range(folds.count):
         own, folder = fold == k, fold_folder(run_folder, k)
-        part = Predictions(oof.ids[own], oof.logits[own], folds.classes, labels[own], fold[own], task=folds.task)
+        part = Predictions(oof.ids[own], oof.logits[own], folds.output_names, labels[own], fold[own], task=folds.task)
         sha256 = write_predictions(folder / OOF_FILE, part)
         write_json(folder / CONFIG_FILE, {"added": oof_csv.name, "folds_fingerprint": folds.fingerprint})
         facts = {"folds_fingerprint": folds.fingerprint, "fold_count": folds.count, "sha256_of": {OOF_FILE: sha256}}
         write_json(folder / METRICS_FILE, facts | part.score())
     write_predictions(run_folder / TEST_FILE, test)
-    return Predictions(oof.ids, oof.logits, folds.classes, labels, fold, task=folds.task)
+    return Predictions(oof.ids, oof.logits, folds.output_names, labels, fold, task=folds.task)
 
 
 def read_answers(path: Path, folds: Folds) -> Predictions:
@@ -54,19 +54,19 @@ def read_answers(path: Path, folds: Folds) -> Predictions:
     Raises:
         UserError: other columns than an id and those, an id twice, or a row that is none of them.
     """
-    cells, task, classes = read_columns(path), folds.task, folds.classes
-    others = [name for name in cells if name not in classes]
-    one = task.is_one_of and len(classes) == 2 and len(cells) == 2 and not set(classes) & set(cells)
-    if not one and (len(others) != 1 or len(cells) != len(classes) + 1):
+    cells, task, names = read_columns(path), folds.task, folds.output_names
+    others = [name for name in cells if name not in names]
+    one = task.is_one_of and len(names) == 2 and len(cells) == 2 and not set(names) & set(cells)
+    if not one and (len(others) != 1 or len(cells) != len(names) + 1):
         each = "number" if task.is_number else "probability"
         what = (
             f"has the columns {names_in_short(list(cells))}, not an id and a {each} for each of the {task.outputs_are}"
         )
-        raise UserError(str(path), what, f"these are {names_in_short(classes)}")
-    columns = [others[-1]] if one else classes
+        raise UserError(str(path), what, f"these are {names_in_short(names)}")
+    columns = [others[-1]] if one else names
     given = np.array([[number_in(cell) for cell in cells[name]] for name in columns]).T
     if one:
-        positive = classes.index(task.positive) if task.positive in classes else 1
+        positive = names.index(task.positive) if task.positive in names else 1
         given = np.concatenate([1 - given, given] if positive else [given, 1 - given], axis=1)
     wrong, what = _wrong(task, given)
     if wrong.any():
@@ -74,7 +74,7 @@ def read_answers(path: Path, folds: Folds) -> Predictions:
         said = ", ".join(str(cells[name][row]) for name in columns[:12])
         raise UserError(row_of(path, row), f"{said} are not {what}", f"write {what.split()[0]}")
     outputs = _outputs_of(task, given).astype(np.float32)
-    return Predictions(cells[others[0]], outputs, classes, source=SOURCE, id_name=others[0], task=task)
+    return Predictions(cells[others[0]], outputs, names, source=SOURCE, id_name=others[0], task=task)
 
 
 def _wrong(task: Task, given: np.ndarray) -> tuple[np.ndarray, str]:

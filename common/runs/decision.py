@@ -16,9 +16,9 @@ def learned_decision(oofs: Sequence[Predictions], metric: str) -> DecisionStudy:
     """The study of decisions on the out-of-fold predictions of several folds, or of all of them in one."""
     first, parts = oofs[0], [each for each in oofs if not each.is_short]
     if not parts or not can_be_learned(first.task, metric):
-        return DecisionStudy(metric, first.classes, "", (), {}, {})
+        return DecisionStudy(metric, first.output_names, "", (), {}, {})
     whole = joined(parts)
-    return study_decisions(first.task, whole.outputs, whole.targets, whole.fold, first.classes, metric)
+    return study_decisions(first.task, whole.outputs, whole.targets, whole.fold, first.output_names, metric)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

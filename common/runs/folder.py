@@ -168,7 +168,7 @@ def with_interval(scores: dict[str, Any], answers: Answers, folds: Folds, metric
         often = np.bincount(answers.targets).argmax()
         others = answers.targets != often
         share = show("accuracy", 1 - others.mean())
-        says += f"; {folds.classes[often]} alone would be right in {share} of the rows"
+        says += f"; {folds.output_names[often]} alone would be right in {share} of the rows"
         says += f", and in the others the run is in {show('accuracy', 1 - answers.costs[others].mean())}"
     return says
 

@@ -127,8 +127,8 @@ def reads_probabilities(asked: Asked, outputs: Sequence[str]) -> int | None:
 
 def probability_cells(predictions: Predictions, sheet: Sheet) -> Iterator[Sequence[str]]:
     """The probability of each column's class or label, with nine digits."""
-    number = {name: at for at, name in enumerate(predictions.classes)}
-    prefix = class_prefix(sheet.asked, predictions.classes) or ""
+    number = {name: at for at, name in enumerate(predictions.output_names)}
+    prefix = class_prefix(sheet.asked, predictions.output_names) or ""
     wanted = [number[name.removeprefix(prefix)] for name in sheet.asked]
     for rows in blocks(len(predictions.ids), len(number)):
         for shares in predictions.task.probabilities(Outputs(predictions.long(rows)))[:, wanted]:
@@ -168,7 +168,7 @@ def reads_top(asked: Asked, outputs: Sequence[str]) -> int | None:
 
 def top_cells(predictions: Predictions, sheet: Sheet) -> Iterator[Sequence[str]]:
     """The names of the likeliest classes, the likeliest first; of equal ones the first class, as in argmax."""
-    names = np.asarray(predictions.classes, dtype=object)
+    names = np.asarray(predictions.output_names, dtype=object)
     for rows in blocks(len(predictions.ids), len(names)):
         order = np.argsort(-predictions.long(rows), axis=1, kind="stable")[:, : sheet.names]
         for likeliest in names[order]:
@@ -220,7 +220,7 @@ def label_probability_cells(predictions: Predictions, sheet: Sheet) -> Iterator[
 
 
 def _label_cells(predictions: Predictions, sheet: Sheet, values: np.ndarray, shown: str) -> Iterator[Sequence[str]]:
-    number = {name: at for at, name in enumerate(predictions.classes)}
+    number = {name: at for at, name in enumerate(predictions.output_names)}
     wanted = [number.get(name, -1) for name in sheet.asked]
     return ([f"{row[at]:{shown}}" if at >= 0 else "0" for at in wanted] for row in values)
 
@@ -253,7 +253,7 @@ def reads_numbers(asked: Asked, outputs: Sequence[str]) -> int | None:
 
 def number_cells(predictions: Predictions, sheet: Sheet) -> Iterator[Sequence[str]]:
     """The numbers that are predicted, with as many digits as it takes to read back the same."""
-    number = {name: at for at, name in enumerate(predictions.classes)}
+    number = {name: at for at, name in enumerate(predictions.output_names)}
     wanted = [number.get(name, 0) for name in sheet.asked]  # of one target the column may be called otherwise
     return (list(map(str, row)) for row in predictions.predicted_targets[:, wanted])
 

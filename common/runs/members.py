@@ -62,9 +62,9 @@ def read_members(
     They are in short form where together with ``noise`` further ones they would not fit into memory.
 
     Raises:
-        UserError: predictions of other models, folds or classes; see :func:`common.runs.oof.join_oof_like_test`.
+        UserError: predictions of other models, folds or outputs; see :func:`common.runs.oof.join_oof_like_test`.
     """
-    kept = kept_classes(int((folds.fold >= 0).sum()), len(folds.classes), len(members), noise)
+    kept = kept_classes(int((folds.fold >= 0).sum()), len(folds.output_names), len(members), noise)
     tests = [read_test(each, folds, kept) for each in members]
     oofs = [
         join_oof_like_test(each.folder, folds, test, kept, each.inferred)
@@ -94,16 +94,15 @@ def read_test(member: Member, folds: Folds, kept: int) -> Predictions | None:
     """A run's test predictions, in the short form of ``kept`` classes (0: as they are); None where it has none.
 
     Raises:
-        UserError: they are not of its models, or of other classes than the folds.
+        UserError: they are not of its models, or of other outputs than the folds.
     """
     path = member.inferred / TEST_FILE
     if not path.is_file():
         return None
     test = read_predictions(path)
     check_test_source(member.folder, path, test)
-    if test.classes != folds.classes:
-        theirs, ours = names_in_short(test.classes), names_in_short(folds.classes)
-        raise UserError(
-            str(path), f"has the classes {theirs}, but the folds have {ours}", "run infer.py again for this run"
-        )
+    if test.output_names != folds.output_names:
+        theirs, ours = names_in_short(test.output_names), names_in_short(folds.output_names)
+        what = f"has the {folds.task.outputs_are} {theirs}, but the folds have {ours}"
+        raise UserError(str(path), what, "run infer.py again for this run")
     return short_form(test, kept) if kept else test

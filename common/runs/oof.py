@@ -19,29 +19,29 @@ from common.score.metrics import METRICS, score_of, shown_metrics
 def oof_predictions(
     folds: Folds, rows: np.ndarray, logits: np.ndarray, source: dict[str, Any] | None = None
 ) -> Predictions:
-    """``logits``, float32 (m, classes), as predictions of the ``rows``, int64 (m), that folds held out."""
+    """``logits``, float32 (m, outputs), as predictions of the ``rows``, int64 (m), that folds held out."""
     labels, fold = folds.labels[rows], folds.fold[rows]
-    return Predictions(folds.ids[rows], logits, folds.classes, labels, fold, source=source or {}, task=folds.task)
+    return Predictions(folds.ids[rows], logits, folds.output_names, labels, fold, source=source or {}, task=folds.task)
 
 
 def join_oof(run_folder: str | Path, folds: Folds, kept: int = 0) -> Predictions:
     """The run's predictions of every row that a fold holds out, in the order of ``folds``.
 
     With ``kept`` each fold is brought to the short form of so many classes as it is read, so that the matrix of all
-    rows and classes is never there.
+    rows and outputs is never there.
 
     Raises:
         UserError: a fold that is missing or was trained with other folds; a row that is not there exactly once;
-            other labels or classes than those of ``folds``.
+            other labels or outputs than those of ``folds``.
     """
     parts = [short_form(part, kept) if kept else part for part in _oof_parts(Path(run_folder), folds)]
     shortest = min((part.columns.shape[1] for part in parts if part.is_short), default=0)
     rows = folds.fold >= 0
     held_out_by = folds.fold[rows]
-    logits = np.empty((len(held_out_by), shortest + 1 if shortest else len(folds.classes)), dtype=np.float32)
+    logits = np.empty((len(held_out_by), shortest + 1 if shortest else len(folds.output_names)), dtype=np.float32)
     columns = np.empty((len(held_out_by) if shortest else 0, shortest), dtype=np.int32)
     for k in range(folds.count):
-        part = short_form(parts.pop(0), shortest or len(folds.classes))  # popped: freed as soon as it is copied
+        part = short_form(parts.pop(0), shortest or len(folds.output_names))  # popped: freed as soon as it is copied
         logits[held_out_by == k] = part.logits
         if shortest:
             columns[held_out_by == k] = part.columns
@@ -142,10 +142,11 @@ def _check_models(path: Path, run_folder: Path, source: dict[str, Any], remedy: 
 
 
 def _rows_of_folds(path: Path, folds: Folds, rows: np.ndarray, remedy: str) -> Predictions:
-    """The predictions at ``path`` in the order of these ``rows`` (a mask) of ``folds``, classes and labels checked."""
+    """The predictions at ``path`` in the order of these ``rows`` (a mask) of ``folds``, outputs and labels checked."""
     found = rows_in_order(read_predictions(path), folds.ids[rows], str(path))
-    if found.classes != folds.classes:
-        what = f"has the classes {names_in_short(found.classes)}, but the folds have {names_in_short(folds.classes)}"
+    if found.output_names != folds.output_names:
+        theirs, ours = names_in_short(found.output_names), names_in_short(folds.output_names)
+        what = f"has the {folds.task.outputs_are} {theirs}, but the folds have {ours}"
         raise UserError(str(path), what, remedy)
     wrong = found.ids[found.labels != folds.labels[rows]] if len(found.labels) else found.ids
     if len(wrong):

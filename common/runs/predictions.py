@@ -23,7 +23,8 @@ from common.score.metrics import score_of
 from common.score.shortlist import lengthen, on_columns, shared_columns, shorten
 from common.score.task import MULTICLASS, TASKS, Task, posed
 
-# Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes are always there.
+# Kind (numpy's letter) and dimensions of each array in an npz file; ids, logits and classes (the outputs' names, of
+# every task) are always there.
 _ARRAYS = {
     "ids": ("U", 1),
     "logits": ("f", 2),
@@ -48,11 +49,11 @@ KEPT = (8, 64)  # likeliest classes of each row that the short form then keeps, 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run says about n rows; ids, labels and classes (the names of the task's outputs) are text."""
+    """What a run says about n rows; ids, labels and the outputs' names are text."""
 
     ids: np.ndarray  # (n), no id twice
-    logits: np.ndarray  # float32 (n, classes), in short form (n, k + 1); of an average: the log of the mean probability
-    classes: list[str]  # names; in long form of each column of logits
+    logits: np.ndarray  # float32 (n, outputs), in short form (n, k + 1); of an average: the log of the mean probability
+    output_names: list[str]  # the classes, labels or target columns; in long form of each column of logits
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=object))  # (n), empty: not known
     fold: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (n), empty: not OOF
     id_name: str = "id"  # the columns of a submission made without a sample
@@ -77,7 +78,7 @@ class Predictions:
     @property
     def others(self) -> int:
         """How many classes the last column of the logits stands for."""
-        return len(self.classes) - self.columns.shape[1] if self.is_short else 1
+        return len(self.output_names) - self.columns.shape[1] if self.is_short else 1
 
     @property
     def predicted_targets(self) -> np.ndarray:
@@ -88,12 +89,12 @@ class Predictions:
     @property
     def predicted(self) -> np.ndarray:
         """What is predicted of each row in the form of the labels, text (n)."""
-        return self.task.decode(self.predicted_targets, self.classes)
+        return self.task.decode(self.predicted_targets, self.output_names)
 
     @property
     def targets(self) -> np.ndarray:
         """The labels as the task's targets: class numbers, int64 (n)."""
-        return self.task.encode(self.labels, self.classes)
+        return self.task.encode(self.labels, self.output_names)
 
     @property
     def places(self) -> np.ndarray:
@@ -106,7 +107,7 @@ class Predictions:
 
     def answers(self) -> Answers:
         """What the metrics are made of, for rows whose labels are known."""
-        found = self.task.answers(self.outputs, self.places, self.classes, self.decision)
+        found = self.task.answers(self.outputs, self.places, self.output_names, self.decision)
         if not self.is_short:
             return found
         return replace(found, predicted=self.predicted_targets, targets=self.targets)
@@ -118,7 +119,7 @@ class Predictions:
     def long(self, rows: slice) -> np.ndarray:
         """The logits of some rows for all classes, (rows, classes)."""
         if self.is_short:
-            return lengthen(self.logits[rows], self.columns[rows], len(self.classes))
+            return lengthen(self.logits[rows], self.columns[rows], len(self.output_names))
         return self.logits[rows]
 
 
@@ -130,7 +131,7 @@ def short_form(predictions: Predictions, kept: int) -> Predictions:
     where the task needs all."""
     if kept + 1 >= predictions.logits.shape[1] or not predictions.task.is_shortened:
         return predictions
-    logits, columns = shorten(predictions.logits, predictions.columns, len(predictions.classes), kept)
+    logits, columns = shorten(predictions.logits, predictions.columns, len(predictions.output_names), kept)
     return replace(predictions, logits=logits, columns=columns)
 
 
@@ -146,14 +147,14 @@ def kept_classes(rows: int, classes: int, members: int, noise: int = 0) -> int:
 
 def side_by_side(members: Sequence[Predictions]) -> tuple[list[np.ndarray], Predictions]:
     """The logits of m predictions of the same rows over the same columns, (n, columns) each, and the first of them
-    with these columns: what it says of classes, columns, places and others is true of all.
+    with these columns: what it says of outputs, columns, places and others is true of all.
 
     Where one is in short form, the columns of a row are the classes that any of them keeps.
     """
     kept = min((each.columns.shape[1] for each in members if each.is_short), default=0)
     if not kept:
         return [each.logits for each in members], members[0]
-    members, classes = [short_form(each, kept) for each in members], len(members[0].classes)
+    members, classes = [short_form(each, kept) for each in members], len(members[0].output_names)
     if kept * len(members) + 1 >= classes:
         logits = [each.long(slice(None)) for each in members]
         return logits, replace(members[0], logits=logits[0], columns=np.empty((0, 0), np.int32))
@@ -197,7 +198,7 @@ def write_predictions(path: Path, predictions: Predictions, store: str = "float3
     arrays = {
         "ids": np.asarray(predictions.ids, dtype=str),
         "logits": predictions.task.half(whole) if store == "float16" else whole,
-        "classes": np.asarray(predictions.classes, dtype=str),
+        "classes": np.asarray(predictions.output_names, dtype=str),
         "id_name": np.asarray(predictions.id_name),
         "label_name": np.asarray(predictions.label_name),
         "task": np.asarray(predictions.task.name),
@@ -271,7 +272,7 @@ def read_predictions(path: Path) -> Predictions:
     predictions = Predictions(
         ids=arrays["ids"].astype(object),
         logits=arrays["logits"].astype(np.float32, copy=False),
-        classes=[str(name) for name in arrays["classes"]],
+        output_names=[str(name) for name in arrays["classes"]],
         labels=arrays.get("labels", empty.labels).astype(object),
         fold=arrays.get("fold", empty.fold).astype(np.int64),
         id_name=str(arrays.get("id_name", empty.id_name)),
@@ -309,10 +310,10 @@ def rows_in_order(predictions: Predictions, ids: Sequence[str] | np.ndarray, whe
 
 def check_predictions(where: str | Path, predictions: Predictions) -> None:
     """Raise UserError unless ids are unique, shapes fit and every number is finite; ``where`` names the file."""
-    rows, width = len(predictions.ids), len(predictions.classes)
+    rows, width = len(predictions.ids), len(predictions.output_names)
     shape = (rows, predictions.columns.shape[1] + 1) if predictions.is_short else (rows, width)
-    if np.shape(predictions.logits) != shape or len(set(predictions.classes)) != width or predictions.others < 1:
-        what = f"has logits of shape {np.shape(predictions.logits)} for {rows} ids and {width} classes"
+    if np.shape(predictions.logits) != shape or len(set(predictions.output_names)) != width or predictions.others < 1:
+        what = f"has logits of shape {np.shape(predictions.logits)} for {rows} ids and {width} outputs"
         raise damaged(where, what)
     if predictions.is_short and not _is_shortlist(predictions, rows, width):
         what = "invalid short form: a row has a class twice, an unknown class, or others rated above all its classes"

@@ -15,6 +15,7 @@ from common.score.task import MULTICLASS, TASKS
 # What metrics.json repeats, for readers that do not load torch.
 IN_METRICS = ("folds_fingerprint", "fold_count", "processes", "threads", "device", "computed_in", "memory_format")
 IN_METRICS += ("versions",)
+IN_THE_FILE = {"output_names": "classes"}  # keys that are older than the field's name
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SavedModel:
     fold: str  # the number of the fold that was held out, or full
     fold_count: int
     folds_fingerprint: str
-    classes: list[str]  # names of the network's outputs
+    output_names: list[str]  # of the network; "classes" in the file
     image_shape: tuple[int, int]  # channels and side (px) of the table's images; a photo's side is 0
     preparation: Preparation
     normalise: dict[str, Any]  # the fields of its inputs' scale, such as mean and std of each channel
@@ -50,7 +51,8 @@ class SavedModel:
         Raises:
             UserError: something is missing or has the wrong type.
         """
-        said = {each.name: metadata[each.name] for each in dataclasses.fields(cls) if each.name in metadata}
+        keys = {each.name: IN_THE_FILE.get(each.name, each.name) for each in dataclasses.fields(cls)}
+        said = {name: metadata[key] for name, key in keys.items() if key in metadata}
         settings = said.get("settings")
         if isinstance(settings, dict) and "preparation" not in said:  # an old file: its images are no photos
             side = settings.get("img_size")
@@ -60,7 +62,7 @@ class SavedModel:
             kind = {tuple: list, Preparation: dict}.get(kind, kind)  # as JSON has it
             optional = each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
             if not (isinstance(said.get(each.name), kind) or optional and each.name not in said):
-                raise UserError(str(path), f"has no valid {each.name}", remedy)
+                raise UserError(str(path), f"has no valid {keys[each.name]}", remedy)
         if (task := said["settings"].get("task", MULTICLASS.name)) not in TASKS:
             raise UserError(str(path), f"is of the task {task}, which this code does not know", "use matching code")
         if "inputs" not in said:  # an old file
@@ -75,7 +77,7 @@ class SavedModel:
 
     def to_metadata(self) -> dict[str, Any]:
         """What :meth:`from_metadata` reads."""
-        return dataclasses.asdict(self)
+        return {IN_THE_FILE.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
     @property
     def cfg(self) -> Config:
@@ -110,7 +112,8 @@ class SavedModel:
     @property
     def shared(self) -> dict[str, Any]:
         """What the models of one run's folds have in common, by name."""
-        return self.settings | {name: getattr(self, name) for name in ("folds_fingerprint", "fold_count", "classes")}
+        names = ("folds_fingerprint", "fold_count", "output_names")
+        return self.settings | {name: getattr(self, name) for name in names}
 
     @property
     def in_metrics(self) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def sheet_without_sample(predictions: Predictions, wishes: Wishes) -> Sheet:
     Raises:
         UserError: no such form.
     """
-    task, outputs, stored = predictions.task, predictions.classes, predictions.form
+    task, outputs, stored = predictions.task, predictions.output_names, predictions.form
     form, names = form_named(wishes.form, task.forms) if wishes.form else (stored.get("form", task.forms[0]), 0)
     ids = list(predictions.ids)
     if stored and form == stored["form"] and not (wishes.positive or names):
@@ -192,7 +192,7 @@ def submission_text(
     rows = FORMS[sheet.form].cells(ordered, sheet)
     for row_id, cells in zip(sheet.ids, rows, strict=True):
         writer.writerow([*cells[: sheet.id_column], row_id, *cells[sheet.id_column :]])
-    check_submission(str(path), content.getvalue(), sheet, predictions.classes)
+    check_submission(str(path), content.getvalue(), sheet, predictions.output_names)
     predicted = predictions.predicted
     for difference in share_differences(predicted, oof_predicted, predictions.task):
         warn(f"{path}: {difference}: was the test set read and prepared like the train table?")
@@ -222,7 +222,7 @@ def sheet_of(predictions: Predictions, sample: str = "", wishes: Wishes = Wishes
         UserError: the sample cannot be read, is of no form, or does not name exactly these rows.
     """
     if sample:
-        return read_form(sample, predictions.ids, predictions.classes, predictions.task, wishes)
+        return read_form(sample, predictions.ids, predictions.output_names, predictions.task, wishes)
     return sheet_without_sample(predictions, wishes)
 
 

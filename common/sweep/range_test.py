@@ -107,9 +107,9 @@ def training_in_halves(cfg: Config, table: Table, folds: Folds) -> tuple[Acceler
     rows, _ = split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)
     targets, scale = learned_targets(cfg, table, folds, rows)
     targets = torch.from_numpy(targets).to(accelerator.device)
-    examples = Examples(inputs, targets, torch.from_numpy(rows), folds.classes)
+    examples = Examples(inputs, targets, torch.from_numpy(rows), folds.output_names)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
-    layout = measured_format(cfg, accelerator, len(folds.classes))
+    layout = measured_format(cfg, accelerator, len(folds.output_names))
     training = prepare_training(cfg, accelerator, examples, selection, layout, scale=scale)
     training.start_epoch()
     return accelerator, training

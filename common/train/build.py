@@ -109,18 +109,18 @@ def create_untrained(cfg: Config, num_classes: int) -> nn.Module:
 
 
 def create_model_and_optimiser(
-    cfg: Config, classes: Sequence[str], device: torch.device
+    cfg: Config, output_names: Sequence[str], device: torch.device
 ) -> tuple[nn.Module, Optimizer, Frozen, Loaded]:
     """A model on ``device`` with the weights it starts from, the optimiser of its parameters, and what holds still.
 
     Raises:
         UserError: one of them cannot be built as ``cfg`` names it.
     """
-    model = create_untrained(cfg, len(classes))
+    model = create_untrained(cfg, len(output_names))
     loaded = Loaded("", None)
     if cfg.pretrained or cfg.weights:
         path = Path(cfg.weights) if cfg.weights else hub_file(cfg.model)
-        loaded = load_weights(model, cfg.model, path, classes, cfg.channels, cfg.args("model"))
+        loaded = load_weights(model, cfg.model, path, output_names, cfg.channels, cfg.args("model"))
     model = model.to(device)
     frozen = frozen_parts(cfg, model)
     frozen.apply(model, epoch=cfg.epochs)  # what is frozen for good is not given to the optimiser
@@ -135,7 +135,7 @@ def length_of(cfg: Config, epochs: int, steps: int) -> Length:
     return Length(epochs * steps, round(cfg.warmup_epochs * steps), steps)
 
 
-def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: bool) -> str:
+def check_choices(cfg: Config, output_names: Sequence[str], micro_batch: int, grey: bool) -> str:
     """Build once what ``cfg`` names, before a run's folder is touched; what was loaded from where is returned in words.
 
     Raises:
@@ -146,7 +146,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
     check_signatures(cfg)
     if without := [argument for argument, value in cfg.args("model").items() if value is None]:
         raise UserError("--model-args", f"{without[0]}=None has no effect in timm", "give a value or leave it out")
-    check_model_args(cfg.model, cfg.args("model"), len(classes), cfg.channels, cfg.img_size)
+    check_model_args(cfg.model, cfg.args("model"), len(output_names), cfg.channels, cfg.img_size)
     augmentation = augmentation_of(cfg, grey)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, steps=100))
     if cfg.warmup_epochs > selection.epochs:
@@ -155,16 +155,16 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         )
         raise UserError("--warmup-epochs", what, f"use 0 to {selection.epochs}")
     create_schedule(cfg.schedule, length_of(cfg, selection.epochs, steps=100), **cfg.args("schedule"))
-    create_objective(cfg, torch.arange(len(classes)), len(classes))
-    check_metric(cfg.metric, classes, TASKS[cfg.task].metrics)
-    check_positive(cfg.positive, classes)
+    create_objective(cfg, torch.arange(len(output_names)), len(output_names))
+    check_metric(cfg.metric, output_names, TASKS[cfg.task].metrics)
+    check_positive(cfg.positive, output_names)
     if cfg.compile:
         check_compile()
     if cfg.args("model").get(SYNC_BN) and (processes() == 1 or not torch.cuda.is_available()):
         what = "sync_bn=True averages over the GPUs of one training, but only one device is in use"
         raise UserError("--model-args", what, "leave it out, or use accelerate launch on several GPUs")
     try_a_step(cfg.opt, cfg.lr, cfg.weight_decay, **cfg.args("opt"))
-    model, _, _, loaded = create_model_and_optimiser(cfg, classes, torch.device("cpu"))
+    model, _, _, loaded = create_model_and_optimiser(cfg, output_names, torch.device("cpu"))
     if (reach := getattr(model, "reach", cfg.window)) != cfg.window:
         raise UserError("--window", f"{cfg.model} looks at {reach} frames on either side", f"use --window {reach}")
     if cfg.args("model"):
@@ -175,7 +175,7 @@ def check_choices(cfg: Config, classes: Sequence[str], micro_batch: int, grey: b
         what = f"one image at a time leaves {cfg.model}'s BatchNorm nothing to average"
         raise UserError("--batch-size", what, "raise it, or lower --accumulate")
     for size in augmentation.sizes:
-        if not works_at(model, len(classes), cfg.channels, size):
+        if not works_at(model, len(output_names), cfg.channels, size):
             what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {size} px"
             raise UserError("--augment-args", what, "leave sizes out, or use a model that accepts any size")
     return loaded.report
@@ -192,7 +192,7 @@ def create_batches(cfg: Config, state: PartialState, examples: Examples, normali
         inputs=examples.inputs,
         targets=examples.targets,
         rows=examples.rows,
-        num_classes=len(examples.classes),
+        num_classes=len(examples.output_names),
         batch_size=cfg.batch_size,
         micro_batches=cfg.accumulate,
         process=state.process_index,
@@ -250,7 +250,7 @@ def prepare_training(
     The initial weights follow torch's random seed. ``layout`` is torch's name of the memory format, ``scale`` that of
     targets that are numbers.
     """
-    model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, examples.classes, accelerator.device)
+    model, optimiser, frozen, loaded = create_model_and_optimiser(cfg, examples.output_names, accelerator.device)
     batches = create_batches(cfg, accelerator.state, examples, loaded.normalise or examples.normalise)
     batches = replace(batches, epochs=selection.epochs, first_epoch=net * selection.epochs)
     if scale is not None:
@@ -275,7 +275,7 @@ def prepare_training(
         frozen=frozen,
         batches=batches,
         objective=create_objective(
-            cfg, examples.known, len(examples.classes), said_by(ema, accelerator), batches.steps * cfg.accumulate
+            cfg, examples.known, len(examples.output_names), said_by(ema, accelerator), batches.steps * cfg.accumulate
         ),
         schedule=create_schedule(cfg.schedule, length, **cfg.args("schedule")),
         selection=selection,

@@ -52,7 +52,7 @@ def read_models(fold_folders: Sequence[Path]) -> list[FoldModel]:
 
 def create_saved(saved: SavedModel) -> nn.Module:
     """The module that takes the tensors of a weights file."""
-    model = create_untrained(saved.cfg, len(saved.classes))
+    model = create_untrained(saved.cfg, len(saved.output_names))
     return model if saved.members == 1 else Members(model, saved.members)
 
 
@@ -83,7 +83,7 @@ class FoldModels:
         if prepare.side == prepare.stored and any(view.place != MIDDLE for view in views):
             what = "looks outside the middle of an image, but these models already see all of it"
             raise UserError("--tta", what, "leave out the five crops")
-        self.models, self.views, self.classes = models, views, saved.classes
+        self.models, self.views, self.output_names = models, views, saved.output_names
         self.predict = Predictor(
             accelerator,
             inputs=open_inputs(table, prepare, accelerator.device, Reading(cache, row_shas, torch.get_num_threads())),
@@ -106,7 +106,7 @@ class FoldModels:
 
     @out_of_memory_said(*TOO_LARGE)
     def of_fold(self, k: int, rows: np.ndarray) -> np.ndarray:
-        """Logits of ``rows``, int64 (m), by the k-th model: float32 (views, m, classes).
+        """Logits of ``rows``, int64 (m), by the k-th model: float32 (views, m, outputs).
 
         Raises:
             UserError: they are not finite numbers (exit 4).
@@ -117,18 +117,18 @@ class FoldModels:
         return logits
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
-        """The log of the mean probability of models and views, float32 (m, classes), for ``rows``, int64 (m).
+        """The log of the mean probability of models and views, float32 (m, outputs), for ``rows``, int64 (m).
 
         Some rows at a time by all models, so that what one model says of all rows is never kept; of the first rows
-        :attr:`one_by_one` keeps what each model says, float (models, rows, classes).
+        :attr:`one_by_one` keeps what each model says, float (models, rows, outputs).
         """
         weights, task = [view.weight for view in self.views] * len(self.models), TASKS[self.models[0].saved.task]
-        averaged = np.empty((len(rows), len(self.classes)), dtype=np.float32)
-        for some in blocks(len(rows), len(self.classes) * len(weights), AT_ONCE):
+        averaged = np.empty((len(rows), len(self.output_names)), dtype=np.float32)
+        for some in blocks(len(rows), len(self.output_names) * len(weights), AT_ONCE):
             outputs = np.concatenate([self.of_fold(k, rows[some]) for k in range(len(self.models))])
             averaged[some] = task.average(Outputs(outputs), weights).values
             if some.start == 0:
-                few = outputs[:, : max(1, min(FEW_ROWS, FEW_NUMBERS // (len(weights) * len(self.classes))))]
+                few = outputs[:, : max(1, min(FEW_ROWS, FEW_NUMBERS // (len(weights) * len(self.output_names))))]
                 of_each = few.reshape(len(self.models), len(self.views), *few.shape[1:])
                 own = [view.weight for view in self.views]
                 self.one_by_one = np.stack([task.average(Outputs(views), own).values for views in of_each])
@@ -136,7 +136,7 @@ class FoldModels:
 
 
 def logits_of(predict: Predictor, network: nn.Module, rows: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """What ``predict`` says of ``rows``, float32 (views, m, classes); in float32 what is beyond fp16's range.
+    """What ``predict`` says of ``rows``, float32 (views, m, outputs); in float32 what is beyond fp16's range.
 
     It ends at 65,504, and a net trained in another precision, or on other images, may not keep to it.
     """
@@ -168,6 +168,6 @@ def check_sides(network: nn.Module, saved: SavedModel, views: Sequence[View]) ->
     """Raise UserError where a view shows images of a size that the network does not take."""
     cfg, side = saved.cfg, saved.preparation.side
     for seen in {view.look(torch.zeros(1, 1, side, side)).shape[-1] for view in views}:
-        if seen != cfg.img_size and not works_at(network, len(saved.classes), cfg.channels, seen):
+        if seen != cfg.img_size and not works_at(network, len(saved.output_names), cfg.channels, seen):
             what = f"{cfg.model}, built for {cfg.img_size} px, does not work at {seen} px"
             raise UserError("--tta", what, "leave out the views of other sizes")

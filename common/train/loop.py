@@ -89,7 +89,7 @@ def _check_finite(losses: Tensor, training: Training) -> None:
 
 
 def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndarray, where: str) -> np.ndarray | None:
-    """Logits (rows, classes) of the rows held out by the weights that count, None without any.
+    """Logits (rows, outputs) of the rows held out by the weights that count, None without any.
 
     Only the main process has them; the other ones get an array without rows.
 
@@ -113,7 +113,7 @@ def predict_held_out(accelerator: Accelerator, training: Training, rows: np.ndar
 def scores_of(
     accelerator: Accelerator, folds: Folds, rows: np.ndarray, logits: np.ndarray | None, metric: str
 ) -> dict[str, float]:
-    """What log.csv says of an epoch's predictions of ``rows``, float32 (m, classes); nothing without any."""
+    """What log.csv says of an epoch's predictions of ``rows``, float32 (m, outputs); nothing without any."""
     if logits is None:
         return {}
     task = folds.task
@@ -121,11 +121,10 @@ def scores_of(
     row = dict.fromkeys([task.loss_metric, task.metrics[0], metric, *halves], math.nan)
     if accelerator.is_main_process:
         outputs, targets = Outputs(logits), folds.targets[rows]
-        row |= {
-            name: found for name, found in task.score(outputs, targets, folds.classes, metric).items() if name in row
-        }
+        scores = task.score(outputs, targets, folds.output_names, metric)
+        row |= {name: found for name, found in scores.items() if name in row}
         for name, first in halves.items():  # an epoch chosen on one half is scored on the other
-            row[name] = METRICS[metric].of(task.answers(outputs[first::2], targets[first::2], folds.classes))
+            row[name] = METRICS[metric].of(task.answers(outputs[first::2], targets[first::2], folds.output_names))
     return share_scores(accelerator, row)
 
 
@@ -136,13 +135,13 @@ def epoch_bar(accelerator: Accelerator, name: str, batches: TrainBatches) -> tqd
 
 
 def not_finite(logits: np.ndarray) -> np.ndarray:
-    """Which of the rows of logits (..., rows, classes) hold what is no finite number: the largest of NaN is class 0."""
+    """Which of the rows of logits (..., rows, outputs) hold what is no finite number: the largest of NaN is class 0."""
     finite = np.isfinite(logits).all(axis=-1)
     return np.flatnonzero(~finite.all(axis=tuple(range(finite.ndim - 1))))
 
 
 def check_logits(where: str, logits: np.ndarray, remedy: str) -> None:
-    """Raise UserError (exit 4) where predictions (..., rows, classes) are not all finite."""
+    """Raise UserError (exit 4) where predictions (..., rows, outputs) are not all finite."""
     check_finite(where, len(not_finite(logits)), logits.shape[-2], remedy)
 
 
@@ -196,7 +195,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, rows: np.ndarray, views: Sequence[View] = TTA["none"]) -> np.ndarray:
-        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), classes).
+        """Logits of the images of ``rows`` (int64), float32 (views, len(rows), outputs).
 
         Only the main process has them; the other ones get an array without rows. Each batch carries its places in
         ``rows``; every place is written exactly once (asserted), whatever the number of processes. Outputs stay on the
@@ -233,7 +232,7 @@ class Predictor:
         return logits
 
     def _outputs(self, model: nn.Module, raw: Tensor, views: Sequence[View], at_once: int) -> tuple[Tensor, int]:
-        """The model's outputs of a batch, float32 (m, views, classes), and how many images memory holds at a time.
+        """The model's outputs of a batch, float32 (m, views, outputs), and how many images memory holds at a time.
 
         Each process halves its batches for itself: what it hands over is as large as before.
         """

@@ -25,11 +25,11 @@ def draw_batch(path: Path, cfg: Config, table: Table, folds: Folds, rows: np.nda
     reading = Reading(row_shas=folds.row_shas, say=lambda _: None)
     inputs = open_inputs(table, preparation_of(cfg, table), torch.device("cpu"), reading)
     augmentation_of(cfg, table.kind.grey)  # refuses what would do nothing
-    examples = Examples(inputs, torch.from_numpy(folds.targets), torch.from_numpy(rows), folds.classes)
+    examples = Examples(inputs, torch.from_numpy(folds.targets), torch.from_numpy(rows), folds.output_names)
     plain = Normalise((0.0,), (1.0,))
     batch = next(create_batches(cfg, PartialState(cpu=True), examples, plain).epoch(0))
     shares = [
-        [f"{folds.classes[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
+        [f"{folds.output_names[number]} {row[number]:.0%}" for number in row.argsort()[::-1] if row[number] > 0.005]
         for row in batch.targets.numpy()
     ]
     titles = ["\n".join(names).removesuffix(" 100%") for names in shares]

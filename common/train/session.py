@@ -139,12 +139,12 @@ def open_session(
         fold="",
         fold_count=folds.count,
         folds_fingerprint=folds.fingerprint,
-        classes=folds.classes,
+        output_names=folds.output_names,
         image_shape=table.kind.shape(table),
         inputs=table.inputs,
         preparation=preparation_of(cfg, table),
         normalise={},
-        memory_format=measured_format(cfg, accelerator, len(folds.classes)),
+        memory_format=measured_format(cfg, accelerator, len(folds.output_names)),
         processes=accelerator.num_processes,
         threads=cfg.threads,
         device=device_name(accelerator.device),
@@ -198,7 +198,7 @@ def check_all_choices(
     """
     check_trackers(log_with)
     of_each = {start.weights: start for start in (of_fold(cfg, fold) for fold in todo)}  # one, unless {fold} is in it
-    loaded = [check_choices(start, folds.classes, micro_batch, table.kind.grey) for start in of_each.values()]
+    loaded = [check_choices(start, folds.output_names, micro_batch, table.kind.grey) for start in of_each.values()]
     if cfg.weights:
         known = [check_unseen(Path(of_fold(cfg, fold).weights), fold, folds) for fold in todo]
         if not all(known) and not is_job():
@@ -264,7 +264,7 @@ def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Itera
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     targets, scale = learned_targets(cfg, session.teaching.table, folds, rows)
     lessons, rows = session.teaching.lessons(folder, rows, accelerator, scale)
-    examples = Examples(session.inputs, torch.from_numpy(targets).to(device), rows, folds.classes, lessons)
+    examples = Examples(session.inputs, torch.from_numpy(targets).to(device), rows, folds.output_names, lessons)
     selection = create_selection(cfg, length_of(cfg, cfg.epochs, len(rows) // cfg.batch_size))
     checkpoint = None
     if agreed(accelerator, path.exists()):

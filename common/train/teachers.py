@@ -58,12 +58,12 @@ class Teaching:
             UserError: a teacher of other classes or images, or one that is sure of no row.
         """
         cfg, folds, own = self.cfg, self.folds, torch.from_numpy(rows)
-        n, classes = len(self.table.ids), len(folds.classes)
+        n, count = len(self.table.ids), len(folds.output_names)
         others = self._others()
         labels = weights = None
         in_each, joined = 0, torch.empty(0, dtype=torch.int64)
         if self.unlabelled:
-            labels = torch.zeros(len(self.unlabelled.ids), classes)
+            labels = torch.zeros(len(self.unlabelled.ids), count)
             counts = torch.zeros(len(labels), dtype=torch.bool)
             if cfg.pseudo:
                 labels = self._pseudo_labels(folder, rows, others, accelerator)
@@ -95,14 +95,14 @@ class Teaching:
             return None
         accelerator.print(f"{folder.name}: {' and '.join(cfg.teacher)} look at {len(rows) + len(joined):,} rows")
         models = dict.fromkeys((teacher_folder(cfg, run) / folder.name / MODEL_FILE for run in cfg.teacher), 1.0)
-        said = torch.full((n + (len(self.unlabelled.ids) if self.unlabelled else 0), len(folds.classes)), torch.nan)
-        said = said.to(accelerator.device)
+        u = len(self.unlabelled.ids) if self.unlabelled else 0
+        said = torch.full((n + u, len(folds.output_names)), torch.nan).to(accelerator.device)
         for table, some, first in ((self.table, rows, 0), (self.unlabelled, joined, n)):
             if not len(some):
                 continue
             row_shas = folds.row_shas if table is self.table else ()
             outputs = outputs_of(models, table, some, folds, self.cache, row_shas)
-            outputs = shared(accelerator, outputs, (len(some), len(folds.classes)))
+            outputs = shared(accelerator, outputs, (len(some), len(folds.output_names)))
             if scale:
                 numbers = outputs.cpu().numpy() - offsets_in(table, cfg.offset)[some]
                 found = torch.from_numpy(scale.learned(numbers)).to(accelerator.device)
@@ -112,7 +112,7 @@ class Teaching:
         return said
 
     def _pseudo_labels(self, folder: Path, rows: np.ndarray, others: np.ndarray, accelerator: Accelerator) -> Tensor:
-        """Soft targets of the unlabelled table, float (u, classes), NaN where the teachers are not sure; says which."""
+        """Soft targets of the unlabelled table, float (u, outputs), NaN where the teachers are not sure; says which."""
         cfg, folds = self.cfg, self.folds
         models = {
             teacher_folder(cfg, run) / folder.name / MODEL_FILE: oof_temperature(
@@ -123,7 +123,7 @@ class Teaching:
         outputs = Outputs(outputs_of(models, self.unlabelled, others, folds, self.cache))
         soft, smoothing = cfg.pseudo_labels == "soft", cfg.label_smoothing
         found = pseudo_labels(folds.task, outputs, cfg.pseudo_threshold, soft, smoothing)
-        found = shared(accelerator, found, (len(others), len(folds.classes))).cpu()
+        found = shared(accelerator, found, (len(others), len(folds.output_names))).cpu()
         sure = ~found.isnan().all(dim=1)
         kept, at = int(sure.sum()), ", ".join(f"{temperature:.2f}" for temperature in models.values())
         said = f"{kept:,} of {len(others):,} rows of {self.unlabelled.source} join with pseudo-labels"
@@ -131,11 +131,11 @@ class Teaching:
         if not kept:
             what = f"{' and '.join(cfg.pseudo)} are {cfg.pseudo_threshold:g} sure of no row of {self.unlabelled.source}"
             raise UserError("--pseudo-threshold", what, "lower it, or train a better teacher")
-        numbers = np.arange(len(folds.classes))
+        numbers = np.arange(len(folds.output_names))
         known = np.asarray(folds.task.soft(folds.targets[rows], numbers, 0.0), dtype=np.float64).mean(axis=0)
         given = (found > 0.5).double().where(~found.isnan(), torch.nan).nanmean(dim=0).nan_to_num().numpy()
-        accelerator.print(f"{folder.name}: {shares_text(folds.classes, given, known)}")
-        labels = torch.full((len(self.unlabelled.ids), len(folds.classes)), torch.nan)
+        accelerator.print(f"{folder.name}: {shares_text(folds.output_names, given, known)}")
+        labels = torch.full((len(self.unlabelled.ids), len(folds.output_names)), torch.nan)
         labels[torch.from_numpy(others)] = found
         return labels
 
@@ -173,7 +173,7 @@ def outputs_of(
     cache: Cache,
     row_shas: Sequence[str] = (),
 ) -> np.ndarray:
-    """The mean of what models say of ``rows``, int64 (m), of a table: outputs, float32 (m, classes).
+    """The mean of what models say of ``rows``, int64 (m), of a table: outputs, float32 (m, outputs).
 
     Each model's outputs are divided by its temperature first. It sees the inputs as its own training did; its classes
     are brought into the order of ``folds`` by name. Only the main process has the outputs; the other ones get an array
@@ -185,11 +185,12 @@ def outputs_of(
     of_each = []
     for path, temperature in models.items():
         model = load_model(path)
-        if set(model.saved.classes) != set(folds.classes):
-            what = f"knows {names_in_short(model.saved.classes)}, but the folds have {names_in_short(folds.classes)}"
-            raise UserError(str(path), what, "name a teacher of the same classes")
+        if set(model.saved.output_names) != set(folds.output_names):
+            theirs, ours = names_in_short(model.saved.output_names), names_in_short(folds.output_names)
+            what = f"knows {theirs}, but the folds have {ours}"
+            raise UserError(str(path), what, f"name a teacher of the same {folds.task.outputs_are}")
         outputs = FoldModels([model], table, TTA["none"], row_shas, cache).of_fold(0, rows)[0]
-        of_each.append(outputs[:, [model.saved.classes.index(name) for name in folds.classes]] / temperature)
+        of_each.append(outputs[:, [model.saved.output_names.index(name) for name in folds.output_names]] / temperature)
     return folds.task.average(Outputs(np.stack(of_each))).values
 
 

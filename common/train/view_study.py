@@ -27,7 +27,7 @@ class ViewStudy:
     used: list[View]  # with the weights to use
     said: list[dict[str, Any]]  # of each view that was tried, as inference.json has it
     rows: np.ndarray  # int64 (n): those that a fold holds out
-    logits: np.ndarray  # float32 (n, classes), by the model that has not seen the row
+    logits: np.ndarray  # float32 (n, outputs), by the model that has not seen the row
     text: str  # the table and what all views gain
 
 
@@ -43,8 +43,8 @@ def study_views(
     """
     rows_of_fold = [np.flatnonzero(folds.fold == k) for k in range(folds.count)]
     rows = np.concatenate(rows_of_fold)
-    if len(rows) * len(folds.classes) * len(views) > LARGEST:
-        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.classes):,} classes in memory"
+    if len(rows) * len(folds.output_names) * len(views) > LARGEST:
+        what = f"would hold {len(views)} views of {len(rows):,} rows and {len(folds.output_names):,} classes in memory"
         raise UserError("--tta", what, "predict without test-time augmentation, or name a preset with fewer views")
     predict = FoldModels(models, table, views, folds.row_shas, cache)
     values = np.concatenate([predict.of_fold(k, rows_of_fold[k]) for k in range(folds.count)], axis=1)
