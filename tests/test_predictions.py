@@ -131,6 +131,7 @@ def test_wrong_content_is_refused(tmp_path):
         with pytest.raises(UserError, match=what):
             write_predictions(tmp_path / "a.npz", predictions)
         arrays = {name: np.asarray(value) for name, value in vars(predictions).items() if name != "task"}
+        arrays["classes"] = arrays.pop("output_names")
         text = {name: array.astype(str) for name, array in arrays.items() if array.dtype == object}
         np.savez(tmp_path / "b.npz", **(arrays | text))
         with pytest.raises(UserError, match=what):
