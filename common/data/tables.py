@@ -188,8 +188,11 @@ def _rows_of(
     """
     labels = take_labels(path, columns, text_array([]), competition, test, alone=False)
     id_name = id_column(path, columns, competition, test, sample, of_features=kind is not PIXELS)
-    ids = columns.pop(id_name) if id_name else text_array(names)
-    without_index(path, columns)
+    ids = columns[id_name] if id_name else text_array(names)
+    if kind is not PIXELS:  # beside which a column of ids may as well say what belongs together
+        columns.pop(id_name, None)
+    if id_name != INDEX:
+        without_index(path, columns)
     refuse_doubles(path, ids, id_name or "id")
     unnamed = "the names of their files" if kind is SEQUENCES else "the rows' numbers from 1"
     taken = (f"ids          {f'column {id_name}' if id_name else unnamed} (--image-column)", *labels.taken)
