@@ -129,7 +129,8 @@ def run(cfg: Train) -> Result:
             check_file("--weights", of_fold(cfg, fold).weights)
     check_teachers(cfg, folds, todo)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
-    slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table))
+    alike = not table.kind.of_any_size  # a step of photos needs gigabytes: no more of them than there are cores
+    slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table), alike)
     if len(slots) > 1 and todo and not can_parse():
         warn("the package tyro is missing, with which jobs read their settings: the folds are trained in turn")
         slots = slots[:1]

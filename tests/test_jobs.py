@@ -13,6 +13,7 @@ from conftest import ROOT, SMALL, run_script, train
 
 from common.base.errors import UserError
 from common.base.system import cpu_count
+from common.jobs import runner
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job
 from common.jobs.runner import LocalSlot, SideBySide, device_slots, run_jobs, slots_for
@@ -153,6 +154,18 @@ def test_cpus_are_shared_out_to_as_many_jobs_as_there_are_cores(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="accelerate launch: its processes train each fold together"):
         slots_for(SideBySide(jobs=2), 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "together"), [(5, 2, 3), (7, 2, 2), (5, 4, 5), (10, 4, 5), (3, 4, 3), (4, 2, 2)]
+)
+def test_jobs_that_are_alike_leave_no_core_idle(jobs, cores, together, monkeypatch):
+    """Five on two cores run as three and two, not as two, two and one; on as many threads each as before."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(runner, "cpu_count", lambda: cores)
+    slots, threads = slots_for(SideBySide(), 0, jobs, alike=True)
+    assert (len(slots), threads) == (together, 1)
+    assert len(slots_for(SideBySide(), 0, jobs)[0]) == min(jobs, cores)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from timm.optim import Lookahead
+from timm.optim.muon import _COEFFICIENTS, resolve_ns_coefficients, zeropower_via_newtonschulz
 from torch import nn
 
 from common.base.errors import UserError
@@ -24,6 +25,7 @@ BUILT = [
     ("lamb", "Lamb", {"betas": (0.9, 0.999)}),
     ("lion", "Lion", {"betas": (0.9, 0.99)}),
     ("muon", "Muon", {"nesterov": False}),
+    ("muon_fp32", "Muon", {"nesterov": False}),
     ("lookahead_adamw", "AdamW", {"lookahead_alpha": 0.5, "lookahead_k": 6}),
     ("lookahead_radam", "RAdam", {"lookahead_alpha": 0.5, "lookahead_k": 6, "decoupled_weight_decay": False}),
     ("ranger", "RAdam", {"lookahead_alpha": 0.5, "lookahead_k": 6, "betas": (0.95, 0.999), "eps": 1e-5}),
@@ -57,6 +59,22 @@ def test_each_name_builds_what_it_says(name, kind, settings):
         home = "pytorch_optimizer" if name in OPTIMISERS else "timm"
         inner = optimiser._base_optimizer if looks_ahead else optimiser
         assert type(inner).__module__.startswith(home) and getattr(inner, "degenerated_to_sgd", True)
+
+
+def test_muon_fp32_takes_muons_step_without_its_rounding():
+    """To float32's precision it is the step in float64; muon's is so to bfloat16's, also after one of the other's."""
+    gradient = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    steps = {}
+    for name in ("muon_fp32", "muon"):
+        model = nn.Linear(12, 8, bias=False)
+        before = model.weight.detach().clone()
+        model.weight.grad = gradient.clone()
+        create_optimiser(model, name, 1.0, 0.0).step()
+        steps[name] = before - model.weight.detach()
+    coefficients = resolve_ns_coefficients("quintic", _COEFFICIENTS)
+    exact = zeropower_via_newtonschulz(gradient, 5, coefficients, dtype=torch.float64).float() * 0.2 * 12**0.5
+    errors = {name: (step - exact).abs().max().item() for name, step in steps.items()}
+    assert errors["muon_fp32"] < 1e-5 < 1e-3 < errors["muon"] < 0.1
 
 
 def test_ralamb_takes_the_steps_of_its_formula():

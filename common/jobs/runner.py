@@ -43,11 +43,14 @@ class LocalSlot:
         return start_child(job, self.environment, piped)
 
 
-def slots_for(options: SideBySide, threads: int, most: int, short: bool = False) -> tuple[list[Slot], int]:
+def slots_for(
+    options: SideBySide, threads: int, most: int, short: bool = False, alike: bool = False
+) -> tuple[list[Slot], int]:
     """Where jobs run side by side, and the threads of each; ``threads`` are those asked for (0: a fair share).
 
     There will not be more than ``most`` jobs at a time. ``short`` jobs follow one another on a CPU, unless --jobs says
-    otherwise: a process of their own would take longer to start than they take.
+    otherwise: a process of their own would take longer to start than they take. Of ``most`` jobs that are ``alike``,
+    and small enough for it, more than there are cores may share them (:func:`without_idle_cores`).
 
     Raises:
         UserError: a number out of range, an option without effect; a cluster that is not there or too small.
@@ -78,11 +81,26 @@ def slots_for(options: SideBySide, threads: int, most: int, short: bool = False)
             warn("--jobs-per-gpu has no effect: there is no GPU, and --jobs sets how many run on the CPU")
         alone = short or is_launched() or has_other_accelerator()
         cores = max(1, cpu_count() // max(1, threads))
-        slots *= options.jobs or (1 if alone else cores)
+        together = without_idle_cores(most, cores) if alike and threads <= 1 else cores
+        slots *= options.jobs or (1 if alone else together)
         if options.jobs > most:
             warn(f"--jobs {options.jobs}: there are only {most} to run side by side")
     slots = slots[: max(1, most)]
     return slots, threads or max(1, cpu_count() // len(slots))
+
+
+def without_idle_cores(jobs: int, cores: int) -> int:
+    """How many jobs of one length and one thread to run at a time, so that they end soonest.
+
+    Five on two cores take two and a half times as long as one, if three share the cores and then two have them, and
+    three times in twos, the last of which is alone.
+    """
+
+    def duration(together: int) -> float:
+        rounds, left = divmod(jobs, together)
+        return rounds * together / cores + (max(1.0, left / cores) if left else 0.0)
+
+    return min(range(cores, 2 * cores), key=duration)
 
 
 def device_slots() -> list[LocalSlot]:

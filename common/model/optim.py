@@ -1,6 +1,8 @@
 """Optimisers by name: timm's, and those of the field that it lacks."""
 
+import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
@@ -46,7 +48,9 @@ def create_optimiser(model: nn.Module, name: str, lr: float, weight_decay: float
     try:
         if inner != "ralamb":
             check_by_signature("opt-args", opt_args, get_optimizer_class(inner, bind_defaults=False))
-            return create_optimizer_v2(model, opt=made_of, lr=lr, weight_decay=weight_decay, **own_args | opt_args)
+            arguments = own_args | opt_args
+            optimiser = create_optimizer_v2(model, opt=made_of, lr=lr, weight_decay=weight_decay, **arguments)
+            return in_float32(optimiser) if name == "muon_fp32" else optimiser
         optimiser = ralamb(model, lr, weight_decay, **opt_args)
         return optimiser if made_of == inner else Lookahead(optimiser)
     except UserError:
@@ -104,6 +108,25 @@ def ralamb(model: nn.Module, lr: float, weight_decay: float, /, **opt_args: Any)
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
     settings = {"rectify": True, "degenerated_to_sgd": True, "eps": 1e-8}
     return Lamb(groups, lr=lr, weight_decay=0.0, **settings | opt_args)
+
+
+def in_float32(optimiser: Optimizer) -> Optimizer:
+    """Let timm's Muon orthogonalise its steps in float32.
+
+    timm fixes bfloat16 for it, which a CPU without bfloat16 multiplies one number at a time.
+    """
+    module = sys.modules[type(optimiser).__module__]
+    step, orthogonalise = optimiser.step, module.zeropower_via_newtonschulz
+
+    def step_in_float32(closure: Any = None) -> Any:
+        module.zeropower_via_newtonschulz = partial(orthogonalise, dtype=torch.float32)
+        try:
+            return step(closure)
+        finally:
+            module.zeropower_via_newtonschulz = orthogonalise
+
+    optimiser.step = step_in_float32
+    return optimiser
 
 
 def lay_out_state(optimiser: Optimizer) -> None:

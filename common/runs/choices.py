@@ -71,6 +71,7 @@ OPTIMISERS = {
     # github.com/lessw2020/Ranger-Deep-Learning-Optimizer, without its later gradient centralisation
     "ranger": ("lookahead_radam", {"decoupled_weight_decay": True, "betas": (0.95, 0.999), "eps": 1e-5}),
     "nvnovograd": ("novograd", {}),  # timm's class by its own name
+    "muon_fp32": ("muon", {}),  # computes in float32 what muon does in bfloat16 (common/model/optim.py)
     # github.com/mgrankin/over9000
     "ralamb": ("ralamb", {}),
     "over9000": ("lookahead_ralamb", {}),
