@@ -1,6 +1,6 @@
 """Beside busy neighbours: how much of its share of the cores does each kind of work keep?
 
-    python -m benchmarks.busy --data train.csv.gz
+    python -m benchmarks.busy --data train.csv.gz --test test.csv.gz
 
 OpenMP's threads spin at each barrier while they wait for one another, which burns the time that a neighbour needs, and
 waits in vain for a thread that has lost its core. Each work is done once for each way of waiting, and neighbours that
@@ -48,8 +48,10 @@ class Options:
     """Train, predict and sweep beside busy neighbours: python -m benchmarks.busy --data train.csv.gz"""
 
     data: str = "train.csv.gz"  # train table of 28 x 28 digits
+    test: str = "test.csv.gz"  # its test table
+    ways: tuple[str, ...] = tuple(WAYS)  # of waiting, by their names in the table
     work: str = "work/busy"  # folder for the runs
-    rows: int = 8_000  # of the table, half of which are an epoch and half are predicted
+    rows: int = 8_000  # of either table; half of the train table's are an epoch
 
 
 class Work:
@@ -59,6 +61,7 @@ class Work:
         self.folder, self.rows = Path(options.work), options.rows // 2
         shutil.rmtree(self.folder, ignore_errors=True)
         self.data = first_rows(Path(options.data), options.rows, self.folder / "train.csv")
+        self.test = first_rows(Path(options.test), options.rows, self.folder / "test.csv")
         self.folds = ["--data", str(self.data), "--folds", str(self.folder / "folds.csv")]
         script("folds.py", *self.folds, "--k", 2)
         own = ["--batch-size", str(BATCH), "--channels-last", "no", "--mixed-precision", "no"]
@@ -84,9 +87,9 @@ class Work:
         return [speed[2 * number : 2 * number + 2].sum() for number in NEIGHBOURS]
 
     def predict(self, way: Mapping[str, str], threads: int) -> Speeds:
-        """The two models of the run ``busy``, five views each, by infer.py's own clock."""
-        command = ["infer.py", *self.folds, "--runs-dir", str(self.folder), "--runs", "busy", "--test", str(self.data)]
-        command += ["--tta", "shifts", "--threads", str(threads)]
+        """The test rows by the two models of the run ``busy``, by infer.py's own clock."""
+        command = ["infer.py", *self.folds, "--runs-dir", str(self.folder), "--runs", "busy", "--test", str(self.test)]
+        command += ["--tta", "none", "--threads", str(threads)]
         found = []
         for number in NEIGHBOURS:
             with contextlib.ExitStack() as neighbours:
@@ -111,7 +114,7 @@ def main() -> None:
     columns = [f"{number} neighbours" for number in NEIGHBOURS]
     lines = [f"| work | waiting | {', images/s | '.join(columns)} | kept beside 1 | kept beside 2 |", "|---" * 7 + "|"]
     for name, speeds_of in measured.items():
-        for way in WAYS if f"{cores} threads" in name else [OURS]:
+        for way in options.ways if f"{cores} threads" in name else [OURS]:
             alone, *beside = speeds_of(WAYS[way])
             cells = [name, way, *(f"{speed:,.0f}" for speed in (alone, *beside))]
             lines.append(f"| {' | '.join([*cells, *(f'{speed / alone:.2f}' for speed in beside)])} |")

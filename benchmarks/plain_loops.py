@@ -1,4 +1,4 @@
-"""Loops over photos as other scripts have them, for benchmarks to stand beside ours."""
+"""Loops over images as other scripts have them, for benchmarks to stand beside ours."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import timm
+import timm.optim
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 from common.data.tables import Table
 from common.train.hardware import own_device
@@ -33,13 +36,20 @@ class Photos(torch.utils.data.Dataset):
         return image.flip(2) if row % 2 else image, int(self.targets[row])
 
 
-class Decoded(Photos):
-    """Photos as timm's loader takes them: it sets the transform, which ends in uint8; its prefetcher does the rest."""
+class Decoded(torch.utils.data.Dataset):
+    """A table's images with a transform each; timm's loader sets its own, which ends in uint8."""
 
-    transform = None
+    def __init__(self, table: Table, transform: Callable[[Image.Image], Any] | None = None):
+        self.images, self.transform = table.images, transform
+        self.targets = np.unique(table.labels.astype(str), return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Any, int]:
-        return self.transform(Image.open(self.files[row]).convert("RGB")), int(self.targets[row])
+        image = self.images[row]
+        opened = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else Image.open(image).convert("RGB")
+        return self.transform(opened), int(self.targets[row])
 
 
 def over_a_data_loader(table: Table, side: int, workers: int) -> Epoch:
@@ -64,7 +74,7 @@ def over_a_data_loader(table: Table, side: int, workers: int) -> Epoch:
 def over_timms_loader(table: Table, side: int, workers: int) -> Epoch:
     """With its prefetcher, as in timm's train.py (which is not in its wheel)."""
     loader = timm.data.create_loader(
-        Decoded(table, side),
+        Decoded(table),
         (3, side, side),
         BATCH_SIZE,
         is_training=True,
@@ -73,6 +83,50 @@ def over_timms_loader(table: Table, side: int, workers: int) -> Epoch:
         device=own_device(),
     )
     return lambda: iter(loader)
+
+
+def accelerates_steps(model: nn.Module, images: Decoded, batch_size: int, workers: int) -> Iterator[int]:
+    """Train without end in the form of accelerate's own example (examples/cv_example.py); gives each step's images."""
+    accelerator = Accelerator(cpu=own_device().type == "cpu")
+    loader = torch.utils.data.DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=workers)
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, epochs=1000, steps_per_epoch=len(loader))
+    model, optimiser, loader, schedule = accelerator.prepare(model.train(), optimiser, loader, schedule)
+    while True:
+        for inputs, targets in loader:
+            accelerator.backward(F.cross_entropy(model(inputs), targets))
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            yield len(inputs)
+
+
+def timms_steps(model: nn.Module, images: Decoded, batch_size: int, workers: int, side: int) -> Iterator[int]:
+    """Train without end in the form of timm's train.py (not in its wheel) with --channels-last."""
+    grey = isinstance(images.images, np.ndarray)
+    levels = {"mean": (0.5,), "std": (0.5,)} if grey else {}
+    loader = timm.data.create_loader(
+        images,
+        (1 if grey else 3, side, side),
+        batch_size,
+        is_training=True,
+        scale=(0.8, 1.0),
+        hflip=0.0 if grey else 0.5,
+        color_jitter=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=own_device(),
+        **levels,
+    )
+    model = model.train().to(own_device(), memory_format=torch.channels_last)
+    optimiser = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-3)
+    while True:
+        for inputs, targets in loader:
+            loss = F.cross_entropy(model(inputs.contiguous(memory_format=torch.channels_last)), targets)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            yield len(inputs)
 
 
 LOOPS = {"a plain DataLoader loop": over_a_data_loader, "timm's loader and prefetcher": over_timms_loader}

@@ -3,9 +3,10 @@
     python -m benchmarks.throughput --data train.csv.gz
     python -m benchmarks.throughput --data train.csv.gz --photos photos/train.csv    # adds the photos' line
 
-For each model three contestants take turns on all cores. `fivefold` is `train_fold.py --fold all` with as many folds as
+For each model the contestants take turns on all cores. `fivefold` is `train_fold.py --fold all` with as many folds as
 there are cores, side by side, with augmentation, smoothing, schedule and progress bars; `notebook` is
-benchmarks/notebook.py on the same images; `ceiling` is, in one process per core, forward, backward and optimiser step
+benchmarks/notebook.py on the same images; `accelerate` and `timm` are loops in the form of their own examples
+(benchmarks/plain_loops.py); `ceiling` is, in one process per core, forward, backward and optimiser step
 on one batch that never changes, in the faster memory format. Counted are training images per second after the first
 steps, of all processes together. Machines drift, so the ratios are taken within a round, and the table shows their
 medians. Writes benchmarks/throughput.md.
@@ -26,7 +27,8 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 import common.model.networks  # noqa: F401 - registers digit_cnn with timm
-from benchmarks.notebook import Rows, training_steps
+from benchmarks.notebook import WORKERS, Rows, training_steps
+from benchmarks.plain_loops import Decoded, accelerates_steps, timms_steps
 from benchmarks.ratios import write_speeds
 from common.base.cli import parse
 from common.base.errors import run_script
@@ -38,6 +40,7 @@ from common.runs.layout import LOG_FILE, fold_folder
 from common.score.task import targets_of
 
 REPORT = Path(__file__).with_suffix(".md")
+CONTESTANTS = ("notebook", "accelerate", "timm", "ceiling")
 WARM_UP, SECONDS = 5, 15.0  # steps that are not counted; seconds that a contestant other than fivefold then takes
 
 
@@ -72,17 +75,19 @@ class Options:
     photos: str = ""  # train table of photos, for the model that is trained on them
     work: str = "work/throughput"  # folder for the runs
     rounds: int = 3  # turns of each contestant
-    contestant: str = ""  # for the processes that this one starts: notebook or ceiling ...
+    models: tuple[str, ...] = ()  # those of the settings to measure (default: all)
+    contestant: str = ""  # for the processes that this one starts: one of CONTESTANTS ...
     model: str = ""  # ... and its model
 
 
 def main() -> None:
     options = parse(Options)
     settings = [setting for setting in SETTINGS if options.photos or not setting.photos]
+    settings = [setting for setting in settings if not options.models or setting.model in options.models]
     if options.contestant:
         setting = next(setting for setting in settings if setting.model == options.model)
         torch.set_num_threads(cpu_count() // processes_of(options.contestant))
-        steps = {"notebook": notebook_steps, "ceiling": ceiling_steps}[options.contestant]
+        steps = {"ceiling": ceiling_steps, "notebook": notebook_steps}.get(options.contestant, peers_steps)
         print(images_per_second(steps(setting, options)))
         return
     rows = []
@@ -90,19 +95,20 @@ def main() -> None:
         for number in range(options.rounds):
             found: dict[str, object] = {"setting": setting.name}
             found["fivefold"] = fivefold(setting, options, number)
-            found |= {name: together(name, setting) for name in ("notebook", "ceiling")}
+            found |= {name: together(name, setting) for name in CONTESTANTS}
             print(found, flush=True)
             rows.append(found)
-    about = "Training steps in fp32, a process per core (notebook: one)"
-    write_speeds(REPORT, "Training speed", about, rows, ["notebook", "fivefold", "ceiling"], "images/s")
+    about = "Training steps in fp32; fivefold and ceiling a process per core, the others one"
+    names = ["notebook", "fivefold", *CONTESTANTS[1:]]
+    write_speeds(REPORT, "Training speed", about, rows, names, "images/s")
 
 
 # ---- the contestants
 
 
 def processes_of(contestant: str) -> int:
-    """A notebook is one process; otherwise each core has its own."""
-    return 1 if contestant == "notebook" else cpu_count()
+    """The ceiling has a process for each core; otherwise one uses them all."""
+    return cpu_count() if contestant == "ceiling" else 1
 
 
 def together(contestant: str, setting: Setting) -> float:
@@ -138,14 +144,28 @@ def fivefold(setting: Setting, options: Options, number: int) -> float:
 def notebook_steps(setting: Setting, options: Options) -> Iterator[int]:
     """Training in the way of benchmarks/notebook.py."""
     frame, classes = frame_of(setting, options)
-    if setting.photos:
-        transforms = [v2.RandomResizedCrop(setting.size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()]
-    else:
-        resize = [v2.Resize(setting.size)] if setting.size != 28 else []
-        transforms = [v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1)), *resize]
     model = timm.create_model(setting.model, num_classes=len(classes), in_chans=3 if setting.photos else 1)
-    rows = Rows(frame, len(classes), transforms)
+    rows = Rows(frame, len(classes), transforms_of(setting))
     return itertools.chain.from_iterable(training_steps(model, rows, setting.batch_size) for _ in itertools.count())
+
+
+def peers_steps(setting: Setting, options: Options) -> Iterator[int]:
+    """Training in the form of accelerate's or timm's example; the former with the notebook's transforms."""
+    table = read_train_table(source(setting, options))
+    channels = 3 if setting.photos else 1
+    model = timm.create_model(setting.model, num_classes=len(set(table.labels)), in_chans=channels)
+    if options.contestant == "timm":
+        return timms_steps(model, Decoded(table), setting.batch_size, WORKERS, setting.size)
+    transform = v2.Compose([*transforms_of(setting), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    return accelerates_steps(model, Decoded(table, transform), setting.batch_size, WORKERS)
+
+
+def transforms_of(setting: Setting) -> list[torch.nn.Module]:
+    """A notebook's augmentation."""
+    if setting.photos:
+        return [v2.RandomResizedCrop(setting.size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip()]
+    resize = [v2.Resize(setting.size)] if setting.size != 28 else []
+    return [v2.RandomAffine(10, translate=(0.1, 0.1), scale=(0.9, 1.1)), *resize]
 
 
 def ceiling_steps(setting: Setting, options: Options) -> Iterator[int]:
