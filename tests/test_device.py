@@ -607,3 +607,13 @@ def test_ddp_looks_for_unused_parameters_only_where_some_thaw():
     assert unused_at_first(Config(epochs=10, freeze=("backbone=2",)))
     assert not unused_at_first(Config(epochs=10, freeze=("backbone=10",)))
     assert not unused_at_first(Config(epochs=10))
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_slow"), [("avx2 fma", True), ("avx512f avx512_bf16", False), ("asimd bf16", False)]
+)
+def test_bf16_on_a_processor_without_it_is_said_to_be_slow(flags, is_slow, monkeypatch):
+    """There it takes five to twelve times as long, without an error; nothing is said where it was not asked for."""
+    monkeypatch.setattr(hardware, "_processor", lambda: f"flags\t: fpu {flags} cx16\n")
+    assert ("has no bf16" in hardware.faster_precision(HOST, "bf16")) == is_slow
+    assert not hardware.faster_precision(HOST, "no")

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from common.runs.layout import MEMORY_FORMAT_FILE
 FORMATS = ("contiguous_format", "channels_last")
 CLEARLY = 0.95  # of the other's time: less of a difference is noise, and the choice decides the bits of the run
 ALIKE = 0.2  # of a gradient's length, by which the formats' gradients may differ: bf16 rounds, a fault is far larger
+BF16 = re.compile(r"\b(avx512_|amx_)?bf16\b")  # among what Linux says of an x86 or ARM processor
 PRECISIONS = ("no", "fp16", "bf16")  # from the weakest
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -105,11 +107,22 @@ def set_up_device(tf32: bool, deterministic: bool, one_size: bool) -> None:
 
 
 def faster_precision(device: torch.device, precision: str) -> str:
-    """What a card with tensor cores, which start with compute capability 7.0, would gain; empty without them."""
+    """What another precision would gain, where that is known; else empty.
+
+    A card has tensor cores from compute capability 7.0 on. A processor without bf16 computes it one number at a time.
+    """
+    if precision == "bf16" and device.type == "cpu" and not BF16.search(_processor()):
+        return "this processor has no bf16: without it a step is several times as fast (see docs/scaling.md)"
     if precision != "no" or device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return ""
     faster = "bf16" if _precision_works("bf16", device) else "fp16"
     return f"this card computes faster with --mixed-precision {faster} (see docs/scaling.md)"
+
+
+def _processor() -> str:
+    """What Linux says that the processor can do; where it does not, bf16 is taken for one of it."""
+    found = Path("/proc/cpuinfo")
+    return found.read_text() if found.is_file() else "bf16"
 
 
 def device_name(device: torch.device) -> str:
