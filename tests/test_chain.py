@@ -227,8 +227,13 @@ def test_infer_refuses_folds_that_were_trained_differently(chain, tmp_path):
 
 
 def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path, capsys):
-    """--fold full has no validation; infer.py --fold full uses its one model; its folds are what comes next."""
+    """--fold full has no validation; infer.py --fold full uses its one model; its folds are what comes next.
+
+    Without the flag infer.py says which flag it is.
+    """
     train(tiny, tmp_path, "--fold", "full", "--epochs", 1)
+    with pytest.raises(UserError, match=r"no finished run.*infer\.py --fold full"):
+        infer.main(["--runs-dir", str(tmp_path), "--test", str(tiny / "test.csv")])
     folder = tmp_path / "digit_cnn" / "full"
     assert not (folder / "oof.npz").exists()
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 60 // 8

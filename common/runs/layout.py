@@ -179,5 +179,8 @@ def finished_runs(runs_dir: Path, fold: str = "all", fingerprint: str = "") -> l
             warn(f"left out: {error}")
     if not found:
         of_folds = " that was trained with this folds file" if fingerprint else ""
-        raise UserError(str(runs_dir), f"holds no finished run{of_folds}", "train one: python train_fold.py --fold all")
+        remedy = f"train one: python train_fold.py --fold {fold}"
+        if fold == "all" and any(map(is_finished, runs_dir.glob("*/full"))):
+            remedy += "; to predict with the model of all rows that is there: python infer.py --fold full"
+        raise UserError(str(runs_dir), f"holds no finished run{of_folds}", remedy)
     return found
