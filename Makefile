@@ -26,7 +26,7 @@ FOLDS := --folds $(WORK)/folds.csv
 RUNS := --runs-dir $(WORK)/runs
 SUBMISSION := $(if $(SAMPLE),--sample $(SAMPLE))
 
-FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills storage processes jobs sweep checkpoint,tests/test_$(what).py)
+FAULTS := $(foreach what,faults hostile fuzz environment crash_points kills storage processes jobs sweep checkpoint,$(wildcard tests/*/test_$(what).py))
 
 MAKER ?= ../shared/competitions/make.py
 
@@ -69,7 +69,7 @@ bounds: .venv-bounds/installed image
 
 # The notebooks first: the first one installs the wheel that the image lacks.
 image: .venv-image/installed kaggle
-	FIVEFOLD_PACKED=dist/kaggle/fivefold .venv-image/bin/python -m pytest tests/test_notebooks.py
+	FIVEFOLD_PACKED=dist/kaggle/fivefold .venv-image/bin/python -m pytest tests/scripts/test_notebooks.py
 	$(call chain,.venv-image)
 
 define chain

@@ -309,12 +309,12 @@ def inference(options: Options) -> Figures:
 
 def tests(options: Options) -> Figures:
     """The tests that are skipped without a GPU; what failed is named."""
-    command = [sys.executable, "-m", "pytest", "--durations=0", "-rf", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "--durations=0", "-rf", "tests/train/test_gpu.py"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "FIVEFOLD_GPU": "1"}, capture_output=True, text=True, timeout=240
     )
     said = [line for line in done.stdout.splitlines() if line.startswith("FAILED") or " in " in line]
-    return {"tests/test_gpu.py": ", ".join(said)}
+    return {"tests/train/test_gpu.py": ", ".join(said)}
 
 
 PARTS: dict[str, Callable[[Options], Figures]] = {

@@ -20,6 +20,10 @@ SHARED = ROOT.parent / "shared"
 # What keeps a training run small; every test that trains starts from it.
 SMALL = ["--epochs", "3", "--batch-size", "8", "--threads", "1", "--channels-last", "no", "--warmup-epochs", "0.5"]
 
+# A net whose statistics do not depend on which process sees a row.
+WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
+WITHOUT_BATCHNORM += ["--batch-size", "12"]
+
 
 # The closing line of figures: what the tests of faults, kills and fuzz have counted.
 FIGURES = pytest.StashKey[dict]()
@@ -32,6 +36,35 @@ def run_script(script: str, *arguments: object, **environment: str) -> subproces
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
+
+
+def launch(processes: int, *command: object, **environment: str) -> subprocess.CompletedProcess:
+    """Start ``processes`` processes on the CPU: with --cpu, accelerate would start a single one and say nothing."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
+    several = ["--multi_gpu", "--main_process_port=0"] if processes > 1 else []
+    return subprocess.run(
+        [*launcher, *several, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write_photo(path: Path, number: int, bright: bool) -> None:
+    """A small photo that is no copy of another; bright or dark."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 100, (12, 16, 3)) + 150 * bright
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def write_table(path: Path, *rows: list) -> None:
+    """A csv of these rows, the header first."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def write_pixel_csv(path: Path, images: np.ndarray, labels: list[str] | None = None) -> Path:
@@ -83,6 +116,15 @@ def chain(tiny, tmp_path_factory) -> Path:
     infer.main(["--test", str(tiny / "test.csv"), "--data", str(tiny / "train.csv"), "--tta", "digits", *places])
     ensemble.main(places)
     return runs_dir
+
+
+@pytest.fixture
+def synthetic(tiny, tmp_path, monkeypatch) -> Path:
+    """The folder of a complete sweep (tests/sweeps.py), below the current one."""
+    from sweeps import finished_sweep
+
+    monkeypatch.chdir(tmp_path)
+    return finished_sweep(tiny)
 
 
 @pytest.fixture(scope="session")

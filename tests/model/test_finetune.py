@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, train
+from conftest import SMALL, WITHOUT_BATCHNORM, launch, train
 from safetensors.torch import load_file, save_file
-from test_processes import WITHOUT_BATCHNORM, launch
 from timm.optim import Lookahead, param_groups_layer_decay
 
 from common.base.errors import UserError

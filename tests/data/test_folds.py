@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, SHARED
 
 import folds as script
 from common.base.errors import UserError
@@ -14,8 +15,7 @@ from common.data.dealing import make_folds, stratified
 from common.data.folds import Folds, leaks, match_folds, read_folds, write_folds
 from common.data.tables import Table, read_train_table
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 
 
 def table_of(labels: list[str], images: list[int] | None = None, **columns: list[str]) -> Table:

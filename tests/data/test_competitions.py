@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, write_photo, write_table
 from PIL import Image
 
 import ensemble
@@ -28,18 +28,6 @@ from common.runs.config import Config
 from common.train.build import with_images_of
 
 ROWS = 24
-
-
-def write_photo(path: Path, number: int, bright: bool) -> None:
-    """A small photo that is no copy of another; bright or dark."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 100, (12, 16, 3)) + 150 * bright
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-
-
-def write_table(path: Path, *rows: list) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import shlex
 import shutil
 
 import pytest
-from conftest import ROOT
-from test_competitions import write_photo, write_table
+from conftest import ROOT, write_photo, write_table
 
 ROWS = 24
 # What makes a line cheap: words for words, and flags at its end, where they are the last word.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from switches import SWITCHES
 
 import train_fold
 from common.base.errors import UserError
@@ -19,34 +20,6 @@ from common.data.mixing import Mix
 from common.data.scales import Normalise
 
 SIDE = 16
-# A value for every switch that there is; a new one without a line here fails test_every_switch_is_tested.
-SWITCHES = {
-    "crop": 0.3,
-    "centre_crop": 0.5,
-    "flip": 0.5,
-    "flip_vertical": 0.5,
-    "rotation": 20.0,
-    "shift": 0.1,
-    "scale": 0.2,
-    "shear": 15.0,
-    "perspective": 0.3,
-    "elastic": 0.05,
-    "grid": 0.05,
-    "optical": 0.2,
-    "policy": "trivial",
-    "brightness": 0.5,
-    "contrast": 0.5,
-    "saturation": 0.5,
-    "hue": 40.0,
-    "blur": 0.1,
-    "motion_blur": 0.3,
-    "median_blur": 3,
-    "noise": 0.2,
-    "erasing": 0.4,
-    "mixup": 0.4,
-    "cutmix": 1.0,
-    "sizes": (8, 12, 16),
-}
 NONE = Normalise((0.0,), (1.0,))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED
 from PIL import Image
 
 from common.base.errors import UserError
@@ -14,7 +15,7 @@ from common.base.strict_csv import read_columns
 from common.data import pixels
 from common.data.tables import read_test_table, read_train_table
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 HEADER = "label,pixel0,pixel1,pixel2,pixel3"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, run_script, train
+from conftest import ROOT, SMALL, WITHOUT_BATCHNORM, launch, run_script, train
 
 from common.base.errors import UserError
 from common.data.views import TTA
@@ -20,26 +20,10 @@ from common.runs.predictions import read_predictions
 from common.runs.tensors import load_tensors
 
 # Adam would blow rounding up: it divides a gradient by its own size, and some of a ViT's are zero but for rounding.
-WITHOUT_BATCHNORM = ["--model", "test_vit", "--model-args", "patch_size=4", "--opt", "sgd", "--lr", "0.05"]
-WITHOUT_BATCHNORM += ["--batch-size", "12"]
 
 # Rate, length and kept weights then hang on the scores, on which all processes must agree.
 FOLLOWS_SCORES = ["--epochs", "6", "--select", "best", "--select-args", "patience=2"]
 FOLLOWS_SCORES += ["--schedule", "plateau", "--schedule-args", "patience=0", "factor=0.5"]
-
-
-def launch(processes: int, *command: object, **environment: str) -> subprocess.CompletedProcess:
-    """Start ``processes`` processes on the CPU: with --cpu, accelerate would start a single one and say nothing."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
-    several = ["--multi_gpu", "--main_process_port=0"] if processes > 1 else []
-    return subprocess.run(
-        [*launcher, *several, *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -143,7 +143,7 @@ def test_every_form_of_submission_is_written_and_read(case, tmp_path):
     predictions = predictions_of(case)
     written = {}
     for name in case.task.forms:
-        if name == "probability":  # of two classes: tests/test_submission.py
+        if name == "probability":  # of two classes: tests/runs/test_submission.py
             continue
         columns = ["id", "label"] if name in ("label", "labels", "top") else ["id", *case.names]
         sample = tmp_path / f"sample_{name}.csv"

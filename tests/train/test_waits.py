@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from accelerate import Accelerator
-from test_augment import SWITCHES
+from switches import SWITCHES
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm

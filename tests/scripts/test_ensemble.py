@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.optimize import minimize
 from scores import count_errors, log_mean_probability, log_softmax, nll, row_losses, softmax
 
@@ -772,7 +773,7 @@ def test_mistakes_are_named_and_change_nothing(place, spoil, arguments, what):
 
 def test_mistakes_are_said_before_torch_is_imported(place):
     """A wrong input costs a fraction of a second: torch is not even loaded."""
-    script = Path(__file__).parents[1] / "ensemble.py"
+    script = ROOT / "ensemble.py"
     found = subprocess.run(
         [sys.executable, "-X", "importtime", str(script), "--sample", "nowhere.csv"],
         capture_output=True,

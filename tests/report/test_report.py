@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_sweep import synthetic  # noqa: F401 - the fixture of a finished sweep
 
 import report
 import sweep
@@ -273,7 +272,7 @@ def test_names_are_text_and_never_markup():
     assert "<script" not in text and Page(text).rows == [[hostile], [hostile]]
 
 
-def test_a_sweep_says_its_law(synthetic, tiny, capsys):  # noqa: F811
+def test_a_sweep_says_its_law(synthetic, tiny, capsys):
     """The sentences of sweep.py fit, the figure's panels, and an optimum for every batch size, without any run."""
     sweep.main(["fit"])
     law = read_json(synthetic / LAW_FILE)

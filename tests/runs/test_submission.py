@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED
 from scores import softmax
 
 from common.base.errors import UserError
@@ -23,7 +24,7 @@ from common.runs.submission import (
     write_submission,
 )
 
-REAL_SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "digits" / "sample_submission.csv"
+REAL_SAMPLE = SHARED / "data" / "digits" / "sample_submission.csv"
 TEST = Predictions(
     ids=text_array(["c", "001", 'b,"', "NA"]),
     logits=np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, 1, 0]], dtype=np.float32),
