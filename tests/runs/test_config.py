@@ -65,7 +65,7 @@ def test_every_committed_recipe_parses_and_says_its_result(recipe):
     """A recipe opens with its command and its measured score."""
     assert parse(Config, ["--config", str(recipe)]).config == str(recipe)
     said = recipe.read_text(encoding="utf-8").split("\nrun:")[0]
-    assert "train_fold.py" in said and re.search(r"OOF \d\d\.\d+ %|OOF [a-zA-Z ]+ \d+\.\d+|not yet measured", said)
+    assert "train_fold.py" in said and re.search(r"OOF \d\d\.\d+ %|OOF [a-zA-Z0-9 ]+ \d+\.\d+|not yet measured", said)
 
 
 def test_settings_survive_the_command_line_and_json(tmp_path):
