@@ -160,7 +160,8 @@ def draw(labels: np.ndarray, a_class: int, seed: int) -> np.ndarray:
 
 def make_folds(options: Options, folder: Path) -> None:
     """Three folds of the labelled rows, unless they are there."""
-    images = ("--images", Path(options.data).resolve().parent) if options.weights else ()
+    photos = Path(options.data).resolve().parent
+    images = ("--images", photos, "--test-images", photos) if options.weights else ()
     if not (folder / "folds.csv").exists():
         run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3, *images)
 
