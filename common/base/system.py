@@ -1,7 +1,6 @@
 """The machine, its system and who started us; where systems differ, with a fallback that does no harm."""
 
 import ctypes
-import gc
 import os
 import re
 import signal
@@ -168,12 +167,8 @@ def torch_loaded(threads: int) -> Iterator[None]:
     What a kernel's C library keeps (:func:`keep_freed_memory`) cannot be asked for, and stays.
     """
     keep_freed_memory()
-    gc.disable()  # loading leaves no garbage, and looking for it takes a seventh of the time
-    try:
-        import timm  # noqa: F401 - all who compute with torch need it next
-        import torch
-    finally:
-        gc.enable()
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads or cpu_count())
     try:
