@@ -16,11 +16,11 @@ def names_in_short(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ... ({len(names):,})"
 
 
-def in_shares(processes: int, accumulate: int, images: int = 0) -> str:
-    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where they are given."""
+def in_shares(processes: int, accumulate: int, rows: int = 0, called: str = "image") -> str:
+    """How a batch is shared out: ``2 processes x 1 accumulation step``, and ``x 6 images`` where ``rows`` are given."""
     counts = [(processes, "process", "processes"), (accumulate, "accumulation step", "accumulation steps")]
-    if images:
-        counts.append((images, "image", "images"))
+    if rows:
+        counts.append((rows, called, f"{called}s"))
     return " x ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts)
 
 

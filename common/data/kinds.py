@@ -28,6 +28,7 @@ class Kind:
     open: str  # the function of common/data/inputs.py that makes them ready for a training
     scale: str  # the class of what brings them to zero mean and unit deviation
     of_images: bool = False
+    row: str = "row"  # what one of them is called
     in_files: bool = False  # a file for each row, which may be missing, broken or another than before
     grey: bool = True  # without colours, in however many channels
     of_any_size: bool = False  # images of which a model looks at a square that it chooses itself
@@ -90,6 +91,7 @@ def _content_of_features(cells: np.ndarray) -> bytes:
 
 PIXELS = Kind(
     name="pixels",
+    row="image",
     of_images=True,
     content=np.ndarray.tobytes,
     shape=_shape_of_pixels,
@@ -101,6 +103,7 @@ PIXELS = Kind(
 )
 PHOTOS = Kind(
     name="photos",
+    row="image",
     of_images=True,
     in_files=True,
     grey=False,
@@ -126,6 +129,7 @@ FEATURES = Kind(
 )
 SEQUENCES = Kind(
     name="sequences",
+    row="sequence",
     content=np.ndarray.tobytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_sequences",
@@ -139,6 +143,7 @@ SEQUENCES = Kind(
 )
 FRAMES = Kind(
     name="frames",
+    row="frame",
     content=bytes,
     shape=_shape_of_sequences,
     open="common.data.frames:open_windows",

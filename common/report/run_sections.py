@@ -98,7 +98,7 @@ def facts(run: Evaluation, kind: Kind) -> str:
         f"{shown}; mixed precision "
         f"{first.get('computed_in', settings['mixed_precision'])}, {first['memory_format']}; "
         f"{processes} process{'es' * (processes > 1)} of "
-        f"{threads} thread{'s' * (threads > 1)}; {first['steps']:,} steps a fold at {speed:,.0f} images/s, "
+        f"{threads} thread{'s' * (threads > 1)}; {first['steps']:,} steps a fold at {speed:,.0f} {kind.row}s/s, "
         f"{seconds / 60:.1f} minutes in all; torch {first['versions']['torch']}, timm {first['versions']['timm']}."
     )
 

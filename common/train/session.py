@@ -110,8 +110,9 @@ def open_session(
     accelerator = create_accelerator(cfg, precision)
     check_backend(accelerator)
     share = cfg.batch_size // (accelerator.num_processes * cfg.accumulate)
+    shares = in_shares(accelerator.num_processes, cfg.accumulate, share, table.kind.row)
     accelerator.print(
-        f"{cfg.run_name}: batch size {cfg.batch_size} = {in_shares(accelerator.num_processes, cfg.accumulate, share)}; "
+        f"{cfg.run_name}: batch size {cfg.batch_size} = {shares}; "
         f"{cfg.threads} thread{'s' * (cfg.threads > 1)}, {described(accelerator.device)}, "
         f"mixed precision {precision}{kept}"
     )
