@@ -55,7 +55,6 @@ WAYS = {  # what each adds to a training as long as BASE
     "mean teacher": (*MEAN, *REST),
     "pseudo-labels and mean teacher": (*PSEUDO, "plain", *MEAN),
 }
-LABELLERS = ("plain", "pseudo-labels")  # ways whose folds are trained as well
 BY_HEART = ("--augment", "none", "--label-smoothing", "0", "--epochs", "2", "--batch-size", "32", "--lr", "5e-3")
 BY_HEART += ("--warmup-epochs", "0.2", "--channels-last", "no", "--threads", "1")
 DISTIL = ("--teacher", "teacher", "--teacher-weight", "1", "--teacher-temperature", "1")
@@ -174,10 +173,11 @@ def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, np.ndarr
     table.write(folder / "labelled.csv", kept, dict(enumerate(table.labels.tolist())))
     table.write(folder / "rest.csv", rest)
     make_folds(options, folder)
+    labellers = {flags[flags.index("--pseudo") + 1] for flags in map(WAYS.get, options.ways) if "--pseudo" in flags}
     for way in options.ways:
         flags = (flag.format(rest=folder / "rest.csv") for flag in WAYS[way])
         own = ["--run", way, "--seed", seed, *options.net, *options.length(way), *flags]
-        for fold in ("all", "full") if way in LABELLERS else ("full",):
+        for fold in ("all", "full") if way in labellers else ("full",):
             run("train_fold.py", "--work", folder, "--fold", fold, "--jobs", 1, *own)
         test = folder / "runs" / way / TEST_FILE
         if not test.exists():
