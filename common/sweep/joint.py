@@ -40,9 +40,16 @@ class Joint:
         return self.parabolas.runs.batch_sizes
 
     @property
+    def about_steps(self) -> np.ndarray:
+        """The steps of each parabola, where those within about an eighth of a doubling count as one, the least."""
+        eighths = np.round(8 * np.log2(self.steps))
+        return np.array([self.steps[eighths == each].min() for each in eighths])
+
+    @property
     def is_crossed(self) -> bool:
         """Whether batch size and steps vary independently, so that a surface can be fitted."""
-        of_size = [set(self.steps[self.batch_sizes == size].tolist()) for size in set(self.batch_sizes.tolist())]
+        steps = self.about_steps
+        of_size = [set(steps[self.batch_sizes == size].tolist()) for size in set(self.batch_sizes.tolist())]
         return len(of_size) >= CROSSED and min(map(len, of_size)) >= CROSSED
 
     def slopes(self) -> tuple[Estimate, list[Estimate], float]:
@@ -190,7 +197,7 @@ def joint_sentences(joint: Joint) -> list[str]:
         lines.append(
             f"batch size {size}: from {least} to {most} steps the best lr changes by {_text(change)} doublings"
         )
-    for steps in sorted({int(steps) for steps in joint.steps}):
+    for steps in sorted({int(steps) for steps in joint.about_steps}):
         sizes = sorted({int(size) for size in joint.batch_sizes})
         change = surface.change((sizes[0], steps), (sizes[-1], steps))
         root = math.log2(sizes[-1] / sizes[0]) / 2

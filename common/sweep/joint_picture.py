@@ -22,12 +22,13 @@ def draw_joint(path: Path, joint: Joint) -> None:
     sizes, steps = joint.batch_sizes, joint.steps
     if joint.is_crossed:
         surface = joint.surface()
-        groups = {f"{count:g} steps": steps == count for count in np.unique(steps)}
+        about = joint.about_steps
+        groups = {f"{count:g} steps": about == count for count in np.unique(about)}
         draw_optima(axes[0], joint, sizes, groups, lambda size, own: surface.optimum(size, steps[own][0]))
         groups = {f"{size} images": sizes == size for size in np.unique(sizes)}
         draw_optima(axes[1], joint, steps, groups, lambda count, own: surface.optimum(sizes[own][0], count))
         axes[1].set_title("... and over the steps, one line a batch size", loc="left")
-        batch_size_axis(axes[1], np.unique(steps).astype(int).tolist())
+        batch_size_axis(axes[1], np.unique(about).astype(int).tolist())
         axes[1].set_xlabel("optimiser steps")
         axes[1].set_ylabel("")
     else:

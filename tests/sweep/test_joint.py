@@ -28,6 +28,17 @@ def studies(cause: str, seed: int = 0, noise: float = 0.05) -> dict[str, pd.Data
     return crossed_studies(lambda size, steps: truth(cause, size, steps), noise, seed)
 
 
+def test_steps_that_differ_by_a_rounded_batch_are_one_number():
+    """Sweeps by their epochs have 130 steps here and 131 there; they are crossed, and said once."""
+    tables = {
+        name: table.assign(steps=table.steps + (table.batch_size == 512)) for name, table in studies(STEPS).items()
+    }
+    joint = fit_joint(tables, draws=100)
+    assert joint.is_crossed
+    said = "\n".join(joint_sentences(joint))
+    assert "64 steps: from 32 to 512 images" in said and "65 steps: from" not in said
+
+
 @pytest.mark.parametrize("cause", [STEPS, NOISE_SCALE])
 def test_the_cause_is_told_and_its_part_is_right(cause):
     """Where it was the steps, they explain the fall and the square root holds; where the noise scale, they do not."""
