@@ -34,7 +34,7 @@ from common.runs.layout import (
     finished_runs,
     run_names,
 )
-from common.runs.members import Member, alike_members, in_one_form, metric_of, read_members
+from common.runs.members import Member, alike_members, in_one_form, metric_of, read_member, read_members
 from common.runs.oof import units_of
 from common.runs.predictions import Predictions, side_by_side, write_predictions
 from common.runs.submission import Submitting, keep_earlier, write_submission
@@ -97,7 +97,7 @@ class Options(Submitting):
     def member(self, run: str) -> Member:
         """A run; infer.py has written its predictions below --out-dir, or else beside it."""
         folder, elsewhere = Path(self.runs_dir) / run, Path(self.out_dir or self.runs_dir) / run
-        return Member(folder, elsewhere if (elsewhere / TEST_FILE).is_file() else folder)
+        return read_member(folder, elsewhere if (elsewhere / TEST_FILE).is_file() else folder)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,21 @@ class Member:
 
     folder: Path  # in which it was trained
     inferred: Path  # into which infer.py has written its predictions
+    settings: dict[str, Any]  # what it was trained with; empty where the file is not at hand
+    inference: dict[str, Any]  # what infer.py recorded; empty where it did not run
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.folder.name
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What it was trained with; empty where the file is not at hand."""
-        path = fold_folder(self.folder, 0) / CONFIG_FILE
-        return read_json(path) if path.is_file() else {}
 
-    @cached_property
-    def inference(self) -> dict[str, Any]:
-        """What infer.py recorded; empty where it did not run."""
-        path = self.inferred / INFERENCE_FILE
-        return read_json(path, seconds_per_1000_rows=(int, float)) if path.is_file() else {}
+def read_member(folder: Path, inferred: Path) -> Member:
+    """A run with what is recorded of it; raises UserError where a file is damaged."""
+    config, inference = fold_folder(folder, 0) / CONFIG_FILE, inferred / INFERENCE_FILE
+    settings = read_json(config) if config.is_file() else {}
+    recorded = read_json(inference, seconds_per_1000_rows=(int, float)) if inference.is_file() else {}
+    return Member(folder, inferred, settings, recorded)
 
 
 def alike_members(members: Sequence[Member]) -> np.ndarray:
