@@ -232,7 +232,7 @@ def row(truth: Truth, figures: pd.Series) -> list[str]:
 
 def main() -> None:
     """Run every case and write the report."""
-    options, start = parse(Options), time.perf_counter()
+    options, start = parse(Options), time.process_time()
     lines = [
         "# Is the law's interval honest?",
         "",
@@ -271,7 +271,7 @@ def main() -> None:
         f"First stage, slope 0.5, noise 20 %: {found['undecided']:.0%} of the studies cannot tell and ask for "
         f"{found['asked']:.0f} more runs (median). With those, {found['enough']:.0%} can tell.",
         "",
-        f"{(time.perf_counter() - start) / 60:.0f} minutes on one core.",
+        f"{(time.process_time() - start) / 60:.0f} minutes of one core.",
     ]
     write_file(REPORT, "\n".join(lines) + "\n")
     print(lines[-3])
