@@ -12,10 +12,10 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import common.model.networks  # noqa: F401 - registers digit_cnn with timm
+from benchmarks.limits import step_on
 from benchmarks.ratios import write_speeds
 from benchmarks.throughput import images_per_second
 from common.base.cli import parse
@@ -52,15 +52,10 @@ def main() -> None:
 
 
 def steps(model: nn.Module, side: int, in_bf16: bool) -> Iterator[int]:
-    """Training steps on one batch; at a learning rate of nothing it is never learnt by heart."""
-    images = torch.rand(BATCH, 1, side, side).contiguous(memory_format=torch.channels_last)
-    targets, optimiser = torch.randint(10, (BATCH,)), torch.optim.AdamW(model.parameters(), lr=0.0)
+    """Training steps on one batch."""
+    step = step_on(model, torch.rand(BATCH, 1, side, side).contiguous(memory_format=torch.channels_last), in_bf16)
     while True:
-        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-            loss = F.cross_entropy(model(images), targets)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        step()
         yield BATCH
 
 

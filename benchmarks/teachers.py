@@ -134,9 +134,11 @@ class Rows:
         if not path.exists():
             with path.open("w", newline="") as file:
                 writer = csv.writer(file)
-                for number, row in [(-1, self.header), *((number, self.rows[number]) for number in some)]:
-                    label = [] if labels is None else [labels.get(number, "label")]
-                    writer.writerow([*row[:at], *label, *row[at + 1 :]])
+                left_out = at if labels is None else len(self.header)
+                writer.writerow(name for place, name in enumerate(self.header) if place != left_out)
+                for number in some:
+                    row = self.rows[number]
+                    writer.writerow([*row[:at], *([] if labels is None else [labels[number]]), *row[at + 1 :]])
 
 
 def read_rows(data: str) -> Rows:
@@ -165,8 +167,8 @@ def make_folds(options: Options, folder: Path) -> None:
         run("folds.py", "--work", folder, "--data", folder / "labelled.csv", "--k", 3, *images)
 
 
-def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, np.ndarray, float]]:
-    """Each way, the seed, which of the rows without labels it gets wrong, and the seconds that its training took."""
+def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, pd.Series, float]]:
+    """Each way, the seed, whether it gets each row without a label wrong, and the seconds that its training took."""
     folder, table = Path(options.work) / f"seed{seed}", read_rows(options.data)
     kept = draw(table.labels, options.a_class, seed)
     rest = np.setdiff1d(np.arange(len(table.rows)), kept)
@@ -183,33 +185,29 @@ def few_labels(options: Options, seed: int) -> Iterator[tuple[str, int, np.ndarr
         if not test.exists():
             files = ("--test", folder / "rest.csv", "--threads", 1)
             run("infer.py", "--work", folder, "--runs", way, "--fold", "full", *files)
-        wrong = read_predictions(test).predicted != table.labels[rest]
+        wrong = pd.Series(read_predictions(test).predicted != table.labels[rest], index=rest)
         print(f"seed {seed}, {way}: {1 - wrong.mean():.3%}", flush=True)
         yield way, seed, wrong, read_metrics(folder / "runs" / way / "full")["seconds"]
 
 
-def table_of(found: Sequence[tuple[str, int, np.ndarray, float]]) -> pd.DataFrame:
-    """A row a way: accuracy over all seeds with its interval, each seed's, and the paired test against BASE."""
+def table_of(found: Sequence[tuple[str, int, pd.Series, float]]) -> pd.DataFrame:
+    """A row a way: accuracy over all seeds, each seed's, and the paired test against BASE.
+
+    The seeds' tests share most of their rows: the interval is that of one test, and in the paired test the answers to
+    one row count together.
+    """
     table, by_way = [], {}
     for way, seed, wrong, seconds in found:
         by_way.setdefault(way, {})[seed] = wrong, seconds
     for way, of_seeds in by_way.items():
-        wrong = np.concatenate([wrong for wrong, _ in of_seeds.values()])
-        low, high = wilson(int(wrong.sum()), len(wrong))
-        row = {
-            "way": way,
-            "seeds": len(of_seeds),
-            "n": len(wrong),
-            "accuracy": 1 - wrong.mean(),
-            "low": low,
-            "high": high,
-        }
+        wrong, count = pd.concat([wrong for wrong, _ in of_seeds.values()]), len(of_seeds)
+        low, high = wilson(round(wrong.sum() / count), len(wrong) // count)
+        row = {"way": way, "seeds": count, "n": len(wrong), "accuracy": 1 - wrong.mean(), "low": low, "high": high}
         row["of each seed"] = " ".join(f"{1 - wrong.mean():.4f}" for wrong, _ in of_seeds.values())
         row["minutes"] = np.mean([seconds for _, seconds in of_seeds.values()]) / 60
         if way != BASE and by_way.get(BASE, {}).keys() >= of_seeds.keys():
-            base = np.concatenate([by_way[BASE][seed][0] for seed in of_seeds])
-            rows = np.concatenate([np.arange(len(wrong)) for wrong, _ in of_seeds.values()])
-            row["p against plain"] = compare(base, wrong, rows).p
+            base = pd.concat([by_way[BASE][seed][0] for seed in of_seeds])
+            row["p against plain"] = compare(base.to_numpy(), wrong.to_numpy(), wrong.index.to_numpy()).p
         table.append(row)
     return pd.DataFrame(table)
 

@@ -23,6 +23,7 @@ from common.runs.predictions import Predictions, kept_classes, read_predictions,
 from common.score.answers import Answers
 from common.score.bootstrap import compare_by, interval_of
 from common.score.calibration import PARTS, cross_fitted
+from common.score.decisions import DecisionStudy
 from common.score.logits import Outputs
 from common.score.metrics import METRICS, accuracy, errors, goodness, what_lacks
 from common.score.significance import Comparison, holm, noise_floor
@@ -48,12 +49,13 @@ class Evaluation:
         Where a decision such as thresholds can be learned for the metric, each fold's rows are decided by what the
         others say, of runs and blends alike: a decision that a blend keeps was learned on these very rows.
         """
-        undecided = replace(self.oof, decision=())
-        if not self.judged_by:
-            return undecided.answers()
-        found = learned_decision([undecided], self.judged_by)
-        answers = undecided.answers()
-        return answers if found.predicted is None else answers.with_predicted(found.predicted)
+        answers, found = replace(self.oof, decision=()).answers(), self.decided
+        return answers if found is None or found.predicted is None else answers.with_predicted(found.predicted)
+
+    @cached_property
+    def decided(self) -> DecisionStudy | None:
+        """The decision that is learned for the metric of the page, if there is one."""
+        return learned_decision([replace(self.oof, decision=())], self.judged_by) if self.judged_by else None
 
     @property
     def metric(self) -> str:

@@ -202,7 +202,7 @@ def label_table_section(evidence: Evidence, run: Evaluation) -> Section:
     found, pairs = label_scores(run), label_pairs(run)
     body = [
         table(found),
-        note("mean p is to be near the rate; answered counts the rows that get the label at a probability of 1/2."),
+        note("Mean p is to be near the rate. Rows are answered by the thresholds that the other folds say."),
     ]
     if len(pairs):
         body += [element("h4", "Answered in place of another label"), table(pairs.head(PICTURES))]

@@ -9,6 +9,7 @@ from common.report.evaluation import Evaluation
 from common.runs.config import Config, training_settings
 from common.score.areas import auc_of_columns, precision_of_columns
 from common.score.calibration import calibration_error
+from common.score.label_sets import thresholds_in
 from common.score.metrics import METRICS, goodness
 
 # Settings that name what 0 and auto turned out to be: facts of a run, not choices.
@@ -129,9 +130,11 @@ def utterance_scores(run: Evaluation, utterances: np.ndarray) -> pd.DataFrame:
 def label_scores(run: Evaluation) -> pd.DataFrame:
     """A row per label of label sets: how many rows have it, how often it is answered and right, how well it is ranked.
 
-    ``mean_p`` against ``rate`` shows what no measure of ranks does: probabilities that are off as a whole.
+    ``mean_p`` against ``rate`` shows what no measure of ranks does: probabilities that are off as a whole. By the
+    ``threshold`` infer.py answers, learned on all rows; here each row is answered by what the other folds say.
     """
     answers = run.answers
+    thresholds = thresholds_in(run.decided.decision if run.decided else ())
     of_label, hits, predicted = answers.counts()
     with np.errstate(invalid="ignore"):  # a label that no row has and none gets
         f1 = 2 * hits / (of_label + predicted)
@@ -143,6 +146,7 @@ def label_scores(run: Evaluation) -> pd.DataFrame:
             "mean_p": answers.probabilities(answers.outputs).mean(axis=0),
             "auc": auc_of_columns(answers),
             "average_precision": precision_of_columns(answers),
+            "threshold": np.broadcast_to(thresholds, len(answers.names)),
             "answered": predicted,
             "f1": f1,
         }

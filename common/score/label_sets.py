@@ -126,13 +126,17 @@ def is_another_set(outputs: Outputs, targets: np.ndarray, decision: Decision = (
 def chosen_labels(outputs: Outputs, decision: Decision = ()) -> np.ndarray:
     """The labels whose probability reaches the threshold (1/2 without a decision), bool (..., n, labels)."""
     odds = np.asarray(outputs.values, dtype=np.float64)
-    never_empty, *thresholds = decision if len(decision) else (0.0, 0.5)
-    shares = np.array(thresholds, dtype=np.float64)
+    never_empty, shares = decision[0] if len(decision) else 0.0, thresholds_in(decision)
     found = odds >= np.log(shares) - np.log1p(-shares)
     if never_empty:
         likeliest = odds.argmax(axis=-1)[..., None] == np.arange(odds.shape[-1])
         found |= likeliest & ~found.any(axis=-1, keepdims=True)
     return found
+
+
+def thresholds_in(decision: Decision = ()) -> np.ndarray:
+    """The probabilities from which on a label is answered, float (labels), or (1) where one is for all."""
+    return np.array(decision[1:] if len(decision) else (0.5,), dtype=np.float64)
 
 
 def set_answers(outputs: Outputs, targets: np.ndarray, names: Sequence[str], decision: Decision = ()) -> Answers:

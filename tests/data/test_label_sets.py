@@ -105,13 +105,15 @@ def test_each_labels_mean_probability_is_its_rate(learned):
 
 
 def test_the_report_has_a_table_of_labels(learned):
-    """With each label's rate, and its page is written for sets as for classes."""
+    """With each label's rate and the threshold of its submission; its page is written for sets as for classes."""
     page = learned / "report.html"
     report.main([f"--folds={learned / 'folds.csv'}", f"--runs-dir={learned / 'runs'}", f"--out={page}", "--csv"])
     rows = list(csv.DictReader((learned / "report_tables" / "seed0_label_table.csv").open()))
     assert [row["label"] for row in rows] == ["low", "middle", "top"] and all(float(row["auc"]) > 0.9 for row in rows)
     known = read_folds(learned / "folds.csv")
     assert [int(row["n"]) for row in rows] == known.targets.sum(axis=0).tolist()
+    _, *thresholds = read_predictions(learned / "runs" / "seed0" / "test.npz").decision
+    assert [float(row["threshold"]) for row in rows] == pytest.approx(np.broadcast_to(thresholds, 3))
 
 
 @pytest.mark.parametrize(
