@@ -111,7 +111,7 @@ def main() -> None:
         f"inference, {cores} threads": lambda way: work.predict(way, cores),
         "inference, one thread": lambda way: work.predict(way, 1),
     }
-    lines = ["| work | waiting | alone, images/s | beside 1 | beside 2 | kept beside 1 | kept beside 2 |", "|---" * 7 + "|"]
+    lines = ["| work | waiting | alone, images/s | beside 1 | beside 2 | kept beside 1 | beside 2 |", "|---" * 7 + "|"]
     for name, speeds_of in measured.items():
         for way in options.ways if f"{cores} threads" in name else [OURS]:
             alone, *beside = speeds_of(WAYS[way])
