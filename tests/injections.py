@@ -1,6 +1,7 @@
 """Small faults to inject into a folder, by name: faults.csv strings them together, `cut oof.npz 9 && remove a.json`."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -365,14 +366,16 @@ def bomb(path: Path, side: str) -> None:
 
 
 def speech(path: Path, order: str = "TD") -> None:
-    """Twelve sequences of 4 to 15 frames of 3 numbers, of two speakers: features/s0.npy ... and train.csv."""
+    """Twelve sequences of 4 to 15 frames of 3 numbers, of two speakers: features/s0.npy ..., train.csv, folds.csv."""
     (path / "features").mkdir(parents=True)
-    lines = ["id,features,length,label"]
+    lines, dealt = ["id,features,length,label"], ["id,label,fold,row_sha"]
     for row in range(12):
-        frames = np.random.default_rng(row).normal(size=(4 + row, 3)).astype(np.float32)
+        frames, label = np.random.default_rng(row).normal(size=(4 + row, 3)).astype(np.float32), "ab"[row % 2]
         np.save(path / "features" / f"s{row}.npy", frames if order == "TD" else frames.T)
-        lines.append(f"s{row},features/s{row}.npy,{4 + row},{'ab'[row % 2]}")
+        lines.append(f"s{row},features/s{row}.npy,{4 + row},{label}")
+        dealt.append(f"s{row},{label},{row // 2 % 2},{hashlib.sha256(frames.tobytes()).hexdigest()[:16]}")
     (path / "train.csv").write_text("\n".join(lines) + "\n")
+    (path / "folds.csv").write_text("\n".join(dealt) + "\n")
 
 
 def utterances(path: Path) -> None:

@@ -36,6 +36,8 @@ def fitting(cfg: Config, table: Table) -> Config:
         refused.append("augment")
     if cfg.augment_args:
         refused.append("augment_args")
+    if cfg.channels_last == "yes":
+        refused.append("channels_last")
     if refused:
         flag = f"--{refused[0].replace('_', '-')}"
         raise UserError(flag, f"is for images, but {table.source} has {kind.name}", "leave it out")

@@ -297,6 +297,7 @@ def softmax(logits) -> np.ndarray:
         (["--model=mlp"], "mlp looks at features"),
         (["--augment=digits"], "--augment: is for images"),
         (["--augment-args", "mixup=0.2"], "--augment-args: is for images"),
+        (["--channels-last=yes"], "--channels-last: is for images"),
         (["--window=9"], "--window: is for frames"),
     ],
 )
