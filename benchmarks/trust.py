@@ -1,10 +1,9 @@
 """Are the verdicts on data and leaderboards right? Alarms on shuffled labels, recall on planted copies, coverage, cost.
 
-    python -m benchmarks.trust --data train.csv --test test.csv --answers answers.json --run runs/digit_cnn
-    python -m benchmarks.trust --data train.csv.gz --draws 400
+    python -m benchmarks.trust --data train.csv --test test.csv --answers answers.json --run runs/digit_cnn --draws 400
 
-prints what it measures. ``answers`` lists planted pairs: {"pairs": [{"copy": id, "of": id, "edit": words}, ...]}. Where
-the package imagehash is installed, what its hashes find stands beside ours.
+prints what it measures; of flags that are left out, nothing. ``answers`` lists planted pairs: {"pairs": [{"copy": id,
+"of": id, "edit": words}, ...]}. Where the package imagehash is installed, what its hashes find stands beside ours.
 """
 
 import json
@@ -21,9 +20,10 @@ from PIL import Image
 from benchmarks import leaderboard
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
+from common.data.near_duplicates import NO_PAIRS
 from common.data.probes import probes_of, told_by
 from common.data.tables import Table, read_test_table, read_train_table
-from common.data.trust import find_near_duplicates
+from common.data.trust import LookAlikes, find_near_duplicates
 from common.runs.layout import OOF_FILE
 from common.runs.predictions import Predictions, read_predictions
 from common.score.leaderboard import expected
@@ -38,7 +38,8 @@ class Options:
     answers: str = ""  # json with the planted pairs
     run: str = ""  # folder of a run with its folds' OOF predictions, for the coverage
     shuffles: int = 400  # of the labels
-    draws: int = 0  # of rows of a table of images, for the coverage with what averaging gains (0: none)
+    draws: int = 0  # of rows of --rows, for the coverage with what averaging gains (0: none)
+    rows: str = "digits"  # table of small images whose rows are drawn
 
 
 def main() -> None:
@@ -53,13 +54,14 @@ def main() -> None:
         for _ in range(options.shuffles)
     )
     print(f"shuffled labels: {alarms} of {options.shuffles} are called a leak")
+    found = compared(table, test) if options.answers or options.run else None
     if options.answers:
-        print_recall(table, test, json.loads(Path(options.answers).read_text(encoding="utf-8"))["pairs"])
+        print_recall(table, test, found, json.loads(Path(options.answers).read_text(encoding="utf-8"))["pairs"])
     if options.run:
         print_coverage(Path(options.run))
-        print_without_relatives(Path(options.run), table)
+        print_without_relatives(Path(options.run), table, found)
     if options.draws:
-        leaderboard.measure(leaderboard.Options(options.data, draws=options.draws))
+        leaderboard.measure(leaderboard.Options(options.rows, draws=options.draws))
 
 
 def checked(table: Table) -> Table:
@@ -67,12 +69,21 @@ def checked(table: Table) -> Table:
     return table.kind.checked([table], 1, as_written=False)[0]
 
 
-def print_recall(table: Table, test: Table | None, planted: list[dict[str, str]]) -> None:
+def compared(table: Table, test: Table | None) -> LookAlikes | None:
+    """The near-duplicates, which are counted; None where pictures are too small to be compared."""
+    started = time.process_time()
+    if not (found := find_near_duplicates(table, test)):
+        print("pictures as small as these are not compared")
+        return None
+    n, seconds = len(table.ids) + (len(test.ids) if test else 0), time.process_time() - started
+    print(f"{n:,} pictures compared in {seconds:.0f} s of processor time: {len(found.pairs):,} pairs")
+    return found
+
+
+def print_recall(table: Table, test: Table | None, alike: LookAlikes | None, planted: list[dict[str, str]]) -> None:
     """How many planted pairs of each edit are found, and how many pairs are none."""
     ids = [*table.ids, *(test.ids if test else ())]
-    started = time.process_time()
-    pairs = find_near_duplicates(table, test).pairs
-    print(f"{len(ids):,} pictures compared in {time.process_time() - started:.0f} s of processor time")
+    pairs = alike.pairs if alike else NO_PAIRS
     found = {"ours": {frozenset((ids[a], ids[b])) for a, b in zip(pairs.first, pairs.second, strict=True)}}
     if find_spec("imagehash"):
         found |= hashed_pairs(ids, [*table.images, *(test.images if test else ())])
@@ -108,16 +119,12 @@ def out_of_fold(run: Path) -> list[Predictions]:
     return [read_predictions(path) for path in paths]
 
 
-def print_without_relatives(run: Path, table: Table) -> None:
+def print_without_relatives(run: Path, table: Table, found: LookAlikes | None) -> None:
     """The accuracy out of fold of all rows, and without those that have a near-duplicate in another fold."""
     parts = out_of_fold(run)
     cost = {name: each for part in parts for name, each in zip(part.ids, part.answers().costs, strict=True)}
     fold = {name: number for number, part in enumerate(parts) for name in part.ids}
-    found = find_near_duplicates(table, None)
-    if found is None:
-        print("pictures as small as these are not compared: no rows are left out")
-        return
-    pairs = found.within_train()
+    pairs = found.within_train() if found else NO_PAIRS
     both = [(table.ids[a], table.ids[b]) for a, b in zip(pairs.first, pairs.second, strict=True)]
     divided = {name for pair in both if fold[pair[0]] != fold[pair[1]] for name in pair}
     kept = [each for name, each in cost.items() if name not in divided]

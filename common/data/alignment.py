@@ -10,16 +10,19 @@ import numpy as np
 
 SIDE = 64  # px of the grey pictures that are aligned
 ALIKE = 0.92  # correlation of the aligned detail: chosen on real photos and planted edits, docs/trust.md
-# Side, steps, what is compared after them, and how much of it must correlate to go on: most pairs fall early, where a
-# look costs little. Each gate but the last stands where 1 % of the looks at planted copies would fall.
+# Side, steps, what is compared after them, how much of it must correlate to go on, and how much more where a strip is
+# left out (None: no strip is). Most pairs fall early, where a look costs little. Each gate but the last stands where
+# 1 % of the looks at planted copies would fall. Leaving a strip out flatters strangers, so they must be more alike.
 LEVELS = (
-    (16, 3, "all", 0.45),
-    (16, 3, "all", 0.6),
-    (32, 0, "detail", 0.4),
-    (32, 4, "detail", 0.75),
-    (SIDE, 6, "detail", ALIKE),
+    (16, 3, "all", 0.45, None),
+    (16, 3, "all", 0.6, None),
+    (32, 0, "detail", 0.4, None),
+    (32, 4, "detail", 0.75, 0.1),
+    (SIDE, 6, "detail", ALIKE, 0.02),
 )
 SHARED = 0.5  # of either picture
+STRIP, OF_THE_POINTS = 0.25, 0.4  # the most that a strip may hold: of the rows, and of what is compared
+OTHER = 0.6  # correlation below which a strip shows something else, such as a caption
 AT_ONCE = 128  # pairs that are aligned at a time
 PLAIN = 8.0  # grey levels within which a corner's colour is a background or a fill
 EVERYTHING = np.array([[0, 0, 1, 1]], np.float32)  # a frame that leaves nothing out
@@ -51,7 +54,7 @@ def checked(
     """
     one, two = candidates[:, :2].T.astype(int)
     affine, values = affine_of(candidates[:, 2:].astype(np.float32)), np.empty(0)
-    for side, steps, what, gate in LEVELS:
+    for side, steps, what, gate, more in LEVELS:
         values = np.full(len(one), -1.0)
         for start in range(0, len(one), AT_ONCE):
             some = slice(start, start + AT_ONCE)
@@ -60,8 +63,8 @@ def checked(
             if mirrored:
                 fixed, fixed_frame = fixed[:, :, ::-1], fixed_frame * np.array([-1, 1, 1, 1], np.float32)
             affine[some] = _align(fixed, moving, affine[some], fixed_frame, moving_frame, steps)
-            judge = _detail_likeness if what == "detail" else _likeness
-            values[some] = judge(fixed, moving, affine[some], fixed_frame, moving_frame)
+            both = fixed, moving, affine[some], fixed_frame, moving_frame
+            values[some] = _detail_likeness(*both, more) if what == "detail" else _likeness(*both)
         kept = values >= gate
         one, two, affine, values = one[kept], two[kept], affine[kept], values[kept]
     return list(zip(one.tolist(), two.tolist(), values.tolist(), strict=True))
@@ -194,10 +197,11 @@ def _inner_area(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return inner[:, 2] * inner[:, 3]
 
 
-def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.ndarray:
+def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame, more: float | None) -> np.ndarray:
     """Correlation of the aligned pictures' detail, each measured beside the detail around it, (b).
 
-    Divided by its own strength nearby, so that one black corner does not outweigh the rest of the picture.
+    Divided by its own strength nearby, so that one black corner does not outweigh the rest of the picture. Without a
+    strip of rows it counts ``more`` less.
     """
     b, side = fixed.shape[:2]
     values, inside = sampled(moving, affine, side, moving_frame)
@@ -205,10 +209,36 @@ def _detail_likeness(fixed, moving, affine, fixed_frame, moving_frame) -> np.nda
     busy = ~(_filled(fixed, fixed) | _filled(values.reshape(b, side, side), moving)).reshape(b, -1)
     mask = np.where((shared * busy).mean(1, keepdims=True) >= BUSY, shared * busy, shared).reshape(b, side, side)
     details = _details([fixed, values.reshape(b, side, side)], mask)
-    mask = _eroded(mask).reshape(b, -1)
-    one, two = (_normal(each.reshape(b, -1), mask) for each in details)
-    found = (one * two).sum(1) / np.maximum(mask.sum(1), 1)
+    mask = _eroded(mask)
+    one, two = (each * mask for each in details)
+    sums = np.stack([mask, one, two, one * one, two * two, one * two]).sum(3, dtype=float)
+    found = _correlation(sums.sum(2))
+    if more is not None:
+        found = np.maximum(found, _without_a_strip(sums) - more)
     return np.where(_is_shared(shared, affine, fixed_frame, moving_frame), found, -1.0)
+
+
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """Correlation by the sums of 1, x, y, x², y² and xy, (6, ...)."""
+    n, x, y, xx, yy, xy = sums
+    n = np.maximum(n, 1)
+    return (xy - x * y / n) / np.sqrt(np.maximum((xx - x * x / n) * (yy - y * y / n), 1e-6))
+
+
+def _without_a_strip(sums: np.ndarray) -> np.ndarray:
+    """The largest correlation where one strip of rows that shows something else is left out, (b); -1 where none does.
+
+    Args:
+        sums: of each row of b pairs, as :func:`_correlation` takes them, (6, b, side).
+    """
+    side = sums.shape[2]
+    upto = np.concatenate([np.zeros_like(sums[:, :, :1]), sums.cumsum(2)], axis=2)
+    whole, best = upto[:, :, -1:], np.full(sums.shape[1], -1.0)
+    for rows in range(max(2, side // 16), int(STRIP * side) + 1):
+        strip = upto[:, :, rows:] - upto[:, :, :-rows]
+        is_other = (_correlation(strip) < OTHER) & (strip[0] < OF_THE_POINTS * whole[0])
+        best = np.maximum(best, np.where(is_other, _correlation(whole - strip), -1.0).max(1))
+    return best
 
 
 def _filled(pictures: np.ndarray, whole: np.ndarray) -> np.ndarray:

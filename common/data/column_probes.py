@@ -4,11 +4,13 @@ A column is there to tell of the label, so what it tells is no leak; one that te
 itself, or was made of it.
 """
 
+from functools import partial
+
 import numpy as np
 
 from common.base.words import names_in_short
 from common.data.features import FLAGGED, TEXT, encoded, read_plan
-from common.data.probes import FEWEST, label_codes
+from common.data.probes import FEWEST, is_reached, label_codes
 from common.data.tables import Table
 from common.score.task import Task
 
@@ -39,8 +41,11 @@ def label_columns(table: Table, task: Task) -> str:
         values = numbers_of(cells)
         if values is None:
             values = np.unique(cells.astype(str), return_inverse=True)[1].astype(float)
-        found[name] = max((told_share(values, codes) for codes in labels), default=0.0)
-    names = [name for name in sorted(found, key=lambda name: -found[name]) if found[name] >= NEARLY_ALL]
+        for codes in labels:
+            share = told_share(values, codes)
+            if share > found.get(name, NEARLY_ALL) and not is_reached(share, partial(told_share, values), codes):
+                found[name] = share
+    names = sorted(found, key=lambda name: -found[name])
     if not names:
         return ""
     return (

@@ -6,8 +6,9 @@ Smirnov's test of each probe that a random split leaves alike.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 
 import numpy as np
@@ -16,6 +17,7 @@ from common.data.tables import Table
 
 BINS = 20
 SHUFFLES = 200
+MORE_SHUFFLES, MORE_WORK = 10_000, 4_000_000  # that none may reach what seems certain: at most, and times rows
 MOST_ROWS = 20_000  # that are looked at; of more, a random part
 CERTAIN = 4.0  # standard deviations beyond shuffled labels: the one threshold
 MUCH = 1 / 3  # of all there is to know about the label
@@ -175,14 +177,34 @@ def told_by(probes: dict[str, np.ndarray], labels: np.ndarray) -> list[Told]:
         real = _information(bins, codes)
         null = np.array([_information(bins, other) for other in shuffled])
         z, neighbours, by_chance = _deviate(real, null), np.nan, np.nan
+        if z > CERTAIN and is_reached(real, partial(_information, bins), codes):
+            z = CERTAIN
         if not KINDS[name].is_seen:
             order = np.argsort(values, kind="stable")
-            neighbours = _alike(codes[order])
-            runs = np.array([_alike(other[order]) for other in shuffled])
-            by_chance = float(runs.mean())
-            z = max(z, float((neighbours - runs.mean()) / (runs.std() + 1 / len(codes))))
+            neighbours, by_chance, beyond = _neighbours(codes[order])
+            z = max(z, beyond)
         found.append(Told(name, z, float(max(0.0, real - null.mean()) / entropy), neighbours, by_chance))
     return sorted(found, key=lambda told: -told.z)
+
+
+def is_reached(real: float, statistic: Callable[[np.ndarray], float], codes: np.ndarray) -> bool:
+    """Whether one of many more shuffles of ``codes`` reaches ``real``.
+
+    Of few rows, or few of a class, a statistic has few values; no smooth distribution says how rare the largest are.
+    """
+    random = np.random.default_rng(1)
+    shuffles = min(MORE_SHUFFLES, MORE_WORK // len(codes))
+    return any(statistic(random.permutation(codes)) >= real - 1e-9 for _ in range(shuffles))
+
+
+def _neighbours(codes: np.ndarray) -> tuple[float, float, float]:
+    """How often neighbours share a label, how often by chance, and how many deviations beyond that it is."""
+    random, real = np.random.default_rng(0), _alike(codes)
+    shuffled = np.array([_alike(random.permutation(codes)) for _ in range(SHUFFLES)])
+    z = float((real - shuffled.mean()) / (shuffled.std() + 1 / len(codes)))
+    if z > CERTAIN and is_reached(real, _alike, codes):
+        z = CERTAIN
+    return real, float(shuffled.mean()), z
 
 
 def label_codes(labels: np.ndarray) -> np.ndarray:
@@ -200,12 +222,10 @@ def label_codes(labels: np.ndarray) -> np.ndarray:
 
 def order_in_words(predicted: np.ndarray) -> str:
     """A note where test rows that follow each other are predicted alike far above chance; empty where not."""
-    codes, random = label_codes(predicted), np.random.default_rng(0)
+    codes = label_codes(predicted)
     if len(codes) < FEWEST:
         return ""
-    shuffled = np.array([_alike(random.permutation(codes)) for _ in range(SHUFFLES)])
-    real, chance = _alike(codes), float(shuffled.mean())
-    z = (real - chance) / (shuffled.std() + 1 / len(codes))
+    real, chance, z = _neighbours(codes)
     if z <= CERTAIN:
         return ""
     return (

@@ -6,7 +6,9 @@ from common.data.folds import Folds, split_rows
 from common.data.tables import Table
 
 DISTINCT = 0.5  # share of the rows with a value of their own, below which equal numbers mean nothing
-MANY = 0.05  # share of the held-out rows that is worth a word
+MANY = 0.05  # share of the held-out rows, beyond chance, that is worth a word
+MOVES = (-2, -1, 1, 2)  # units of the last place: numbers near the targets stand among features by chance alone
+CERTAIN = 4.0  # standard deviations beyond chance
 
 
 def quoted_targets(folds: Folds, table: Table) -> list[str]:
@@ -15,16 +17,29 @@ def quoted_targets(folds: Folds, table: Table) -> list[str]:
     if not table.plan or not folds.task.is_number or len(set(targets)) < DISTINCT * len(targets):
         return []
     wide = [at for at, cells in enumerate(table.images.T) if len(set(cells)) >= DISTINCT * len(cells)]
-    quoted, columns = np.zeros(len(targets), dtype=bool), set()
+    asked = np.stack([targets.astype(str), *_near(targets)])
+    quoted, columns = np.zeros(asked.shape, dtype=bool), set()
     for k in range(folds.count):
         train, valid = split_rows(folds, str(k), 1.0, 0)
         for at in wide:
-            found = np.isin(targets[valid].astype(str), table.images[train, at].astype(str))
-            quoted[valid[found]] = True
-            columns |= {table.feature_names[at]} if found.mean() > MANY else set()
-    if quoted.mean() <= MANY:
+            found = np.isin(asked[:, valid], table.images[train, at].astype(str))
+            quoted[:, valid] |= found
+            columns |= {table.feature_names[at]} if found[0].mean() > found[1:].mean() + MANY else set()
+    quoted, chance = quoted[0], float(quoted[1:].mean())
+    if quoted.mean() <= chance + MANY + CERTAIN * (chance * (1 - chance) / len(targets)) ** 0.5:
         return []
     return [
         f"{quoted.sum():,} of {len(targets):,} targets stand in {' and '.join(sorted(columns))} of rows that their "
         "models train on: the score flatters; --split time --time-column C --gap N, or --group C, keeps such rows apart"
+    ]
+
+
+def _near(targets: np.ndarray) -> list[np.ndarray]:
+    """Numbers, as texts with the targets' decimals, that lie a few units of the last place from them."""
+    places = [len(text.partition(".")[2]) for text in targets]
+    return [
+        np.array(
+            [f"{float(text) + move / 10**digits:.{digits}f}" for text, digits in zip(targets, places, strict=True)]
+        )
+        for move in MOVES
     ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_iris
 
@@ -16,6 +16,7 @@ from common.data.kinds import FEATURES
 from common.data.near_duplicates import aligned_pairs, same_drawings
 from common.data.photo_check import check_photos
 from common.data.probes import kolmogorov_smirnov, probes_of, shifts, told_by
+from common.data.quotes import quoted_targets
 from common.data.tables import Table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings, shift_findings
 from common.score.task import TASKS
@@ -42,15 +43,20 @@ EDITS = {
     "grey": lambda image: image.convert("L"),
     "rotated": lambda image: image.rotate(4, Image.Resampling.BILINEAR),
     "captioned": lambda image: captioned(image),
+    "captioned in large letters": lambda image: captioned(image, "black", size=17),
+    "captioned in its middle": lambda image: captioned(image, "grey", 90, 12),
+    "framed and captioned": lambda image: captioned(ImageOps.expand(image, 8, "white")),
+    "captioned and framed": lambda image: ImageOps.expand(captioned(image), 8, "white"),
 }
 
 
-def captioned(image: Image.Image) -> Image.Image:
-    """With a white bar over its lower eighth, and writing in it, as pictures are passed on."""
-    image, top = image.copy(), image.height * 7 // 8
+def captioned(image: Image.Image, fill: str = "white", top: int = 0, size: int = 10) -> Image.Image:
+    """With a bar over its lower eighth, or from ``top`` on, and writing in it, as pictures are passed on."""
+    image, top, height = image.copy(), top or image.height * 7 // 8, image.height // 8
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, top, image.width, image.height), fill="white")
-    draw.text((image.width // 10, top + 3), "when the folds agree", fill="black")
+    draw.rectangle((0, top, image.width, top + height), fill=fill)
+    ink = "white" if fill == "black" else "black"
+    draw.text((6, top + height / 2), "when folds agree", ink, ImageFont.load_default(size), anchor="lm")
     return image
 
 
@@ -153,6 +159,27 @@ def test_shuffled_labels_never_alarm():
     random = np.random.default_rng(0)
     probes = probes_of(table)
     assert not any(told.is_certain for _ in range(40) for told in told_by(probes, random.permutation(table.labels)))
+
+
+def test_few_rows_with_a_rare_class_never_alarm():
+    """Of 50 shuffles of 30 labels, two of which are rare, no probe and no column is called a leak."""
+    random = np.random.default_rng(1)
+    columns = {f"c{at}": noise(30, at) for at in range(8)} | {"few": random.integers(0, 5, 30)}
+    table = feature_table(columns, ["a"] * 28 + ["b"] * 2)
+    shuffled = (replace(table, labels=random.permutation(table.labels)) for _ in range(50))
+    assert not any(leak_findings(each) for each in shuffled)
+
+
+def test_targets_that_stand_in_other_rows_are_told_from_whole_numbers_that_meet_by_chance():
+    """A value that the next row has as a feature is named; counts that other columns hold as well are not."""
+    random = np.random.default_rng(0)
+    exact, counts = noise(200, 1), random.integers(0, 1000, 200)
+    said = []
+    for targets in (exact, counts):
+        columns = {"before": np.roll(exact, 1), "other": random.integers(0, 1000, 200)}
+        table = feature_table(columns, targets)
+        said.append(quoted_targets(make_folds(table, task=TASKS["regression"]), table))
+    assert "targets stand in before of rows" in said[0][0] and not said[1]
 
 
 def test_another_camera_is_named_and_a_random_split_is_not():
