@@ -34,7 +34,7 @@ from common.data.folds import Folds, leaks, read_data, read_folds, split_rows
 from common.data.tables import Table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
-from common.jobs.runner import SideBySide, slots_for, spread
+from common.jobs.runner import SideBySide, loaded_once, slots_for, spread
 from common.runs.config import Config, check_config, check_file, check_transform, of_fold
 from common.runs.fitting import fitting
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
@@ -206,21 +206,22 @@ def train_in_jobs(
     cfg: Train, table: Table, folds: Folds, todo: list[str], slots: Sequence[Slot], threads: int, deadline: Deadline
 ) -> None:
     """Train each of the folds ``todo`` in a process of its own, several at a time."""
-    from common.train.build import with_images_of
-    from common.train.hardware import check_compile_apart
-    from common.train.session import check_all_choices
-
     print(f"{cfg.run_name}: fold {', '.join(todo)}, {spread(slots, threads)}")
-    run_folder = Path(cfg.runs_dir) / cfg.run_name
-    micro_batch = cfg.batch_size // cfg.accumulate
-    uncompiled = dataclasses.replace(with_images_of(cfg, table), compile=False)
-    check_all_choices(uncompiled, table, folds, todo, micro_batch, cfg.log_with)
-    if cfg.compile:
-        check_compile_apart()
-    if cfg.restart:
-        start_over(run_folder)
-    command = (__file__, *flags_of(dataclasses.replace(cfg, config="")))
-    train_side_by_side(run_folder, todo, cfg.epochs, command, slots, threads, deadline)
+    with loaded_once(slots, len(todo)) as slots:
+        from common.train.build import with_images_of
+        from common.train.hardware import check_compile_apart
+        from common.train.session import check_all_choices
+
+        run_folder = Path(cfg.runs_dir) / cfg.run_name
+        micro_batch = cfg.batch_size // cfg.accumulate
+        uncompiled = dataclasses.replace(with_images_of(cfg, table), compile=False)
+        check_all_choices(uncompiled, table, folds, todo, micro_batch, cfg.log_with)
+        if cfg.compile:
+            check_compile_apart()
+        if cfg.restart:
+            start_over(run_folder)
+        command = (__file__, *flags_of(dataclasses.replace(cfg, config="")))
+        train_side_by_side(run_folder, todo, cfg.epochs, command, slots, threads, deadline)
 
 
 @torch_loaded(0)  # the session says how many threads

@@ -1,13 +1,13 @@
 """A job and the process that runs it: what a slot here and a slot on a cluster have in common."""
 
-import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from common.base.system import STARTED_BY_US
 
@@ -49,15 +49,32 @@ class Slot(Protocol):
 
 def start_child(job: Job, environment: Mapping[str, str], piped: bool) -> subprocess.Popen:
     """Start a job as a child of this process, on this machine; on a cluster's node too."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
-    options = {"env": {**inherited, **environment, **job.environment, STARTED_BY_US: str(os.getpid())}}
-    options |= {"cwd": job.folder}
-    command = [sys.executable, *job.command]
+    own = environment_of(os.getpid(), environment, job.environment)
+    with output_of(job, piped) as (said, file):
+        command = [sys.executable, *job.command]
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=own, cwd=job.folder)
+        process.stdout = said
+        return process
+
+
+def environment_of(starter: int, *added: Mapping[str, str]) -> dict[str, str]:
+    """What a job that ``starter`` starts has in its environment: our own, and what is added to it."""
+    found = {name: value for name, value in os.environ.items() if name not in LAUNCHERS}
+    for each in added:
+        found |= each
+    return found | {STARTED_BY_US: str(starter)}
+
+
+@contextmanager
+def output_of(job: Job, piped: bool) -> Iterator[tuple[Iterable[str] | None, IO[bytes] | None]]:
+    """What a job prints, for us to read if it is ``piped`` and no log's, and the file that it goes to (None: ours)."""
     if job.log:
         with Path(job.folder, job.log).open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
-    if not piped:
-        return subprocess.Popen(command, **options)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    process.stdout = io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline="")
-    return process
+            yield None, log
+    elif piped:
+        reading, writing = os.pipe()
+        said = os.fdopen(reading, encoding="utf-8", errors="replace", newline="")
+        with os.fdopen(writing, "wb") as file:
+            yield said, file
+    else:
+        yield None, None

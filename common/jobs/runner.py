@@ -11,6 +11,7 @@ from typing import Literal
 
 from common.base.errors import UserError, warn
 from common.base.system import cpu_count, gpus, has_other_accelerator, is_job, is_launched, processes
+from common.jobs.fork_server import ForkServer
 from common.jobs.process import Job, Process, Slot, start_child
 from common.jobs.screen import Screen
 
@@ -36,11 +37,13 @@ class LocalSlot:
     """A share of this machine: a GPU, named in the environment of its jobs, or threads."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    server: ForkServer | None = None  # which forks its jobs
     elsewhere = False
 
     def start(self, job: Job, piped: bool) -> Process:
-        """Start a job as our child."""
-        return start_child(job, self.environment, piped)
+        """Start a job as our child, or the server's."""
+        start = self.server.start if self.server else start_child
+        return start(job, self.environment, piped)
 
 
 def slots_for(
@@ -106,6 +109,20 @@ def without_idle_cores(jobs: int, cores: int) -> int:
 def device_slots() -> list[LocalSlot]:
     """One slot per GPU, or a single one for a machine without."""
     return [LocalSlot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or [LocalSlot()]
+
+
+@contextmanager
+def loaded_once(slots: Sequence[Slot], jobs: int) -> Iterator[list[Slot]]:
+    """The slots; where there will be several ``jobs``, all of them scripts, a server loads their libraries meanwhile.
+
+    Only on Linux and on CPUs: with a GPU it was never tried.
+    """
+    on_cpus = all(slot == LocalSlot() for slot in slots) and not has_other_accelerator()
+    if jobs < 2 or sys.platform != "linux" or not on_cpus:
+        yield [*slots]
+        return
+    with closing(ForkServer()) as server:
+        yield [LocalSlot(server=server)] * len(slots)
 
 
 def spread(slots: Sequence[Slot], threads: int) -> str:

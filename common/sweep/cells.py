@@ -33,7 +33,7 @@ from common.data.folds import read_folds
 from common.data.kinds import PIXELS
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
-from common.jobs.runner import INTERRUPTED, SideBySide, run_jobs, slots_for
+from common.jobs.runner import INTERRUPTED, SideBySide, loaded_once, run_jobs, slots_for
 from common.runs.config import Config, differences, saved_config, training_settings
 from common.runs.layout import METRICS_FILE, OLD_NAMES, OOF_FILE, fold_folder, todays_names
 from common.runs.predictions import read_predictions
@@ -207,8 +207,13 @@ class CellRunner:
             what = f"batch size {largest} exceeds the {self.rows:,} training rows"
             raise UserError("--batch-sizes", what, "leave it out")
         most = len(self.plan(self._cells()))  # not what is missing: a sweep that goes on has the threads it began with
-        self.slots, threads = slots_for(self.options, self.sweep.config.threads, most)
+        slots, threads = slots_for(self.options, self.sweep.config.threads, most)
         self.sweep = self.sweep.with_config(threads=threads)
+        with loaded_once(slots, len(self._missing())) as self.slots:
+            self._train_all()
+        return self._cells()
+
+    def _train_all(self) -> None:
         with locked(self.sweep.folder, wait=True):  # the first cell measures for all others, so it runs alone
             self.sweep = settled(self.sweep)
             while "auto" in (self.sweep.config.channels_last, self.sweep.config.mixed_precision):
@@ -221,7 +226,6 @@ class CellRunner:
                 if all(self._late(cell) for cell in todo):
                     break
                 time.sleep(1)  # others train what is left; what they find may ask for more
-        return self._cells()
 
     def _cells(self) -> pd.DataFrame:
         return read_cells(self.sweep.folder)

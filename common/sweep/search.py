@@ -8,6 +8,7 @@ runs/<run>_search/
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from common.base.cli import flag_of, flags_of, parse
 from common.base.errors import ENVIRONMENT, UserError
 from common.base.locks import locked
 from common.base.result import Result
-from common.jobs.process import Job
-from common.jobs.runner import INTERRUPTED, device_slots, run_jobs
+from common.jobs.process import Job, Slot
+from common.jobs.runner import INTERRUPTED, device_slots, loaded_once, run_jobs
 from common.runs.config import Config, check_each
 from common.runs.layout import fold_folder
 from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, out_of_fold
@@ -42,23 +43,25 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
-    while True:
-        with locked(folder, wait=True):  # so that workers together start no trial too many
-            known = study.get_trials(deepcopy=False)
-            open_trials = [trial for trial in known if not trial.state.is_finished()]
-            if not open_trials and len(known) >= trials:
-                break
-            if len(known) < trials:
-                new = study.ask(space)
-                number, params = new.number, new.params
-            else:  # the last ones are still at work, unless their worker died
-                number, params = open_trials[0].number, open_trials[0].params
-        try:
-            with locked(folder / f"trial{number}" / CLAIM_FOLDER):
-                if not study.get_trials(deepcopy=False)[number].state.is_finished():
-                    study.tell(number, **result(cfg, folder, number, params, script))
-        except UserError:
-            time.sleep(1)  # another worker trains it
+    ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    with loaded_once(device_slots()[:1], trials - ended) as slots:
+        while True:
+            with locked(folder, wait=True):  # so that workers together start no trial too many
+                known = study.get_trials(deepcopy=False)
+                open_trials = [trial for trial in known if not trial.state.is_finished()]
+                if not open_trials and len(known) >= trials:
+                    break
+                if len(known) < trials:
+                    new = study.ask(space)
+                    number, params = new.number, new.params
+                else:  # the last ones are still at work, unless their worker died
+                    number, params = open_trials[0].number, open_trials[0].params
+            try:
+                with locked(folder / f"trial{number}" / CLAIM_FOLDER):
+                    if not study.get_trials(deepcopy=False)[number].state.is_finished():
+                        study.tell(number, **result(cfg, folder, number, params, script, slots))
+            except UserError:
+                time.sleep(1)  # another worker trains it
     best = study.best_trial
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, nll_calibrated {best.value:.4f}: {chosen}")
@@ -97,15 +100,17 @@ def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
         raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
 
 
-def result(cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path) -> dict[str, Any]:
-    """Train a trial and score it, as :meth:`optuna.Study.tell` wants it."""
+def result(
+    cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path, slots: Sequence[Slot]
+) -> dict[str, Any]:
+    """Train a trial in one of the ``slots`` and score it, as :meth:`optuna.Study.tell` wants it."""
     from optuna.trial import TrialState
 
     run = folder / f"trial{number}"
     cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
     varied = [word for name, value in params.items() for word in flag_of(name, value)]
     job = Job(run.name, (str(script), *flags_of(cfg), *varied), log=str(run / LOG_FILE))
-    exit_code = run_jobs([job], device_slots()[:1])[run.name]
+    exit_code = run_jobs([job], slots)[run.name]
     if exit_code in INTERRUPTED:
         sys.exit(INTERRUPTED[exit_code])
     if exit_code:
