@@ -39,6 +39,27 @@ class StatisticsPooling(nn.Module):
         return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
 
 
+class PartsPooling(nn.Module):
+    """Means over ``count`` equal parts of each sequence's time, (n, T, d) -> (n, ``count`` x d), summed in float32.
+
+    A frame on the edge of two parts counts for each by its share, so that a sequence may have fewer frames than parts.
+    Source: Wang et al. 2017, Temporal Pyramid Pooling Based Convolutional Neural Network for Action Recognition.
+    """
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def forward(self, frames: Tensor, real: Tensor) -> Tensor:
+        frames, size = masked(frames.float(), real), real.sum(1)[:, None].float() / self.count
+        place = torch.arange(frames.shape[1], device=frames.device)
+        means = []
+        for part in range(self.count):
+            shares = ((place + 1).minimum((part + 1) * size) - place.maximum(part * size)).clamp_min(0)
+            means.append((shares[..., None] * frames).sum(1) / size)
+        return torch.cat(means, dim=1)
+
+
 class FrameConvolution(nn.Module):
     """A convolution over time, a norm of each frame by itself, GELU and dropout; a residual where the shapes allow it.
 
@@ -107,25 +128,30 @@ class SequenceModel(nn.Module):
 
 
 class PooledModel(SequenceModel):
-    """An answer for each sequence: the mask at the entry, and statistics over what the net makes of the frames."""
+    """An answer for each sequence: the mask at the entry, and statistics over what the net makes of the frames.
 
-    def __init__(self, num_classes: int, width: int, drop_rate: float, noise: float):
-        super().__init__(num_classes, 2 * width, drop_rate, noise)
-        self.pool = StatisticsPooling()
+    These forget the order of the frames; beside them are, where there are ``parts``, the means of so many of them.
+    """
+
+    def __init__(self, num_classes: int, width: int, drop_rate: float, noise: float, parts: int):
+        super().__init__(num_classes, (2 + parts) * width, drop_rate, noise)
+        self.pools = nn.ModuleList([StatisticsPooling(), PartsPooling(parts)] if parts else [StatisticsPooling()])
 
     def encoded(self, frames: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """What the net makes of each frame, (n, T', width), and which of these are real."""
         raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.drop(self.pool(*self.encoded(*self.heard(inputs)))))
+        found = self.encoded(*self.heard(inputs))
+        return self.head(self.drop(torch.cat([pool(*found) for pool in self.pools], dim=1)))
 
 
 class SequenceCNN(PooledModel):
     """Convolutions over time and pooled statistics.
 
     ``img_size`` is d, the numbers of a frame. ``widths`` has an entry for each convolution, of ``kernel`` frames; the
-    first ``halvings`` of them step over every other frame. Input is (n, T, d), output (n, num_classes).
+    first ``halvings`` of them step over every other frame; without any, the model is linear in what is pooled. Input is
+    (n, T, d), output (n, num_classes).
     """
 
     def __init__(
@@ -139,8 +165,9 @@ class SequenceCNN(PooledModel):
         drop_rate: float = 0.1,
         head_drop_rate: float = 0.3,
         noise: float = 0.0,
+        parts: int = 0,
     ):
-        super().__init__(num_classes, widths[-1], head_drop_rate, noise)
+        super().__init__(num_classes, widths[-1] if widths else img_size, head_drop_rate, noise, parts)
         self.convolutions = FrameConvolutions(img_size, widths, kernel, halvings, drop_rate)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -172,8 +199,9 @@ class SequenceTransformer(PooledModel):
         drop_rate: float = 0.1,
         head_drop_rate: float = 0.3,
         noise: float = 0.0,
+        parts: int = 0,
     ):
-        super().__init__(num_classes, width, head_drop_rate, noise)
+        super().__init__(num_classes, width, head_drop_rate, noise, parts)
         self.stem = FrameConvolutions(img_size, (width, width), kernel, halvings, drop_rate)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, drop_rate, "gelu", batch_first=True, norm_first=True)

@@ -31,8 +31,11 @@ from common.train.fold_models import FoldModels, read_models
 D = 5
 LENGTHS = (1, 2, 9, 30, 3, 17, 8, 2)
 CHOICES = {
-    "sequence_cnn": ({}, {"halvings": 0}, {"halvings": 3, "kernel": 3}, {"widths": (8, 16), "halvings": 2}),
-    "sequence_transformer": ({}, {"halvings": 0}, {"width": 16, "heads": 2, "depth": 1}),
+    "sequence_cnn": (
+        *({}, {"halvings": 0}, {"halvings": 3, "kernel": 3}, {"widths": (8, 16), "halvings": 2}, {"parts": 4}),
+        {"widths": (), "halvings": 0, "parts": 8},
+    ),
+    "sequence_transformer": ({}, {"halvings": 0}, {"width": 16, "heads": 2, "depth": 1}, {"parts": 3}),
 }
 
 
@@ -77,9 +80,27 @@ def test_predictions_do_not_depend_on_who_shares_the_batch(name, arguments):
     assert torch.allclose(torch.cat(in_threes).softmax(1), alone[by_length], atol=1e-5)
 
 
+def test_parts_are_means_over_equal_shares_of_the_time():
+    """A frame on an edge is shared, and one frame is every part; what stands behind the last is not looked at."""
+    pool, frames = sequence_models.PartsPooling(2), torch.tensor([1.0, 3.0, 8.0, 100.0]).view(1, 4, 1)
+    for length, expected in ((4, [2.0, 54.0]), (3, [(1 + 1.5) / 1.5, (1.5 + 8) / 1.5]), (2, [1.0, 3.0]), (1, [1.0, 1.0])):
+        assert pool(frames, torch.arange(4)[None] < length)[0].tolist() == pytest.approx(expected)
+
+
+def test_parts_know_the_order_of_the_frames():
+    torch.manual_seed(0)
+    [array] = drawn(9)
+    with torch.inference_mode():
+        for parts, knows in ((0, False), (3, True)):
+            made = {"widths": (), "halvings": 0, "parts": parts}
+            model = timm.create_model("sequence_cnn", num_classes=4, in_chans=0, img_size=D, **made).eval()
+            there, back = (model(with_padding([each.copy()])) for each in (array, array[::-1]))
+            assert torch.allclose(there, back, atol=1e-5) is not knows
+
+
 def test_a_padded_frame_gets_no_gradient_and_gives_none():
     for name in CHOICES:
-        model = timm.create_model(name, num_classes=4, in_chans=0, img_size=D, noise=0.5).train()
+        model = timm.create_model(name, num_classes=4, in_chans=0, img_size=D, noise=0.5, parts=3).train()
         model(with_padding(drawn(3, 20))).sum().backward()
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
