@@ -83,7 +83,8 @@ def test_predictions_do_not_depend_on_who_shares_the_batch(name, arguments):
 def test_parts_are_means_over_equal_shares_of_the_time():
     """A frame on an edge is shared, and one frame is every part; what stands behind the last is not looked at."""
     pool, frames = sequence_models.PartsPooling(2), torch.tensor([1.0, 3.0, 8.0, 100.0]).view(1, 4, 1)
-    for length, expected in ((4, [2.0, 54.0]), (3, [(1 + 1.5) / 1.5, (1.5 + 8) / 1.5]), (2, [1.0, 3.0]), (1, [1.0, 1.0])):
+    means = {4: [2.0, 54.0], 3: [(1 + 1.5) / 1.5, (1.5 + 8) / 1.5], 2: [1.0, 3.0], 1: [1.0, 1.0]}
+    for length, expected in means.items():
         assert pool(frames, torch.arange(4)[None] < length)[0].tolist() == pytest.approx(expected)
 
 
