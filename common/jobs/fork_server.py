@@ -36,11 +36,12 @@ class ForkServer:
 
     def __init__(self) -> None:
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        encoding = ["-X", "utf8"] if sys.flags.utf8_mode else []  # else each job would start itself anew (run_script)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server's too, until it ignores it
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(theirs.fileno())],
+                    [sys.executable, *encoding, "-m", __name__, str(theirs.fileno())],
                     env=environment_of(os.getpid()),
                     cwd=Path(__file__).parents[2],
                     pass_fds=[theirs.fileno()],
