@@ -89,7 +89,7 @@ def test_nothing_outlives_the_starter(sent, expected, loaded, tmp_path):
     (tmp_path / "job.py").write_text(
         "import sys, time\n"
         "try:\n"
-        "    open(sys.argv[1], 'w').close(); time.sleep(60)\n"
+        "    open(sys.argv[1], 'w').close(); time.sleep(600)\n"
         "except KeyboardInterrupt:\n"
         "    sys.exit(130)"
     )
