@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import train
+from conftest import SMALL, WITHOUT_BATCHNORM, train
+from disturbed import Server, start_together
 
 from common.base.errors import UserError
 from common.base.files import read_json, write_json
@@ -23,7 +24,7 @@ from common.data.scales import Normalise
 from common.data.tables import read_train_table
 from common.data.transfer import HOST
 from common.model.losses import create_loss, of_known_labels
-from common.runs.layout import MODEL_FILE
+from common.runs.layout import MODEL_FILE, OOF_FILE
 from common.runs.predictions import read_predictions, write_predictions
 from common.runs.tensors import load_tensors, save_tensors
 from common.score.logits import Outputs
@@ -144,6 +145,32 @@ def test_interrupted_and_resumed_is_uninterrupted(way, taught, monkeypatch):
         train(taught, taught / "runs", "--run", f"halves {way}", "--fold", "1", *flags)
     train(taught, taught / "runs", "--run", f"halves {way}", "--fold", "1", *flags)
     assert equal(weights(taught, f"whole {way}", "fold1"), weights(taught, f"halves {way}", "fold1"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_learn_what_one_does(way, taught, tiny, server: Server):
+    """Each has its share of every batch, with the labels, the rows without and what teachers say of them."""
+    flags = [str(flag).format(test=tiny / "test.csv") for flag in WAYS[way]]
+    flags += [*WITHOUT_BATCHNORM, "--fold", "0"]
+    train(taught, taught / "runs", "--run", f"one process {way}", *flags)
+    places = ["--data", taught / "train.csv", "--folds", taught / "folds.csv", "--runs-dir", taught / "runs"]
+    command = [*places, *SMALL, "--run", f"two processes {way}", *flags]
+    children = start_together(server, 2, "train_fold", *map(str, command))
+    assert [child.wait() for child in children] == [0, 0], children[0].said()
+    one, two = (
+        read_predictions(taught / "runs" / f"{count} {way}" / "fold0" / OOF_FILE).logits
+        for count in ("one process", "two processes")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-3 * one.std())
+
+
+def test_folds_side_by_side_learn_what_they_learn_in_turn(taught):
+    """Each from the teacher's model of its own fold."""
+    pseudo = WAYS["pseudo-labels"]
+    train(taught, taught / "runs", "--run", "in turn", "--fold", "all", *pseudo)
+    train(taught, taught / "runs", "--run", "side by side", "--fold", "all", *pseudo, "--jobs", 2)
+    for fold in ("fold0", "fold1", "fold2"):
+        assert equal(weights(taught, "in turn", fold), weights(taught, "side by side", fold))
 
 
 def test_a_training_does_not_go_on_with_another_teacher(taught, tmp_path):
