@@ -59,7 +59,8 @@ def run(options: Options) -> Result:
     from common.report.trust_sections import public_scores, trust_sections
 
     evidence = gather(Path(options.runs_dir), options.runs, Path(options.folds), options.data, options.metric)
-    public, share = public_scores(Path(options.folds), options.public, options.public_share)
+    runs = [each.name for each in evidence.entrants]
+    public, share = public_scores(Path(options.folds), options.public, options.public_share, runs)
     trust, *worth = trust_sections(evidence, Path(options.folds), public, share)
     chapters = worth + [section for sections in CHAPTERS for section in sections(evidence)]
     in_short = [sentence for section in chapters for sentence in section.findings]

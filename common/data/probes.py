@@ -305,10 +305,11 @@ class Shift:
 
     def __str__(self) -> str:
         kind = kind_of(self.probe)
-        medians = (
+        one, two = (
             f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (self.train_median, self.test_median)
         )
-        return f"{kind.words.removeprefix('the ')} {' against '.join(medians)}{kind.unit}"
+        medians = f"{one} against {two}{kind.unit}" if one != two else f"{one}{kind.unit} in both, but spread otherwise"
+        return f"{kind.words.removeprefix('the ')} {medians}"
 
 
 def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Shift]:

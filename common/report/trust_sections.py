@@ -30,6 +30,7 @@ from common.score.leaderboard import (
     row_deviation,
     surprise,
     two_to_choose,
+    with_gain,
 )
 from common.score.metrics import METRICS, goodness
 
@@ -37,26 +38,39 @@ PUBLIC_FILE = "public.csv"
 SHOWN_PAIRS = 8
 
 
-def public_scores(folds_file: Path, typed: Sequence[str], share: float) -> tuple[dict[str, float], float]:
-    """The public scores by run and the public part's share of the test rows, kept beside competition.json.
+def public_scores(
+    folds_file: Path, typed: Sequence[str], share: float, runs: Sequence[str]
+) -> tuple[dict[str, float], float]:
+    """The public scores of the ``runs`` on the page, and the public part's share of the test rows.
+
+    What was typed is kept beside competition.json, with the scores of runs that are not on this page.
 
     Raises:
-        UserError: an entry that is not RUN=SCORE, or a share that is not given or not between 0 and 1.
+        UserError: an entry that is not RUN=SCORE, or of no run on the page; a share that is not given or not between 0
+            and 1; a file that holds no scores.
     """
     path = beside(str(folds_file)).with_name(PUBLIC_FILE)
     known: dict[str, float] = {}
     if path.is_file():
         columns = read_columns(path)
-        known = dict(zip(columns["run"], map(float, columns["public"]), strict=True))
-        share = share or float(columns["share"][0])
+        try:
+            known = dict(zip(columns["run"], map(float, columns["public"]), strict=True))
+            share = share or float(columns["share"][0])
+        except (KeyError, ValueError) as cause:
+            what = f"holds no scores in columns run, public and share: {cause}"
+            raise UserError(str(path), what, "correct it, or remove it and give --public again") from None
     for text in typed:
         run, _, score = text.rpartition("=")
         try:
-            known[run] = float(score)
+            value = float(score)
         except ValueError:
-            known[run] = math.nan
-        if not run or not math.isfinite(known[run]):
+            value = math.nan
+        if not run or not math.isfinite(value):
             raise UserError("--public", f"{text!r} is not RUN=SCORE", "write --public digits=0.9957")
+        if run not in runs:
+            remedy = f"name one of: {', '.join(runs)}" if runs else "train a run and predict its folds first"
+            raise UserError("--public", f"{run} is not on the page", remedy)
+        known[run] = value
     if known and not 0 < share < 1:
         what = f"is {share:g}" if share else "is missing"
         raise UserError("--public-share", what, "say which share of the test rows the public score uses, such as 0.25")
@@ -66,7 +80,7 @@ def public_scores(folds_file: Path, typed: Sequence[str], share: float) -> tuple
         writer.writerow(["run", "public", "share"])
         writer.writerows((run, score, share) for run, score in known.items())
         write_file(path, file.getvalue())
-    return known, share
+    return {run: score for run, score in known.items() if run in runs}, share
 
 
 def trust_sections(evidence: Evidence, folds_file: Path, public: dict[str, float], share: float) -> list[Section]:
@@ -112,30 +126,32 @@ def worth_section(evidence: Evidence, verdict: Verdict | None, public: dict[str,
     metric, entrants = evidence.metric, evidence.entrants
     if not entrants or metric == "errors":
         return []
-    if unknown := sorted(set(public) - {each.name for each in entrants}):
-        known = ", ".join(each.name for each in entrants)
-        raise UserError("--public", f"{unknown[0]} is not on the page", f"name one of: {known}")
     n_oof, n_test = len(entrants[0].oof.ids), test_rows(evidence)
-    entries = [entry_of(each, metric, public) for each in entrants]
-    n_public = max(1, round(share * n_test))
-    blends, rows = {each.name for each in evidence.blends}, []
+    gains = {each.name: gain_of(evidence, each.name) for each in entrants}
+    entries = [entry_of(each, metric, public, gains[each.name][0]) for each in entrants]
+    n_public, deviations, rows = max(1, round(share * n_test)), {}, []
     for each in entries:
-        gain = gain_of(evidence, each.name) if metric == "accuracy" else 0.0
-        of_gain = BLEND_ERROR if each.name in blends else GAIN_ERROR
+        gain, of_gain = gains[each.name]
         found = expected(each.oof, each.row_deviation, n_oof, n_test, gain, of_gain)
-        row = {"run": each.name, "oof": each.oof, "by averaging": gain, "test from": found.low, "test to": found.high}
+        row = {"run": each.name, "oof": each.oof, "by averaging": gain, "expected": found.score}
+        row |= {"test from": found.low, "test to": found.high}
         if public:
-            row |= {"public": each.public, "deviations": surprise(each, n_oof, n_public, gain)}
+            deviations[each.name] = surprise(each, n_oof, n_public, gain, of_gain)
+            row |= {"public": each.public, "deviations": deviations[each.name]}
             by_both = private(each, n_oof, n_public, max(1, n_test - n_public), gain, of_gain)
             row |= {"private, from both": by_both.score, "private from": by_both.low, "private to": by_both.high}
         rows.append(row)
-    sentences = public_sentences(evidence, entries, n_public, n_oof, verdict) if public else []
+    gained = {name: gain for name, (gain, _) in gains.items()}
+    sentences = public_sentences(evidence, entries, deviations, gained, n_public, verdict) if public else []
     lines = [
         f"Interval of the score on a test set of {n_test:,} rows, 95 %, by {n_oof:,} rows out of fold.",
         "Out of fold one model answers a row, a submission is the mean of all: what that gains in accuracy infer.py "
         "estimates without labels; where it is 0 it is not known, and the submission is usually better than this says.",
     ]
     frame = pd.DataFrame(rows)
+    if is_share(metric):
+        ends = [name for name in ("test to", "private to") if name in frame]
+        frame[ends] = frame[ends].clip(upper=1.0)
     form = "{:.3%}".format if is_share(metric) else "{:.5f}".format
     shown = frame.assign(
         **{
@@ -157,33 +173,43 @@ def test_rows(evidence: Evidence) -> int:
     return len(evidence.images.ids)
 
 
-def gain_of(evidence: Evidence, run: str) -> float:
-    """What averaging its models gains in accuracy on the test rows, as infer.py or ensemble.py said; 0: unknown."""
+def gain_of(evidence: Evidence, run: str) -> tuple[float, float]:
+    """What averaging its models gains in accuracy on the test rows, and which share of that its error is.
+
+    infer.py or ensemble.py estimated it; 0: unknown, or another metric.
+    """
+    of_gain = BLEND_ERROR if run in {each.name for each in evidence.blends} else GAIN_ERROR
+    if evidence.metric != "accuracy":
+        return 0.0, of_gain
     paths = [evidence.runs_dir / run / name for name in (INFERENCE_FILE, WEIGHTS_FILE)]
-    return next((float(read_json(path).get("averaging_gain", 0.0)) for path in paths if path.is_file()), 0.0)
+    gains = (float(read_json(path).get("averaging_gain", 0.0)) for path in paths if path.is_file())
+    return next(gains, 0.0), of_gain
 
 
-def entry_of(run: Evaluation, metric: str, public: dict[str, float]) -> Entry:
-    """A run or blend as a submission."""
+def entry_of(run: Evaluation, metric: str, public: dict[str, float], gain: float) -> Entry:
+    """A run or blend as a submission, whose rows vary less in accuracy the more averaging gains."""
     score = float(METRICS[metric].of(run.answers))
-    return Entry(run.name, score, row_deviation(metric, run.answers), public.get(run.name, math.nan))
+    deviation = with_gain(1.0 - score, gain)[1] if gain else row_deviation(metric, run.answers)
+    return Entry(run.name, score, deviation, public.get(run.name, math.nan))
 
 
 def public_sentences(
     evidence: Evidence,
     entries: Sequence[Entry],
+    deviations: dict[str, float],
+    gains: dict[str, float],
     n_public: int,
-    n_oof: int,
     verdict: Verdict | None,
 ) -> list[str]:
     """Whether the public scores surprise, which two to choose, and which differences mean nothing."""
     sentences, metric, entrants = [], evidence.metric, evidence.entrants
-    for each in entries:
-        gain = gain_of(evidence, each.name) if metric == "accuracy" else 0.0
-        if abs(z := surprise(each, n_oof, n_public, gain)) > SURPRISE:
+    n_oof = len(entrants[0].oof.ids)
+    for name, z in deviations.items():
+        if abs(z) > SURPRISE:
             sentences.append(
-                f"The public score of {each.name} is a surprise: {z:+.1f} deviations from what its folds say. "
+                f"The public score of {name} is a surprise: {z:+.1f} deviations from what its folds say. "
                 "Another distribution, a leak, or folds that flatter."
+                + (" What averaging gains is not known, and may be part of it." if z > 0 and not gains[name] else "")
             )
     doubtful = bool(verdict and verdict.alarms) or bool(sentences)
     chosen = two_to_choose(entries, metric, n_oof, n_public, doubtful)

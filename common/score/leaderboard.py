@@ -136,11 +136,10 @@ def of_a_blend(gains: Sequence[float]) -> float:
     return min(gains, default=0.0) / 2
 
 
-def surprise(entry: Entry, n_oof: int, n_public: int, gain: float = 0.0) -> float:
+def surprise(entry: Entry, n_oof: int, n_public: int, gain: float = 0.0, gain_error: float = GAIN_ERROR) -> float:
     """How many deviations the public score lies above what OOF says."""
-    return (entry.public - entry.oof - gain) / (
-        _deviation(entry.row_deviation, n_oof, n_public, GAIN_ERROR * gain) + 1e-12
-    )
+    deviation = _deviation(entry.row_deviation, n_oof, n_public, gain_error * gain)
+    return (entry.public - entry.oof - gain) / (deviation + 1e-12)
 
 
 def pooled(entry: Entry, n_oof: int, n_public: int) -> float:

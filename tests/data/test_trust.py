@@ -188,6 +188,8 @@ def test_another_camera_is_named_and_a_random_split_is_not():
     train = {"width": random.normal(300, 30, 300), "jpeg_table": np.full(300, 90.0), "row": np.arange(300.0)}
     test = {"width": random.normal(340, 30, 100), "jpeg_table": np.full(100, 200.0), "row": np.arange(100.0)}
     assert [shift.probe for shift in shifts(train, test)] == ["jpeg_table", "width"]
+    [wider] = shifts({"width": np.full(200, 300.0)}, {"width": np.repeat([200.0, 300.0, 400.0], [60, 80, 60])})
+    assert str(wider) == "width 300 px in both, but spread otherwise"
     halves = [{"width": train["width"][at::2]} for at in (0, 1)]
     assert not shifts(*halves)
 

@@ -26,9 +26,10 @@ from common.report.page import element, table
 from common.report.run_sections import RUN_SECTIONS
 from common.report.run_tables import fold_scores
 from common.runs.config import Config, training_settings
-from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
+from common.runs.layout import CONFIG_FILE, INFERENCE_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof
 from common.runs.predictions import Predictions, read_predictions, write_predictions
+from common.score.leaderboard import worth_in_words
 from common.score.task import TASKS
 from common.sweep.cells import LAW_FILE
 
@@ -88,6 +89,30 @@ def make(data: Path, folds: Path, folder: Path, *arguments: str) -> str:
     places = ["--data", data, "--folds", folds, "--runs-dir", folder / "runs", "--out", folder / "report.html"]
     report.main([*map(str, places), *arguments])
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_expects_what_infer_says_and_keeps_public_scores(tiny, tmp_path):
+    """A wrong name is not kept; a page of other runs leaves a kept score out."""
+    folds, runs = read_folds(tiny / "folds.csv"), tmp_path / "runs"
+    shutil.copy(tiny / "folds.csv", tmp_path / "folds.csv")
+    for seed, name in enumerate("ab"):
+        write_run(runs / name, folds, seed, wrong=0.3)
+    write_json(runs / "a" / INFERENCE_FILE, {"averaging_gain": 0.05})
+    flags = [tiny / "train.csv", tmp_path / "folds.csv", tmp_path]
+    make(*flags, "--csv", "--public", "a=0.2", "--public-share", "0.5")
+    worth = pd.read_csv(tmp_path / "report_tables" / "worth.csv").set_index("run")
+    right = 1.0 - read_run(runs / "a", folds).answers.costs
+    said = worth_in_words(right, len(right), 3, 0.05)
+    assert all(f"{worth[column]['a']:.2%}" in said for column in ("expected", "test from", "test to")), said
+    kept = (tmp_path / "public.csv").read_bytes()
+    with pytest.raises(UserError, match="z is not on the page"):
+        make(*flags, "--public", "z=0.9")
+    assert (tmp_path / "public.csv").read_bytes() == kept
+    assert "The public score of a is a surprise" in make(*flags)
+    assert "The public score of a" not in make(*flags, "--runs", "b")
+    (tmp_path / "public.csv").write_text("run,public,share\na,high,0.5\n")
+    with pytest.raises(UserError, match="holds no scores"):
+        make(*flags)
 
 
 class Page(html.parser.HTMLParser):
