@@ -43,7 +43,7 @@ def label_columns(table: Table, task: Task) -> str:
             values = np.unique(cells.astype(str), return_inverse=True)[1].astype(float)
         for codes in labels:
             share = told_share(values, codes)
-            if share > found.get(name, NEARLY_ALL) and not is_reached(share, partial(told_share, values), codes):
+            if share > found.get(name, NEARLY_ALL) and not is_reached(partial(told_share, values), codes):
                 found[name] = share
     names = sorted(found, key=lambda name: -found[name])
     if not names:

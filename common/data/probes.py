@@ -17,7 +17,7 @@ from common.data.tables import Table
 
 BINS = 20
 SHUFFLES = 200
-MORE_SHUFFLES, MORE_WORK = 10_000, 4_000_000  # that none may reach what seems certain: at most, and times rows
+MORE_SHUFFLES, MORE_WORK = 10_000, 2_000_000  # that none may reach what seems certain: at most, and times rows
 MOST_ROWS = 20_000  # that are looked at; of more, a random part
 CERTAIN = 4.0  # standard deviations beyond shuffled labels: the one threshold
 MUCH = 1 / 3  # of all there is to know about the label
@@ -177,7 +177,7 @@ def told_by(probes: dict[str, np.ndarray], labels: np.ndarray) -> list[Told]:
         real = _information(bins, codes)
         null = np.array([_information(bins, other) for other in shuffled])
         z, neighbours, by_chance = _deviate(real, null), np.nan, np.nan
-        if z > CERTAIN and is_reached(real, partial(_information, bins), codes):
+        if z > CERTAIN and is_reached(partial(_togetherness, bins), codes):
             z = CERTAIN
         if not KINDS[name].is_seen:
             order = np.argsort(values, kind="stable")
@@ -187,12 +187,12 @@ def told_by(probes: dict[str, np.ndarray], labels: np.ndarray) -> list[Told]:
     return sorted(found, key=lambda told: -told.z)
 
 
-def is_reached(real: float, statistic: Callable[[np.ndarray], float], codes: np.ndarray) -> bool:
-    """Whether one of many more shuffles of ``codes`` reaches ``real``.
+def is_reached(statistic: Callable[[np.ndarray], float], codes: np.ndarray) -> bool:
+    """Whether one of many more shuffles of ``codes`` reaches what the ``statistic`` of them is.
 
     Of few rows, or few of a class, a statistic has few values; no smooth distribution says how rare the largest are.
     """
-    random = np.random.default_rng(1)
+    random, real = np.random.default_rng(1), statistic(codes)
     shuffles = min(MORE_SHUFFLES, MORE_WORK // len(codes))
     return any(statistic(random.permutation(codes)) >= real - 1e-9 for _ in range(shuffles))
 
@@ -202,7 +202,7 @@ def _neighbours(codes: np.ndarray) -> tuple[float, float, float]:
     random, real = np.random.default_rng(0), _alike(codes)
     shuffled = np.array([_alike(random.permutation(codes)) for _ in range(SHUFFLES)])
     z = float((real - shuffled.mean()) / (shuffled.std() + 1 / len(codes)))
-    if z > CERTAIN and is_reached(real, _alike, codes):
+    if z > CERTAIN and is_reached(_alike, codes):
         z = CERTAIN
     return real, float(shuffled.mean()), z
 
@@ -248,9 +248,12 @@ def _entropy(counts: np.ndarray) -> float:
 
 def _information(bins: np.ndarray, codes: np.ndarray) -> float:
     """Mutual information of two numberings, nats."""
-    classes = codes.max() + 1
-    both = np.bincount(bins * classes + codes)
-    return _entropy(np.bincount(bins)) + _entropy(np.bincount(codes)) - _entropy(both)
+    return _entropy(np.bincount(bins)) + _entropy(np.bincount(codes)) + _togetherness(bins, codes)
+
+
+def _togetherness(bins: np.ndarray, codes: np.ndarray) -> float:
+    """What of their mutual information changes where ``codes`` are shuffled, nats: less the entropy of both."""
+    return -_entropy(np.bincount(bins * (codes.max() + 1) + codes))
 
 
 def _alike(codes: np.ndarray) -> float:
