@@ -4,6 +4,7 @@ import numpy as np
 
 from common.data.folds import Folds, split_rows
 from common.data.tables import Table
+from common.score.numbers import SEPARATOR, number_in
 
 DISTINCT = 0.5  # share of the rows with a value of their own, below which equal numbers mean nothing
 MANY = 0.05  # share of the held-out rows, beyond chance, that is worth a word
@@ -12,12 +13,19 @@ CERTAIN = 4.0  # standard deviations beyond chance
 
 
 def quoted_targets(folds: Folds, table: Table) -> list[str]:
-    """A line where many held-out rows have a target that a row which their model trains on has as a feature."""
-    targets = folds.labels
-    if not table.plan or not folds.task.is_number or len(set(targets)) < DISTINCT * len(targets):
+    """A line a target where many held-out rows have one that a row which their model trains on has as a feature."""
+    if not table.plan or not folds.task.is_number:
+        return []
+    several = np.array([label.split(SEPARATOR) for label in folds.labels])
+    return [said for targets in several.T for said in _quoted(targets, folds, table)]
+
+
+def _quoted(targets: np.ndarray, folds: Folds, table: Table) -> list[str]:
+    """The same for one of the targets, text (n)."""
+    if len(set(targets)) < DISTINCT * len(targets):
         return []
     wide = [at for at, cells in enumerate(table.images.T) if len(set(cells)) >= DISTINCT * len(cells)]
-    asked = np.stack([targets.astype(str), *_near(targets)])
+    asked = np.stack([targets, *_near(targets)])
     quoted, columns = np.zeros(asked.shape, dtype=bool), set()
     for k in range(folds.count):
         train, valid = split_rows(folds, str(k), 1.0, 0)
@@ -39,7 +47,7 @@ def _near(targets: np.ndarray) -> list[np.ndarray]:
     places = [len(text.partition(".")[2]) for text in targets]
     return [
         np.array(
-            [f"{float(text) + move / 10**digits:.{digits}f}" for text, digits in zip(targets, places, strict=True)]
+            [f"{number_in(text) + move / 10**digits:.{digits}f}" for text, digits in zip(targets, places, strict=True)]
         )
         for move in MOVES
     ]

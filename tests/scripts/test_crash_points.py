@@ -122,6 +122,11 @@ ALLOWED = {
     ("tensors.py", "safetensors.torch.save(plain, {METADATA_KEY: text})"),  # bytes
     ("predictions.py", "np.savez(file, **arrays)"),  # write_file's own
     ("process.py", "Path(job.folder, job.log).open('ab')"),  # what a job prints, line by line
+    ("process.py", "os.fdopen(writing, 'wb')"),  # a pipe's two ends, as are the next ones
+    ("process.py", "os.fdopen(reading, encoding='utf-8', errors='replace', newline='')"),
+    ("fork_server.py", "os.fdopen(theirs, 'wb')"),
+    ("fork_server.py", "os.fdopen(status, encoding='ascii')"),
+    ("fork_server.py", "os.open(os.devnull, os.O_WRONLY)"),
     ("train_fold.py", "training.save(folder / CHECKPOINT_FILE, saved)"),  # ours: save_tensors
 }
 
