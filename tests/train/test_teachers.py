@@ -147,11 +147,10 @@ def test_interrupted_and_resumed_is_uninterrupted(way, taught, monkeypatch):
     assert equal(weights(taught, f"whole {way}", "fold1"), weights(taught, f"halves {way}", "fold1"))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_learn_what_one_does(way, taught, tiny, server: Server):
+@pytest.mark.parametrize("way", ["pseudo-labels", "mean teacher"])
+def test_two_processes_learn_what_one_does(way, taught, server: Server):
     """Each has its share of every batch, with the labels, the rows without and what teachers say of them."""
-    flags = [str(flag).format(test=tiny / "test.csv") for flag in WAYS[way]]
-    flags += [*WITHOUT_BATCHNORM, "--fold", "0"]
+    flags = [*WAYS[way], *WITHOUT_BATCHNORM, "--fold", "0"]
     train(taught, taught / "runs", "--run", f"one process {way}", *flags)
     places = ["--data", taught / "train.csv", "--folds", taught / "folds.csv", "--runs-dir", taught / "runs"]
     command = [*places, *SMALL, "--run", f"two processes {way}", *flags]
@@ -167,10 +166,10 @@ def test_two_processes_learn_what_one_does(way, taught, tiny, server: Server):
 def test_folds_side_by_side_learn_what_they_learn_in_turn(taught):
     """Each from the teacher's model of its own fold."""
     pseudo = WAYS["pseudo-labels"]
-    train(taught, taught / "runs", "--run", "in turn", "--fold", "all", *pseudo)
     train(taught, taught / "runs", "--run", "side by side", "--fold", "all", *pseudo, "--jobs", 2)
-    for fold in ("fold0", "fold1", "fold2"):
-        assert equal(weights(taught, "in turn", fold), weights(taught, "side by side", fold))
+    for fold in (0, 2):
+        train(taught, taught / "runs", "--run", "in turn", "--fold", fold, *pseudo)
+        assert equal(weights(taught, "in turn", f"fold{fold}"), weights(taught, "side by side", f"fold{fold}"))
 
 
 def test_a_training_does_not_go_on_with_another_teacher(taught, tmp_path):
