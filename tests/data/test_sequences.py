@@ -23,8 +23,8 @@ from common.data.frames import FrameScale, Runs, Sequences, Windows, cropped_fra
 from common.data.kinds import SEQUENCES
 from common.data.sequences import read_sequences
 from common.data.tables import read_train_table
-from common.model import sequence_models
 from common.model.networks import create_model
+from common.model.pooling import PartsPooling, StatisticsPooling
 from common.runs.predictions import read_predictions
 from common.train.fold_models import FoldModels, read_models
 
@@ -82,7 +82,7 @@ def test_predictions_do_not_depend_on_who_shares_the_batch(name, arguments):
 
 def test_parts_are_means_over_equal_shares_of_the_time():
     """A frame on an edge is shared, and one frame is every part; what stands behind the last is not looked at."""
-    pool, frames = sequence_models.PartsPooling(2), torch.tensor([1.0, 3.0, 8.0, 100.0]).view(1, 4, 1)
+    pool, frames = PartsPooling(2), torch.tensor([1.0, 3.0, 8.0, 100.0]).view(1, 4, 1)
     means = {4: [2.0, 54.0], 3: [(1 + 1.5) / 1.5, (1.5 + 8) / 1.5], 2: [1.0, 3.0], 1: [1.0, 1.0]}
     for length, expected in means.items():
         assert pool(frames, torch.arange(4)[None] < length)[0].tolist() == pytest.approx(expected)
@@ -110,7 +110,7 @@ def test_a_net_that_forgets_the_mask_is_refused(monkeypatch):
     def zeros_are_frames(self, frames, real):
         return torch.cat([frames.mean(1), frames.std(1)], dim=1)
 
-    monkeypatch.setattr(sequence_models.StatisticsPooling, "forward", zeros_are_frames)
+    monkeypatch.setattr(StatisticsPooling, "forward", zeros_are_frames)
     with pytest.raises(UserError, match="padded"):
         create_model("sequence_cnn", {}, 4, 0, D)
 
