@@ -311,7 +311,7 @@ def predict_test(
     facts |= {"seconds": seconds, "seconds_per_1000_rows": 1000 * seconds / rows}
     if oofs and options.fold == "all":
         facts |= say_worth(name, test, oofs, fold_models, options.metric or saved.cfg.metric)
-    if sorted_by_class := order_in_words(test.predicted):
+    if not table.kind.in_time and (sorted_by_class := order_in_words(test.predicted)):
         print(f"{name}: {sorted_by_class}")
     write_json(Path(options.out_dir or options.runs_dir) / name / INFERENCE_FILE, facts)
     print(
