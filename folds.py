@@ -155,7 +155,7 @@ def run(options: Options) -> Result:
     is_late = not is_wanted(options, table, test)
     later = next_command("folds.py", options, "--check").removeprefix("next: ") if is_late else ""
     verdict = judge(table, test, folds, pairs, later)
-    print("\n".join(verdict.lines()))
+    print("\n".join(verdict.lines(is_alone=not found)))
     write_verdict(path, verdict, table, test, folds, pairs)
     found = [*found, *map(str, verdict.alarms)]
     return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
@@ -295,11 +295,7 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
         *([f"sample       {asked_for(folds, competition, test)}"] if competition.sample and test else []),
         f"metric       {competition.metric or folds.task.metrics[0]} (--metric)",
         f"split        {options.split} (--split)",
-        *(
-            [f"groups       column {' and '.join(options.group)}: {len(set(folds.groups)):,} (--group)"]
-            if options.group
-            else []
-        ),
+        *([f"groups       {tied_by(options.group)}: {len(set(folds.groups)):,} (--group)"] if options.group else []),
         *([f"time         {time_line(folds, competition)}"] if folds.times.size else []),
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
         f"fingerprint  {folds.fingerprint[:16]}",
@@ -307,6 +303,12 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
     if always := int(np.sum(folds.fold < 0)):
         lines.insert(-1, f"no fold      {always:,} rows that are only trained on")
     return "\n".join(lines)
+
+
+def tied_by(group: Sequence[str]) -> str:
+    """What ties rows of one group, in words."""
+    columns = [f"column {name}" for name in group if name != NEAR_DUPLICATES]
+    return " and ".join([*columns, *(["near-duplicate pictures"] if NEAR_DUPLICATES in group else [])])
 
 
 def time_line(folds: Folds, competition: Competition) -> str:
@@ -339,14 +341,14 @@ def audit(path: Path, table: Table, test: Table | None, as_written: bool) -> lis
         print(f"{path}: {finding}")
     if findings:
         return findings
-    print(f"{path} is clean. Checked against {table.source}:")
+    print(f"{path} fits {table.source}:")
     print(f"- {len(folds.ids):,} rows have the ids, labels and images the folds were made from, in any order")
-    print("- no image lies in two folds or has two labels")
+    print("- no exact copies lie in different folds or have different labels")
     if folds.groups.size:
         print(f"- none of {len(set(folds.groups)):,} groups lies in two folds")
     print(f"- each of {folds.says_outputs} has rows to train on in each of {folds.count} folds")
     print(
-        f"- none of {len(test.ids):,} test rows is among them"
+        f"- none of {len(test.ids):,} test rows is an exact copy of one of them"
         if test
         else "- (no --test: not compared with a test set)"
     )

@@ -31,7 +31,7 @@ class Options:
     runs_dir: str = "runs"  # folder that holds every run
     metric: str = "accuracy"  # what runs and blends are sorted by
     out: str = "report.html"  # the page
-    public: tuple[str, ...] = ()  # public scores, RUN=0.9957 each; they are kept in public.csv beside the folds file
+    public: tuple[str, ...] = ()  # public scores by --metric, RUN=0.9957 each; kept in public.csv beside the folds file
     public_share: float = 0.0  # share of the test rows that the public score is made of, such as 0.25
     csv: bool = False  # write the page's tables as csv too
 
@@ -56,11 +56,11 @@ def run(options: Options) -> Result:
     # Not at the top: pandas and matplotlib take seconds that --help does not need.
     from common.report.chapters import CHAPTERS, about, gather
     from common.report.page import Section, findings, page, text_table
-    from common.report.trust_sections import public_scores, trust_sections
+    from common.report.public_scores import public_scores
+    from common.report.trust_sections import trust_sections
 
     evidence = gather(Path(options.runs_dir), options.runs, Path(options.folds), options.data, options.metric)
-    runs = [each.name for each in evidence.entrants]
-    public, share = public_scores(Path(options.folds), options.public, options.public_share, runs)
+    public, share = public_scores(evidence, Path(options.folds), options.public, options.public_share)
     trust, *worth = trust_sections(evidence, Path(options.folds), public, share)
     chapters = worth + [section for sections in CHAPTERS for section in sections(evidence)]
     in_short = [sentence for section in chapters for sentence in section.findings]

@@ -61,9 +61,10 @@ class Verdict:
         """What makes a score untrue."""
         return [finding for finding in self.findings if finding.alarm]
 
-    def lines(self) -> list[str]:
-        """At most eight lines for a terminal."""
+    def lines(self, is_alone: bool = True) -> list[str]:
+        """At most eight lines for a terminal; not ``is_alone``: what the folds file itself shows was said before."""
         state = f"{len(self.alarms)} alarms" if len(self.alarms) > 1 else "an alarm" if self.alarms else "no alarm"
+        state += "" if is_alone else " beside what is said above"
         ordered = sorted(self.findings, key=lambda finding: not finding.alarm)
         said = [(at, 0, str(finding)) for at, finding in enumerate(ordered)]
         for at, finding in enumerate(ordered):
@@ -147,13 +148,13 @@ def joined_groups(table: Table, names: Sequence[str], found: LookAlikes | None) 
     Raises:
         UserError: near-duplicates are asked for where pictures cannot be compared.
     """
-    if NEAR_DUPLICATES in names:
-        if not found:
-            what = f"cannot be told: pictures below {SMALLEST_DRAWING} px, or of different kinds, are not compared"
-            raise UserError(f"--group {NEAR_DUPLICATES}", what, "name a column of the table, or leave it out")
-        table = replace(table, columns=table.columns | {NEAR_DUPLICATES: as_groups(table, found)})
-    if missing := [name for name in names if name not in table.columns]:
+    if NEAR_DUPLICATES in names and not found:
+        what = f"cannot be told: pictures below {SMALLEST_DRAWING} px, or of different kinds, are not compared"
+        raise UserError(f"--group {NEAR_DUPLICATES}", what, "name a column of the table, or leave it out")
+    if missing := [name for name in names if name not in (*table.columns, NEAR_DUPLICATES)]:
         return table, missing[0]
+    if NEAR_DUPLICATES in names:
+        table = replace(table, columns=table.columns | {NEAR_DUPLICATES: as_groups(table, found)})
     empty = {name: int((table.columns[name] == "").sum()) for name in names}
     for name, count in empty.items():
         if count:

@@ -1,7 +1,5 @@
 """The first sections of the page: can the scores be trusted, and what will they be worth on the test set?"""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.base.errors import UserError
-from common.base.files import read_json, write_file
-from common.base.strict_csv import read_columns
-from common.data.competition import beside
+from common.base.files import read_json
+from common.data.folds import leaks
 from common.data.trust import PAIRS_FILE, Verdict, beside_folds, read_verdict
 from common.report.evaluation import Evaluation, Evidence
 from common.report.page import Html, Section, element, findings, is_share, join, note, pictures, table
@@ -34,53 +30,7 @@ from common.score.leaderboard import (
 )
 from common.score.metrics import METRICS, goodness
 
-PUBLIC_FILE = "public.csv"
 SHOWN_PAIRS = 8
-
-
-def public_scores(
-    folds_file: Path, typed: Sequence[str], share: float, runs: Sequence[str]
-) -> tuple[dict[str, float], float]:
-    """The public scores of the ``runs`` on the page, and the public part's share of the test rows.
-
-    What was typed is kept beside competition.json, with the scores of runs that are not on this page.
-
-    Raises:
-        UserError: an entry that is not RUN=SCORE, or of no run on the page; a share that is not given or not between 0
-            and 1; a file that holds no scores.
-    """
-    path = beside(str(folds_file)).with_name(PUBLIC_FILE)
-    known: dict[str, float] = {}
-    if path.is_file():
-        columns = read_columns(path)
-        try:
-            known = dict(zip(columns["run"], map(float, columns["public"]), strict=True))
-            share = share or float(columns["share"][0])
-        except (KeyError, ValueError) as cause:
-            what = f"holds no scores in columns run, public and share: {cause}"
-            raise UserError(str(path), what, "correct it, or remove it and give --public again") from None
-    for text in typed:
-        run, _, score = text.rpartition("=")
-        try:
-            value = float(score)
-        except ValueError:
-            value = math.nan
-        if not run or not math.isfinite(value):
-            raise UserError("--public", f"{text!r} is not RUN=SCORE", "write --public digits=0.9957")
-        if run not in runs:
-            remedy = f"name one of: {', '.join(runs)}" if runs else "train a run and predict its folds first"
-            raise UserError("--public", f"{run} is not on the page", remedy)
-        known[run] = value
-    if known and not 0 < share < 1:
-        what = f"is {share:g}" if share else "is missing"
-        raise UserError("--public-share", what, "say which share of the test rows the public score uses, such as 0.25")
-    if typed:
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["run", "public", "share"])
-        writer.writerows((run, score, share) for run, score in known.items())
-        write_file(path, file.getvalue())
-    return {run: score for run, score in known.items() if run in runs}, share
 
 
 def trust_sections(evidence: Evidence, folds_file: Path, public: dict[str, float], share: float) -> list[Section]:
@@ -94,10 +44,13 @@ def trust_section(evidence: Evidence, folds_file: Path, verdict: Verdict | None)
     title = "Can this score be trusted?"
     if verdict is None:
         return Section(title, note("The data was not looked at: python folds.py --check does, and says what it finds."))
-    state = "An alarm stands: the scores below are not what they seem." if verdict.alarms else "Nothing was found that "
-    state += "" if verdict.alarms else "makes the scores below untrue."
+    divided = leaks(evidence.folds)
+    state = "An alarm stands: the scores below are not what they seem."
+    if not verdict.alarms:
+        state = "No alarm stands: nothing was found that makes the scores below untrue by much."
+        state = "No alarm stands, but the folds file has rows that deserve a look." if divided else state
     ordered = sorted(verdict.findings, key=lambda finding: not finding.alarm)
-    said = [line for finding in ordered for line in (str(finding), *finding.details)]
+    said = divided + [line for finding in ordered for line in (str(finding), *finding.details)]
     body = [element("p", state), findings(said) if said else "", note(f"Looked at {'; '.join(verdict.looked_at)}.")]
     return Section(title, join([*body, pairs_shown(evidence, beside_folds(folds_file, PAIRS_FILE))]))
 

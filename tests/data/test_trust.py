@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_iris
 
+import folds
+from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
 from common.data.features import plan_of
@@ -112,6 +114,22 @@ def test_groups_of_near_duplicates_stay_together(tmp_path):
     fold = make_folds(grouped, 3, "stratified-group", name).fold.reshape(12, 3)
     assert (fold == fold[:, :1]).all() and len(set(fold[:, 0])) == 3
     assert not judge(grouped, None, make_folds(grouped, 3, "stratified-group", name), found).alarms
+
+
+def test_near_duplicates_are_not_called_a_column(tmp_path, monkeypatch, capsys):
+    """Neither where they are what groups were made of, nor beside a column that does not exist."""
+    frames = [scene.crop((d, d, 160 + d, 130 + d)) for scene in textures(6, 1) for d in (2, 8, 14)]
+    photo_table(tmp_path, frames, ["a", "b"] * 9)
+    rows = "".join(f"p{at}.jpg,{'ab'[at % 2]},c{at // 6}\n" for at in range(18))
+    (tmp_path / "train.csv").write_text(f"image,label,camera\n{rows}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", "train.csv", "--label-column", "label", "--k", "3", "--group", NEAR_DUPLICATES]
+    folds.main(flags)
+    assert "\ngroups       near-duplicate pictures: 6 (--group)\n" in capsys.readouterr().out
+    folds.main([*flags, "camera", "--force"])
+    assert "\ngroups       column camera and near-duplicate pictures: 3 (--group)\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no column 'lens' for --group; its other columns: camera;"):
+        folds.main([*flags, "lens", "--force"])
 
 
 def test_several_groups_tie_rows_one_to_the_next():

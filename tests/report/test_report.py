@@ -20,11 +20,15 @@ from common.base.files import read_json, write_file, write_json
 from common.data.dealing import make_folds
 from common.data.folds import Folds, read_folds, write_folds
 from common.data.tables import read_train_table
+from common.data.trust import Verdict
 from common.report.audit import AUDITS
+from common.report.chapters import gather
 from common.report.evaluation import read_run
 from common.report.page import element, table
+from common.report.public_scores import public_scores
 from common.report.run_sections import RUN_SECTIONS
 from common.report.run_tables import fold_scores
+from common.report.trust_sections import trust_section
 from common.runs.config import Config, training_settings
 from common.runs.layout import CONFIG_FILE, INFERENCE_FILE, LOG_FILE, METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof
@@ -113,6 +117,37 @@ def test_the_page_expects_what_infer_says_and_keeps_public_scores(tiny, tmp_path
     (tmp_path / "public.csv").write_text("run,public,share\na,high,0.5\n")
     with pytest.raises(UserError, match="holds no scores"):
         make(*flags)
+
+
+def test_public_scores_of_two_metrics_are_kept_apart(tiny, tmp_path, capsys):
+    """A page shows those of its own metric and says which it leaves out; an older file's are the competition's."""
+    folds, path, file = read_folds(tiny / "folds.csv"), tmp_path / "folds.csv", tmp_path / "public.csv"
+    shutil.copy(tiny / "folds.csv", path)
+    write_run(tmp_path / "runs" / "a", folds, seed=0)
+    of_accuracy, of_nll = (
+        gather(tmp_path / "runs", (), path, str(tiny / "train.csv"), metric) for metric in ("accuracy", "nll")
+    )
+    file.write_text("run,public,share\na,0.9,0.5\n")
+    assert public_scores(of_accuracy, path, (), 0.0) == ({"a": 0.9}, 0.5)
+    assert not capsys.readouterr().err
+    assert public_scores(of_nll, path, (), 0.0) == ({}, 0.5)
+    assert "left out on this page of nll: the public score of a (accuracy)" in capsys.readouterr().err
+    assert public_scores(of_nll, path, ("a=0.3",), 0.0) == ({"a": 0.3}, 0.5)
+    assert public_scores(of_accuracy, path, (), 0.0) == ({"a": 0.9}, 0.5)
+    assert file.read_text() == "run,public,share,metric\na,0.9,0.5,accuracy\na,0.3,0.5,nll\n"
+
+
+def test_the_page_does_not_praise_folds_with_a_fault(tiny, tmp_path):
+    """Exact copies in two folds, of which train_fold.py warns, stand where it says whether scores can be trusted."""
+    write_run(tmp_path / "runs" / "a", read_folds(tiny / "folds.csv"), seed=0)
+    evidence = gather(tmp_path / "runs", (), tiny / "folds.csv", str(tiny / "train.csv"), "accuracy")
+    verdict = Verdict(["all of it"], [])
+    assert "nothing was found" in trust_section(evidence, tmp_path / "folds.csv", verdict).body
+    shas, fold = evidence.folds.row_shas.copy(), evidence.folds.fold
+    shas[np.flatnonzero(fold == 1)[0]] = shas[np.flatnonzero(fold == 0)[0]]
+    divided = dataclasses.replace(evidence, folds=dataclasses.replace(evidence.folds, row_shas=shas))
+    said = trust_section(divided, tmp_path / "folds.csv", verdict).body
+    assert "exact copies that lie in different folds" in said and "nothing was found" not in said
 
 
 class Page(html.parser.HTMLParser):
