@@ -36,7 +36,7 @@ from common.data.folds import Folds, read_data
 from common.data.tables import Table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
-from common.runs.fitting import fitting
+from common.runs.fitting import check_sources, fitting
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -155,9 +155,11 @@ def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
     asked = sweep_of(options)
     check_signatures(asked.config)
-    sweep = fitted(asked)[0]
+    sweep, _, folds = fitted(asked)
+    plan, cells = partial(wanted, sweep.grid), read_cells(sweep.folder)
+    for cell in missing(plan(cells), cells)[:1]:
+        check_sources(sweep.config_of(cell), folds, [sweep.config.fold])
     claim_sweep(sweep)
-    plan = partial(wanted, sweep.grid)
     cells = CellRunner(sweep, plan, options, TRAIN_SCRIPT).run()
     if left := missing(plan(cells), cells):
         print(f"{sweep.folder}: {len(left)} cells are left; run the same command to continue")
@@ -290,7 +292,7 @@ def fitted(sweep: Sweep) -> tuple[Sweep, Table, Folds]:
     """The sweep with the model that fits what its cells train on, and that."""
     cfg = sweep.config
     table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
-    return dataclasses.replace(sweep, config=fitting(cfg, table)), table, folds
+    return dataclasses.replace(sweep, config=fitting(cfg, table, folds)), table, folds
 
 
 def noise(options: Noise) -> Result:

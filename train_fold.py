@@ -35,8 +35,8 @@ from common.data.tables import Table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, loaded_once, slots_for, spread
-from common.runs.config import Config, check_config, check_file, check_transform, of_fold
-from common.runs.fitting import fitting
+from common.runs.config import Config, check_config
+from common.runs.fitting import check_sources, fitting
 from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
 from common.runs.layout import (
     CHECKPOINT_FILE,
@@ -50,8 +50,8 @@ from common.runs.layout import (
 )
 from common.runs.oof import alike_in, oof_predictions
 from common.runs.predictions import check_store
-from common.runs.teachers import check_teachers, read_unlabelled, with_unlabelled
-from common.score.metrics import check_targets, show
+from common.runs.teachers import read_unlabelled, with_unlabelled
+from common.score.metrics import show
 from common.score.task import TASKS
 from common.train.fold_jobs import late, train_side_by_side
 
@@ -101,10 +101,7 @@ def run(cfg: Train) -> Result:
     check_store(cfg.store, TASKS[cfg.task])
     competition = read_competition(beside(cfg.folds))
     table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
-    check_targets(cfg.metric, folds.targets)
-    if cfg.target_transform != "none":
-        check_transform(folds.targets)
-    cfg = with_unlabelled(fitting(cfg, table), competition)
+    cfg = with_unlabelled(fitting(cfg, table, folds), competition)
     unlabelled = read_unlabelled(cfg, table, competition) if cfg.unlabelled else None
     wanted = wanted_folds(cfg.fold, folds)
     if not is_job():
@@ -125,9 +122,7 @@ def run(cfg: Train) -> Result:
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
     for fold in todo:
         filled_rows(folds, fold, cfg)
-        if cfg.weights:
-            check_file("--weights", of_fold(cfg, fold).weights)
-    check_teachers(cfg, folds, todo)
+    check_sources(cfg, folds, todo)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     alike = not table.kind.of_any_size  # a step of photos needs gigabytes: no more of them than there are cores
     slots, threads = slots_for(cfg, cfg.threads, len(wanted), is_short(cfg, table), alike)

@@ -1,21 +1,37 @@
-"""Settings against the kind of inputs that a table has."""
+"""Settings against the rows, targets and files that a training needs: what can be refused before torch is loaded."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from common.base.errors import UserError, refuse
 from common.data.competition import beside, read_competition
 from common.data.features import column_at, without
+from common.data.folds import Folds
 from common.data.kinds import KINDS
 from common.data.tables import Table
-from common.runs.config import Config
+from common.runs.config import Config, check_file, check_transform, of_fold
+from common.runs.teachers import check_teachers
+from common.score.metrics import check_targets
 
 
-def fitting(cfg: Config, table: Table) -> Config:
+def check_sources(cfg: Config, folds: Folds, todo: Sequence[str]) -> None:
+    """Raise UserError where weights or teachers that the folds ``todo`` start from are not there, or must not be."""
+    for fold in todo:
+        if cfg.weights:
+            check_file("--weights", of_fold(cfg, fold).weights)
+    check_teachers(cfg, folds, todo)
+
+
+def fitting(cfg: Config, table: Table, folds: Folds) -> Config:
     """The settings with the model that fits the table's kind of inputs where none was chosen.
 
     Raises:
-        UserError: something that only images have, or a model of images.
+        UserError: something that only images have, or a model of images; a metric or a transform that the targets do
+            not have.
     """
+    check_targets(cfg.metric, folds.targets)
+    if cfg.target_transform != "none":
+        check_transform(folds.targets)
     kind = table.kind
     dropped = read_competition(beside(cfg.folds)).drop  # already, from the table
     cfg = dataclasses.replace(cfg, drop=tuple(name for name in cfg.drop if name not in dropped))

@@ -335,14 +335,17 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
             ["run", "--loss", "focal", "--loss-args", "margin=1"],
             "--loss-args: margin is unknown to focal; known: gamma",
         ),
+        (["run", "--teacher", "nobody", "--jobs", "2"], "--teacher: there is no run nobody"),
+        (["run", "--weights", "{fold}.safetensors"], "--weights: there is no file fold0.safetensors"),
         (["search", "--augment", "digit"], "--augment: there is no augment digit; did you mean digits"),
         (["search", "--vary", "loss=focal,ohm"], "--loss: there is no loss ohm"),
         (["search", "--vary", "loss-args=gamma", "--loss", "focal"], "--loss-args: gamma has no value"),
     ],
 )
-def test_a_wrong_setting_of_a_sweep_is_refused_before_its_folder_is_made(arguments, message, tmp_path):
+def test_a_wrong_setting_of_a_sweep_is_refused_before_its_folder_is_made(arguments, message, tiny, tmp_path):
     """Corrected, the same command would else meet a sweep with other settings."""
     pytest.importorskip("optuna")
+    places = ["--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv")]
     with pytest.raises(UserError, match=message):
-        sweep.main([*arguments, "--runs-dir", str(tmp_path / "runs")])
+        sweep.main([*arguments, *places, "--runs-dir", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
