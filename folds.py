@@ -42,7 +42,8 @@ from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
 from common.data.spelling import look_alikes
 from common.data.stacks import MOST_CHANNELS
-from common.data.tables import EMBEDDED, Table, read_test_table, read_train_table
+from common.data.table import Table
+from common.data.tables import EMBEDDED, read_test_table, read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
 from common.data.utterances import UTTERANCE
 from common.runs.forms import FORMS

@@ -26,9 +26,10 @@ from common.base.result import Result
 from common.base.system import torch_loaded
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
+from common.data.dependence import order_in_words
 from common.data.folds import Folds, read_data, read_folds
-from common.data.probes import order_in_words
-from common.data.tables import EMBEDDED, Table, read_test_table
+from common.data.table import Table
+from common.data.tables import EMBEDDED, read_test_table
 from common.data.views import TTA, View
 from common.runs.config import saved_config
 from common.runs.decision import check_clip, clipped, joined, learned_decision, temperature_of

@@ -33,7 +33,7 @@ from common.base.result import Result
 from common.base.system import cpu_count
 from common.data.competition import competition_flags
 from common.data.folds import Folds, read_data
-from common.data.tables import Table
+from common.data.table import Table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
 from common.runs.fitting import check_sources, fitting

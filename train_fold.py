@@ -31,7 +31,7 @@ from common.base.system import die_of_ctrl_c, end_with_starter, is_job, processe
 from common.data.cache import DEFAULT_GB, photo_cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
 from common.data.folds import Folds, leaks, read_data, read_folds, split_rows
-from common.data.tables import Table
+from common.data.table import Table
 from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, loaded_once, slots_for, spread

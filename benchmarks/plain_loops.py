@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from common.data.tables import Table
+from common.data.table import Table
 from common.train.hardware import own_device
 
 BATCH_SIZE = 32

@@ -27,7 +27,7 @@ from common.base.errors import run_script
 from common.base.files import write_file
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
-from common.data.tables import Table
+from common.data.table import Table
 from common.runs.predictions import Predictions, read_predictions, short_form, write_predictions
 from common.score.logits import blocks
 

@@ -20,9 +20,11 @@ from PIL import Image
 from benchmarks import leaderboard
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
+from common.data.dependence import told_by
 from common.data.near_duplicates import NO_PAIRS
-from common.data.probes import probes_of, told_by
-from common.data.tables import Table, read_test_table, read_train_table
+from common.data.probes import probes_of
+from common.data.table import Table
+from common.data.tables import read_test_table, read_train_table
 from common.data.trust import LookAlikes, find_near_duplicates
 from common.runs.layout import OOF_FILE
 from common.runs.predictions import Predictions, read_predictions

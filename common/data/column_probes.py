@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 
 from common.base.words import names_in_short
+from common.data.dependence import is_reached, label_codes
 from common.data.features import FLAGGED, TEXT, encoded, read_plan
-from common.data.probes import FEWEST, is_reached, label_codes
-from common.data.tables import Table
+from common.data.probes import FEWEST
+from common.data.table import Table
 from common.score.task import Task
 
 NEARLY_ALL = 0.95  # of the way to sorted by label; honest columns of known data sets reach 0.90 (docs/trust.md)

@@ -29,7 +29,7 @@ from common.base.errors import OwnError
 from common.base.files import sha256
 from common.base.strict_csv import row_of
 from common.data.stacks import content_of, contents_in
-from common.data.tables import Table
+from common.data.table import Table
 
 RULES = 1  # to be raised with every change of what the pixels become: decoded photos are kept in files
 MAX_PIXELS = 50_000_000

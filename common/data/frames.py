@@ -17,7 +17,7 @@ from common.data.augment import Augmentation, Uniform
 from common.data.decoding import Preparation
 from common.data.inputs import RESIDENT, Numbers, Reading
 from common.data.sequences import SequenceFiles
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.transfer import HOST, constant, copied_ahead, free_bytes, to_device
 from common.data.utterances import TOGETHER
 

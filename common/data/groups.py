@@ -10,7 +10,7 @@ from common.base.errors import UserError
 from common.base.strict_csv import columns_of, csv_bytes, row_of, text_array, with_named_index
 from common.base.words import names_in_short, rows_named
 from common.data.image_folders import IMAGE_SUFFIXES, NamedImages
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.utterances import UTTERANCE
 
 

@@ -23,7 +23,7 @@ from common.data.features import FeatureScale, encoded
 from common.data.geometry import cropped
 from common.data.photo_check import check_photos
 from common.data.scales import Normalise, Scale, levels_of
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.transfer import HOST, copied_ahead, free_bytes, to_device
 
 PAD_UP_TO = 1.25  # a size at most this much above the images' own is reached by a black border

@@ -1,7 +1,7 @@
 """The kinds of inputs, a row each in KINDS: what a row of a table is, and what follows from it before torch is loaded.
 
 What a training and a prediction do with them is in common/data/inputs.py. Functions are named as text, as their files
-need torch or read tables themselves. A table is common/data/tables.py's, which imports this file.
+need torch or read tables themselves. A table is common/data/table.py's, which imports this file.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from common.base.strict_csv import row_of, text_array
 from common.base.system import is_watched
 from common.data.decoding import DEEPEST, FEW, PNG, Photo, decode
 from common.data.stacks import Stack, content_of
-from common.data.tables import Table
+from common.data.table import Table
 
 NAMED = 5  # broken files in a message
 MANY_POOR = 0.1  # of the images with more than 8 bits

@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.data.folds import Folds, split_rows
-from common.data.tables import Table
+from common.data.table import Table
 from common.score.numbers import SEPARATOR, number_in
 
 DISTINCT = 0.5  # share of the rows with a value of their own, below which equal numbers mean nothing

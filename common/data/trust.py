@@ -18,11 +18,13 @@ from common.base.strict_csv import text_array
 from common.base.system import cpu_count
 from common.data.alignment import SIDE
 from common.data.column_probes import columns_of, label_columns
+from common.data.dependence import in_words, strongest, told_by
 from common.data.folds import Folds
 from common.data.near_duplicates import SMALLEST, Pairs, groups_of, pairs_of
-from common.data.probes import drawn_alike, in_words, letters_in, probes_of, separation, shifts, strongest, told_by
+from common.data.probes import letters_in, probes_of
 from common.data.quotes import quoted_targets
-from common.data.tables import Table
+from common.data.shifts import drawn_alike, separation, shifts
+from common.data.table import Table
 from common.score.task import MULTICLASS, Task
 
 NEAR_DUPLICATES = "near-duplicates"  # as a group of --group

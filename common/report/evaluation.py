@@ -15,7 +15,7 @@ from common.base.errors import UserError, warn
 from common.base.files import read_json
 from common.base.strict_csv import read_records
 from common.data.folds import Folds
-from common.data.tables import Table
+from common.data.table import Table
 from common.runs.decision import learned_decision
 from common.runs.layout import CONFIG_FILE, LOG_FILE, METRICS_FILE, OLD_NAMES, OOF_FILE, WEIGHTS_FILE, finished_folds
 from common.runs.oof import join_oof, units_of

@@ -8,7 +8,7 @@ from common.data.competition import beside, read_competition
 from common.data.features import column_at, without
 from common.data.folds import Folds
 from common.data.kinds import KINDS
-from common.data.tables import Table
+from common.data.table import Table
 from common.runs.config import Config, check_file, check_transform, of_fold
 from common.runs.teachers import check_teachers
 from common.score.metrics import check_targets

@@ -18,7 +18,7 @@ from common.data.batches import Examples, seed_of
 from common.data.cache import photo_cache
 from common.data.folds import Folds, split_rows
 from common.data.inputs import Reading, open_inputs
-from common.data.tables import Table
+from common.data.table import Table
 from common.model.optim import set_learning_rate
 from common.model.selection import create_selection
 from common.runs.config import Config, of_fold

@@ -20,7 +20,7 @@ from common.data.decoding import Preparation
 from common.data.features import column_at, numbers_in, width, without
 from common.data.folds import Folds
 from common.data.scales import Scale
-from common.data.tables import Table
+from common.data.table import Table
 from common.model.arguments import check_model_args
 from common.model.finetune import Frozen, frozen_parts, scale_learning_rates
 from common.model.losses import with_head_for

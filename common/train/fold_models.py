@@ -12,7 +12,7 @@ from torch import nn
 from common.base.errors import UserError, warn
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.inputs import MIDDLE, Reading, open_inputs
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.views import View
 from common.model.averages import Members
 from common.model.networks import works_at

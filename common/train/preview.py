@@ -14,7 +14,7 @@ from common.data.batches import Examples
 from common.data.folds import Folds
 from common.data.inputs import Reading, open_inputs
 from common.data.scales import Normalise
-from common.data.tables import Table
+from common.data.table import Table
 from common.runs.config import Config
 from common.train.build import augmentation_of, create_batches, preparation_of, with_images_of
 

@@ -20,7 +20,7 @@ from common.data.batches import Examples, seed_of
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.folds import Folds, split_rows
 from common.data.inputs import Inputs, Joined, Reading, open_inputs
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.transfer import HOST
 from common.model.selection import create_selection
 from common.model.weights import check_unseen

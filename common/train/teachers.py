@@ -20,7 +20,7 @@ from common.data.cache import Cache
 from common.data.features import numbers_in
 from common.data.folds import Folds
 from common.data.lessons import Lessons, known_in_a_batch
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.views import TTA
 from common.model.objectives import ACTIVATIONS
 from common.model.units import TargetScale

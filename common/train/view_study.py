@@ -9,7 +9,7 @@ import numpy as np
 from common.base.errors import UserError
 from common.data.cache import Cache
 from common.data.folds import Folds
-from common.data.tables import Table
+from common.data.table import Table
 from common.data.views import View
 from common.runs.tensors import FoldModel
 from common.score.calibration import PARTS

@@ -22,7 +22,8 @@ from common.data.decoding import read_photo
 from common.data.folds import read_folds
 from common.data.photo_check import check_photos
 from common.data.spelling import look_alikes
-from common.data.tables import Table, read_test_table, read_train_table
+from common.data.table import Table
+from common.data.tables import read_test_table, read_train_table
 
 
 def write(path: Path, text: str) -> str:

@@ -13,13 +13,16 @@ import folds
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
+from common.data.dependence import told_by
 from common.data.features import plan_of
 from common.data.kinds import FEATURES
 from common.data.near_duplicates import aligned_pairs, same_drawings
 from common.data.photo_check import check_photos
-from common.data.probes import kolmogorov_smirnov, probes_of, shifts, told_by
+from common.data.probes import probes_of
 from common.data.quotes import quoted_targets
-from common.data.tables import Table, read_train_table
+from common.data.shifts import kolmogorov_smirnov, shifts
+from common.data.table import Table
+from common.data.tables import read_train_table
 from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings, shift_findings
 from common.score.task import TASKS
 

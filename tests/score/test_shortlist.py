@@ -20,7 +20,7 @@ from common.base.files import write_json
 from common.base.strict_csv import text_array
 from common.data.dealing import WIDE, make_folds
 from common.data.folds import Folds, leaks, missing_classes, read_folds, write_folds
-from common.data.tables import Table
+from common.data.table import Table
 from common.runs.layout import METRICS_FILE, OOF_FILE, fold_folder
 from common.runs.oof import join_oof, oof_score
 from common.runs.predictions import Predictions, read_predictions, short_form, side_by_side, write_predictions
