@@ -4,7 +4,8 @@ For each pair of the committed sweeps: the law of one moves the other's best lea
 other batch sizes, as it is and with the turn at the other's own noise scale. A factor is how far that is from what was
 fitted there, whichever of the two is larger; batch sizes whose best learning rate is not told to a factor of two are
 left out. Below stand the same factors of two cheaper ways to a best learning rate: three runs, and the range test.
-Writes benchmarks/carried.md.
+The figure asks what the turn goes with, beyond which the best learning rate falls: the noise scale or the images seen.
+Writes benchmarks/carried.md and docs/sweeps/turns.png.
 """
 
 import math
@@ -15,15 +16,20 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from common.base.cli import parse
 from common.base.errors import run_script
-from common.base.files import read_json, write_file
+from common.base.files import read_json, write_figure, write_file
 from common.sweep.cells import FIND_FILE, read_cells
 from common.sweep.law import Law, fit_law
+from common.sweep.picture import INK, PALE, SURGE
+from common.sweep.regression import Estimate
 
 REPORT = Path(__file__).with_suffix(".md")
 SWEEPS = Path(__file__).parents[1] / "docs/sweeps"
+FIGURE = SWEEPS / "turns.png"
 TUNED_AT = 32
 TOLD = 1.0  # doublings to either side
 STUDIES = ("adamw", "sgd", "length/epochs1", "length/epochs4")
@@ -63,6 +69,16 @@ class Study:
         """In images, early in a training; NaN where it was not measured."""
         return float(np.mean([found["noise_scale"] or math.nan for found in self.range_tests] or [math.nan]))
 
+    @property
+    def images(self) -> float:
+        """Images that a run sees."""
+        return float((self.law.cells.steps * self.law.cells.batch_size).max())
+
+    @property
+    def turn(self) -> Estimate:
+        """The batch size beyond which the best learning rate falls."""
+        return self.law.surge_top[1]
+
     def of_three_runs(self) -> float:
         """The lowest point of the parabola through the best run of ``TUNED_AT`` and those with x4 less and more."""
         cells = self.law.cells.query(f"batch_size == {TUNED_AT}").groupby("lr").nll_calibrated.first()
@@ -92,6 +108,34 @@ def off(told: float, true: float) -> float:
     return max(told / true, true / told)
 
 
+def draw_turns(studies: Sequence[Study]) -> None:
+    """The turn of each study over its noise scale, and over the images that its runs see."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure.suptitle("The batch size beyond which the best learning rate falls (bars: 95 %)", fontsize=13, color=INK)
+    one_number = math.exp(np.mean([math.log(study.images / study.turn.value) for study in studies]))
+    panels = (
+        ("... over the gradient noise scale (line: equal)", "noise_scale", 1.0),
+        (f"... over the images of a run (line: {one_number:.0f} steps)", "images", one_number),
+    )
+    for axes, (title, along, ratio) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        places = np.array([getattr(study, along) for study in studies])
+        for study, place in zip(studies, places, strict=True):
+            turn = study.turn
+            ends = [[turn.value - turn.low], [turn.high - turn.value]]
+            axes.errorbar(place, turn.value, ends, fmt="o", color=SURGE, capsize=4)
+            axes.annotate(study.name, (place, turn.value), (6, 4), textcoords="offset points", fontsize=9, color=INK)
+        line = np.array([places.min() / 1.5, places.max() * 1.5])
+        axes.plot(line, line / ratio, color=PALE, linestyle="--", zorder=0)
+        turns = [study.turn.value for study in studies]
+        axes.set(xscale="log", yscale="log", xlabel="images", ylim=(min(turns) / 4, max(turns) * 4))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:,.0f}")
+            axis.set_minor_formatter("")
+        axes.set_title(title, loc="left")
+    write_figure(FIGURE, figure)
+
+
 def in_words(found: Sequence[float]) -> str:
     """Median and largest of some factors; nothing where they are not known."""
     words = f"x{np.median(found):.2f}" + (f" (x{max(found):.1f})" if len(found) > 1 else "")
@@ -117,6 +161,7 @@ def main() -> None:
     about = "`python -m benchmarks.carried`: how far carried rates are off fitted ones, as a factor: median (largest)."
     text = f"# Does a learning rate carry from study to study?\n\n{about}\n\n" + "\n".join(lines) + "\n"
     write_file(REPORT, text)
+    draw_turns(studies)
     print(text)
 
 

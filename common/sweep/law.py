@@ -137,6 +137,8 @@ class Curve:
 
     def ratio(self, before: float, after: float) -> Estimate:
         """The best learning rate at the batch size ``after``, as a multiple of that at ``before``."""
+        if after == before:
+            return Estimate(1.0, 1.0, 1.0)  # without an error to divide by
         (shift, slope), (shift_after, slope_after) = (
             _shape(math.log2(size) - self.runs.mean_size, self.peak) for size in (before, after)
         )

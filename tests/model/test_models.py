@@ -140,6 +140,17 @@ def test_a_stage_of_digit_cnn_has_its_width_its_depth_and_one_pooling():
     assert model.features(torch.rand(1, 1, 28, 28)).shape == (1, 6, 7, 7)
 
 
+def test_without_padding_digit_cnn_sees_nothing_beyond_the_image():
+    """A valid 5 x 5 convolution makes 24 pixels of 28; of an even grey every place then says the same."""
+    even = torch.full((1, 1, 28, 28), 0.5)
+    for padding, side, alike in (("valid", 24, True), ("same", 28, False)):
+        model = create_model("digit_cnn", {"first_padding": padding}, 10, 1, 28).eval()
+        seen = model.features[0](even)
+        assert seen.shape[-1] == side
+        assert torch.allclose(seen, seen[..., :1, :1], atol=1e-6) == alike
+        assert model(even).shape == (1, 10)
+
+
 def test_with_a_global_pool_digit_cnn_finds_a_thing_wherever_it_lies():
     """A patch moved by a whole number of the net's strides gives the same logits; without the pool it does not."""
     images = torch.zeros(2, 1, 64, 64)

@@ -13,6 +13,7 @@ from benchmarks.law_coverage import crossed_studies
 from common.base.errors import UserError
 from common.sweep.joint import fit_joint, joint_json, joint_sentences, parts_of_a_fall
 from common.sweep.law import fit_law, surge
+from common.sweep.regression import Estimate
 
 STEPS, NOISE_SCALE = "the steps", "the noise scale"
 
@@ -77,6 +78,7 @@ def test_a_ratio_of_the_law_is_what_its_predictions_say():
     ratio = law.ratio(128, 512)
     assert ratio.value == pytest.approx(law.predict(512).value / law.predict(128).value)
     assert ratio.low < 2.0 < ratio.high and ratio.high / ratio.low < 2
+    assert law.ratio(128, 128) == Estimate(1.0, 1.0, 1.0)
 
 
 def test_carry_and_joint_from_the_command_line(capsys, tmp_path):
