@@ -127,6 +127,7 @@ class JointFit:
 
     sweeps: tuple[str, ...] = ()  # their folders
     only: tuple[int, ...] = ()  # fit only these batch sizes
+    min_steps: int = 0  # fit only the batch sizes whose runs have as many optimiser steps (0: all)
     out_dir: str = ""  # folder for joint.json and joint.png (default: they are not written)
 
 
@@ -351,6 +352,7 @@ def joint(options: JointFit) -> Result:
     tables = {name: read_cells(find_sweep(Ended(sweep=name)).folder) for name in options.sweeps}
     if options.only:
         tables = {name: cells[cells.batch_size.isin(options.only)] for name, cells in tables.items()}
+    tables = {name: cells[cells.steps >= options.min_steps] for name, cells in tables.items()}
     found = fit_joint(tables)
     print("\n".join(joint_sentences(found)))
     score = joint_json(found)

@@ -85,9 +85,12 @@ def test_carry_and_joint_from_the_command_line(capsys, tmp_path):
     """The published sweeps: a tuned rate is carried by the law, beside the square root; a joint fit is written down."""
     found = sweep.carry(sweep.Carry("docs/sweeps/adamw", tuned_at=128, lr=6e-3, batch_size=512)).score
     assert found["square_root"] == pytest.approx(0.012) and found["lr_ci"][0] < found["lr"] < found["lr_ci"][1] < 0.006
-    joint = sweep.joint(sweep.JointFit(("docs/sweeps/adamw", "docs/sweeps/sgd"), (8, 16, 32, 64), str(tmp_path)))
+    both = ("docs/sweeps/adamw", "docs/sweeps/sgd")
+    joint = sweep.joint(sweep.JointFit(both, (8, 16, 32, 64), out_dir=str(tmp_path)))
     assert 0.4 < joint.score["slope"][0] < 0.9 and (tmp_path / "joint.png").stat().st_size > 10_000
     assert "slope" in capsys.readouterr().out
+    many = sweep.joint(sweep.JointFit(both, min_steps=470)).score
+    assert many["slope"] == joint.score["slope"]  # up to 64 images there are 524 steps or more
     with pytest.raises(UserError, match="two sweeps"):
         sweep.joint(sweep.JointFit(("docs/sweeps/adamw",)))
     with pytest.raises(UserError, match="never measured"):
