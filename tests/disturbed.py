@@ -124,6 +124,7 @@ def start_together(server: Server, processes: int, *do: object) -> list[Child]:
 @contextmanager
 def strace(pid: int, *options: str, log: Path | str = os.devnull) -> Iterator[None]:
     """Watch a process and the children it forks from now on; each counts its system calls from its own start."""
+    needs_strace()
     command = ["strace", "-f", "-p", str(pid), "-o", str(log), *options]
     watcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said = watcher.stderr.readline()

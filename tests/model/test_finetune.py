@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, WITHOUT_BATCHNORM, launch, train
+from conftest import SMALL, WITHOUT_BATCHNORM, train
+from disturbed import start_together
 from safetensors.torch import load_file, save_file
 from timm.optim import Lookahead, param_groups_layer_decay
 
@@ -165,14 +166,14 @@ def test_freezing_random_weights_is_said(capsys):
     assert "frozen layers keep their random initial weights" in capsys.readouterr().err
 
 
-def test_two_processes_thaw_like_one(tiny, tmp_path):
+def test_two_processes_thaw_like_one(tiny, server, tmp_path):
     """A backbone freed after the first epoch trains to the same weights over two processes (DDP) as over one."""
     settings = [*WITHOUT_BATCHNORM, "--epochs", "2", "--freeze", "backbone=1", "--fold", "0"]
     train(tiny, tmp_path, *settings, "--run", "one")
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
-    done = launch(2, "train_fold.py", *places, *SMALL, *settings, "--run", "two")
-    assert done.returncode == 0, done.stderr
-    assert "= 2 processes" in done.stdout
+    children = start_together(server, 2, "train_fold", *places, *SMALL, *settings, "--run", "two")
+    assert [child.wait() for child in children] == [0, 0], children[0].said()
+    assert "= 2 processes" in children[0].said()
     one, two = (load_tensors(tmp_path / run / "fold0" / "model.safetensors")[0] for run in ("one", "two"))
     for name, tensor in one.items():
         np.testing.assert_allclose(two[name], tensor, atol=1e-5, err_msg=name)

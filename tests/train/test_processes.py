@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, SMALL, WITHOUT_BATCHNORM, launch, run_script, train
+from conftest import ROOT, SMALL, WITHOUT_BATCHNORM, train
+from disturbed import Server, start_together
 
 from common.base.errors import UserError
 from common.data.views import TTA
@@ -27,20 +29,30 @@ FOLLOWS_SCORES += ["--schedule", "plateau", "--schedule-args", "patience=0", "fa
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_row_is_predicted_exactly_once(processes, tmp_path, figures):
-    """165 combinations of set size and batch size, most of which do not divide, at each process count."""
+def test_every_row_is_predicted_exactly_once(processes, server, tmp_path, figures):
+    """165 combinations of set size and batch size, most of which do not divide, at each process count.
+
+    One process with a loss scaler and one without would average scaled with plain gradients: the weakest decides.
+    """
     figures("oof", total=165)
-    done = launch(processes, ROOT / "tests" / "launched.py", tmp_path / "report.json")
-    assert done.returncode == 0, done.stderr
+    run_together(server, processes, "launched", tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["processes"] == processes
     assert len(report["results"]) == 165 and all(result["right"] for result in report["results"])
     figures("oof", done=165)
     assert set(report["buffers"]) == {0.0}, "the buffers that score must be the main process's"
+    assert report["precisions"] == (["bf16"] if processes == 1 else ["no"] * processes)
+
+
+def run_together(server: Server, processes: int, *do: object) -> str:
+    """Processes as a launcher would start them, which all exit 0; what the first has said."""
+    children = start_together(server, processes, *do)
+    assert [child.wait() for child in children] == [0] * processes, children[0].said()
+    return children[0].said()
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> dict[str, dict]:
+def trained(tiny, server, tmp_path_factory) -> dict[str, dict]:
     """The same global batch of 12 as 1 x 12, 2 x 6, 3 x 4 and 1 x 6 x 2 accumulated; one run with BatchNorm."""
     runs_dir = tmp_path_factory.mktemp("processes")
     results = {}
@@ -56,9 +68,7 @@ def trained(tiny, tmp_path_factory) -> dict[str, dict]:
             train(tiny, runs_dir, *options)
         else:
             places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir]
-            done = launch(processes, "train_fold.py", *places, *SMALL, *options)
-            assert done.returncode == 0, done.stderr
-            said = done.stdout
+            said = run_together(server, processes, "train_fold", *places, *SMALL, *options)
         folder = runs_dir / name / "fold0"
         results[name] = {
             "metrics": json.loads((folder / "metrics.json").read_text()),
@@ -71,7 +81,7 @@ def trained(tiny, tmp_path_factory) -> dict[str, dict]:
     return results
 
 
-def test_the_launch_proves_its_process_count(trained):
+def test_a_run_says_its_process_count(trained):
     """metrics.json and the first line say how many processes there were, and their share of the batch."""
     counts = {name: trained[name]["metrics"]["processes"] for name in trained}
     assert counts == {"one": 1, "two": 2, "three": 3, "accumulated": 1, "batchnorm": 2}
@@ -94,7 +104,7 @@ def test_weights_do_not_depend_on_processes(trained):
 
 
 def test_two_machines_train_the_bits_of_one_with_two_processes(trained, tiny, tmp_path):
-    """Two launchers, each with one process, as on two machines: model and OOF are those of one launcher with two."""
+    """Two launchers, each with one process, as on two machines: model and OOF are those of two on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,11 +130,11 @@ def test_two_machines_train_the_bits_of_one_with_two_processes(trained, tiny, tm
         assert (tmp_path / "two" / "fold0" / name).read_bytes() == (trained["two"]["folder"] / name).read_bytes()
 
 
-def test_each_machine_names_what_it_lacks(tiny, tmp_path):
+def test_each_machine_names_what_it_lacks(server, tmp_path):
     """A file that only the second machine lacks is named there, and a runs folder that is not shared is refused."""
     second = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    done = run_script("train_fold.py", "--data", tmp_path / "absent.csv", **second)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'absent.csv'}: cannot be read")
+    child = server.start("train_fold", "--data", tmp_path / "absent.csv", environment=second)
+    assert child.wait() == 2 and child.said().startswith(f"error: {tmp_path / 'absent.csv'}: cannot be read")
     with pytest.raises(UserError, match="a disk that all machines share"):
         check_shared(tmp_path / "it" / "fold0", patience=0)
 
@@ -201,7 +211,7 @@ def test_what_accelerate_launch_decides(gpus, config, monkeypatch, caplog):
     assert ("not passed to `accelerate launch`" in caplog.text) == (config == "none")
 
 
-def test_a_photo_that_one_process_alone_meets_is_said(undisturbed, tmp_path):
+def test_a_photo_that_one_process_alone_meets_is_said(undisturbed, server, tmp_path):
     """The second of two processes decodes a photo that was replaced: its line is printed, though not the first's."""
     folder = tmp_path / "photos"
     shutil.copytree(undisturbed / "photos", folder, ignore=shutil.ignore_patterns("runs"))
@@ -210,21 +220,8 @@ def test_a_photo_that_one_process_alone_meets_is_said(undisturbed, tmp_path):
     shutil.copy(folder / "images" / "test00.png", folder / "images" / f"train{row:02}.png")
     places = ["--data", folder / "train.csv", "--folds", folder / "folds.csv", "--runs-dir", tmp_path / "runs"]
     model = ["--model", "test_efficientnet", "--img-size", "32", "--cache-gb", "0", *SMALL, "--epochs", "1"]
-    done = launch(2, "train_fold.py", *places, *model, "--fold", "0")
-    assert done.returncode and f"train{row:02}.png is not the image that the folds were made from" in done.stderr
-
-
-def test_the_weakest_device_decides_on_the_precision(tmp_path):
-    """One process with a loss scaler and one without would average scaled with plain gradients."""
-    code = (
-        "import pathlib, sys; from accelerate import PartialState;"
-        "from common.train.hardware import agreed_precision;"
-        "state = PartialState(cpu=True);"
-        "said = agreed_precision(['bf16', 'no'][state.process_index], state.device);"
-        "pathlib.Path(sys.argv[1], str(state.process_index)).write_text(said); state.destroy_process_group()"
-    )
-    script = tmp_path / "agree.py"
-    script.write_text(code)
-    done = launch(2, script, tmp_path)
-    assert not done.returncode, done.stderr
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["no", "no"]
+    first, second = start_together(server, 2, "train_fold", *places, *model, "--fold", "0")
+    assert second.wait() == 2
+    assert f"train{row:02}.png is not the image that the folds were made from" in second.said()
+    first.signal(signal.SIGKILL)  # as its launcher would
+    first.wait()
