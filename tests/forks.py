@@ -43,6 +43,7 @@ class Forks:
         self.folder, self.count = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        environment["HF_HOME"] = str(folder / "hub")  # nothing is in it
         command = [sys.executable, __file__, *["torch"] * torch]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -73,8 +74,9 @@ def serve(torch: bool) -> None:
     modules = {name: importlib.import_module(name) for name in SCRIPTS}
     for name in ("typeguard", "sklearn.datasets", "sklearn.model_selection", "scipy.optimize", "scipy.sparse.csgraph"):
         importlib.import_module(name)  # what they or their libraries import when they need it
+    importlib.import_module("common.base.cli").parse(modules["folds"].Options, [])  # what tyro imports as it parses
     if torch:
-        for name in ("accelerate", "common.train.build", "common.model.weights"):
+        for name in ("accelerate", "common.train.build", "common.model.weights", "common.report.figures"):
             importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")  # the children's stdout is their own
     for line in sys.stdin:

@@ -33,9 +33,10 @@ def table_of(labels: list[str], images: list[int] | None = None, **columns: list
     )
 
 
-def folds_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "folds.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+@pytest.fixture
+def folds_script(forks):
+    """Runs folds.py with these arguments in a folder."""
+    return lambda folder, *arguments: forks.run(["folds.py", *arguments], folder)
 
 
 # ---- dealing
@@ -238,21 +239,21 @@ def test_folds_join_their_table_by_id():
 # ---- the script
 
 
-def test_a_folds_file_is_written_once(tmp_path):
+def test_a_folds_file_is_written_once(tmp_path, folds_script):
     """The same command twice says so; another one is refused and changes nothing unless forced."""
     first = folds_script(tmp_path)
-    assert first.returncode == 0
-    assert "1,437 rows, 10 classes, 0 exact copies" in first.stdout
+    assert first.code == 0
+    assert "1,437 rows, 10 classes, 0 exact copies" in first.out
     content = (tmp_path / "folds.csv").read_bytes()
     again = folds_script(tmp_path)
-    assert again.returncode == 0
-    assert "already exists" in again.stdout
+    assert again.code == 0
+    assert "already exists" in again.out
     refused = folds_script(tmp_path, "--seed", "1")
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: folds.csv: holds different folds")
-    assert len(refused.stderr.splitlines()) == 1
+    assert refused.code == 2
+    assert refused.err.startswith("error: folds.csv: holds different folds")
+    assert len(refused.err.splitlines()) == 1
     assert (tmp_path / "folds.csv").read_bytes() == content
-    assert folds_script(tmp_path, "--seed", "1", "--force").returncode == 0
+    assert folds_script(tmp_path, "--seed", "1", "--force").code == 0
     assert (tmp_path / "folds.csv").read_bytes() != content
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".csv"] == ["folds.csv"]
 
@@ -270,11 +271,11 @@ def test_a_folds_file_is_written_once(tmp_path):
         (["--kk", "4"], "command line: "),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(tmp_path, flags, message):
+def test_flags_that_do_not_fit_are_refused(tmp_path, flags, message, folds_script):
     """No flag is ignored in silence, and nothing is written."""
     result = folds_script(tmp_path, *flags)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
+    assert result.code == 2
+    assert result.err.startswith(f"error: {message}")
     assert not any(tmp_path.iterdir())
 
 
@@ -287,7 +288,7 @@ def test_the_script_starts_without_torch(tmp_path):
 
 
 @pytest.fixture
-def audited(tmp_path):
+def audited(tmp_path, folds_script):
     """A clean train table of 40 two-by-two images with writers, its folds.csv, and a test table."""
     rng = np.random.default_rng(0)
     rows = [["ab"[at % 2], f"w{at % 10}", *map(str, rng.integers(0, 256, 4))] for at in range(40)]
@@ -295,18 +296,24 @@ def audited(tmp_path):
     (tmp_path / "train.csv").write_text(train, encoding="utf-8")
     (tmp_path / "test.csv").write_text("pixel0,pixel1,pixel2,pixel3\n0,0,0,1\n", encoding="utf-8")
     flags = ["--split", "stratified-group", "--group", "writer"]
-    assert folds_script(tmp_path, "--data", "train.csv", *flags).returncode == 0
+    assert folds_script(tmp_path, "--data", "train.csv", *flags).code == 0
     return tmp_path
 
 
-def check(folder: Path) -> tuple[int, str]:
-    result = folds_script(folder, "--check", "--data", "train.csv", "--test", "test.csv")
-    assert result.stderr == ""
-    audit, _, trust = result.stdout.partition("trust  ")
-    # Where a finding stands above, the last lines must not sound as if there were none.
-    state = "no alarm" if result.returncode == 0 else "no alarm beside what is said above"
-    assert trust.split(";")[0].strip() == state
-    return result.returncode, audit
+@pytest.fixture
+def check(folds_script):
+    """The exit code of folds.py --check in a folder, and its audit."""
+
+    def checked(folder: Path) -> tuple[int, str]:
+        result = folds_script(folder, "--check", "--data", "train.csv", "--test", "test.csv")
+        assert result.err == ""
+        audit, _, trust = result.out.partition("trust  ")
+        # Where a finding stands above, the last lines must not sound as if there were none.
+        state = "no alarm" if result.code == 0 else "no alarm beside what is said above"
+        assert trust.split(";")[0].strip() == state
+        return result.code, audit
+
+    return checked
 
 
 def edit(path: Path, row: int, change) -> None:
@@ -316,7 +323,7 @@ def edit(path: Path, row: int, change) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_check_passes_clean_and_shuffled_files(audited):
+def test_check_passes_clean_and_shuffled_files(audited, check):
     """A clean file exits 0 and says what was checked; the order of its rows is nobody's business."""
     assert check(audited) == (
         0,
@@ -356,7 +363,7 @@ def test_check_knows_the_files_that_the_folds_were_made_of(audited, monkeypatch,
     assert script.run(script.Options(work=str(audited), check=True)).score["findings"] == 0
 
 
-def test_check_finds_edited_and_foreign_rows(audited):
+def test_check_finds_edited_and_foreign_rows(audited, check):
     """A label or pixel changed after dealing, and rows added or removed, are findings with their ids."""
     edit(audited / "train.csv", 3, lambda cells: ["b" if cells[0] == "a" else "a", *cells[1:]])
     edit(audited / "train.csv", 8, lambda cells: [*cells[:-1], str((int(cells[-1]) + 1) % 256)])
@@ -374,7 +381,7 @@ def test_check_finds_edited_and_foreign_rows(audited):
     ]
 
 
-def test_check_says_when_the_table_was_shuffled(audited):
+def test_check_says_when_the_table_was_shuffled(audited, check):
     """Row numbers are ids, so a reordered pixel table is another one; the audit says what happened."""
     header, *rows = (audited / "train.csv").read_text(encoding="utf-8").splitlines()
     (audited / "train.csv").write_text("\n".join([header, *rows[::-1]]) + "\n", encoding="utf-8")
@@ -383,7 +390,7 @@ def test_check_says_when_the_table_was_shuffled(audited):
     assert "the same images in another order" in text
 
 
-def test_check_finds_leaks(audited):
+def test_check_finds_leaks(audited, check):
     """Copies across folds, one image with two labels, a divided group and rows of the test set are named."""
     folds = read_folds(audited / "folds.csv")
     other = next(at for at in range(40) if folds.fold[at] != folds.fold[0] and folds.labels[at] != folds.labels[0])
@@ -400,7 +407,7 @@ def test_check_finds_leaks(audited):
     ]
 
 
-def test_check_finds_a_divided_group_and_an_unlearnable_class(audited):
+def test_check_finds_a_divided_group_and_an_unlearnable_class(audited, check):
     """One row moved to another fold divides its group; a class gathered in one fold has no training rows."""
     clean = (audited / "folds.csv").read_text(encoding="utf-8")
     edit(audited / "folds.csv", 1, lambda cells: [*cells[:2], str((int(cells[2]) + 1) % 5), *cells[3:]])
@@ -415,16 +422,16 @@ def test_check_finds_a_divided_group_and_an_unlearnable_class(audited):
     assert "20 rows (1, 3, 5, 7, 9, ...) are all there is of class a, in one fold: none left to train on" in text
 
 
-def test_leaks_are_mentioned_when_folds_are_made(audited):
+def test_leaks_are_mentioned_when_folds_are_made(audited, folds_script):
     """Making folds warns about rows that are also in the test set, and counts exact copies."""
     lines = (audited / "train.csv").read_text(encoding="utf-8").splitlines()
     (audited / "train.csv").write_text("\n".join([*lines, lines[1]]) + "\n", encoding="utf-8")
     header, row = (",".join(line.split(",")[2:]) for line in lines[:2])
     (audited / "test.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
     result = folds_script(audited, "--data", "train.csv", "--test", "test.csv", "--force")
-    assert result.returncode == 0
-    assert "1 exact copies" in result.stdout
-    assert result.stderr == "warning: 2 rows (1, 41) are also in the test set\n"
+    assert result.code == 0
+    assert "1 exact copies" in result.out
+    assert result.err == "warning: 2 rows (1, 41) are also in the test set\n"
 
 
 # ---- real data
@@ -442,19 +449,16 @@ def test_real_digits():
 
 
 @pytest.mark.skipif(not (DATA / "photos").exists(), reason="needs shared/data/photos")
-def test_real_photos(tmp_path):
-    """The photo table is dealt, and a part of it audited against a part of its test table, by the script."""
-    flags = ["--data", str(DATA / "photos" / "train.csv"), "--test", str(DATA / "photos" / "test.csv")]
-    made = folds_script(tmp_path, *flags)
-    assert made.returncode == 0
-    assert "2,115 rows, 30 classes" in made.stdout
+def test_real_photos(tmp_path, folds_script):
+    """A part of the photo table is dealt and audited against a part of its test table, by the script."""
     images = str(DATA / "photos")
     flags = ["--images", images, "--test-images", images]
-    for flag, name, rows in (("--data", "train", 500), ("--test", "test", 60)):
+    for flag, name, rows in (("--data", "train", 200), ("--test", "test", 20)):
         lines = (DATA / "photos" / f"{name}.csv").read_text(encoding="utf-8").splitlines()[: rows + 1]
         (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
         flags += [flag, str(tmp_path / f"{name}.csv")]
-    dealt = folds_script(tmp_path, "--force", *flags)
-    assert dealt.returncode == 0, dealt.stderr
+    dealt = folds_script(tmp_path, "--k", "3", *flags)
+    assert dealt.code == 0, dealt.err
+    assert "200 rows, 30 classes" in dealt.out
     checked = folds_script(tmp_path, "--check", *flags)
-    assert "none of 60 test rows" in checked.stdout, checked.stderr
+    assert "none of 20 test rows" in checked.out, checked.err

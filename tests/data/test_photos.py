@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_script
+from conftest import SMALL
 from PIL import Image, TiffImagePlugin
 
 import infer
@@ -205,7 +205,7 @@ def table_of(album: Path) -> Table:
     return read_train_table(str(album / "train.csv"))
 
 
-def test_a_broken_photo_is_found_before_any_training(album, tmp_path):
+def test_a_broken_photo_is_found_before_any_training(album, tmp_path, forks):
     """The check of folds.py names the first file with its row, the others and their number."""
     folder = tmp_path / "album"
     shutil.copytree(album, folder)
@@ -215,9 +215,9 @@ def test_a_broken_photo_is_found_before_any_training(album, tmp_path):
         check_photos([table_of(folder)], workers=2)
     with pytest.raises(UserError, match="3 images are broken"):
         open_inputs(table_of(folder), WHOLE, CPU, Reading(Cache(1)))
-    done = run_script("folds.py", "--data", folder / "train.csv", "--folds", tmp_path / "new.csv")
-    assert done.returncode == 2 and not (tmp_path / "new.csv").exists()
-    assert done.stderr.count("\n") == 1 and "row 4: " in done.stderr
+    done = forks.run(["folds.py", "--data", str(folder / "train.csv"), "--folds", "new.csv"], tmp_path)
+    assert done.code == 2 and not (tmp_path / "new.csv").exists()
+    assert done.err.count("\n") == 1 and "row 4: " in done.err
 
 
 def test_a_photo_that_changed_is_an_error_when_it_is_decoded(album, tmp_path):

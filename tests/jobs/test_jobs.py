@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run_script, train
+from conftest import ROOT, SMALL, train
 
 from common.base.errors import UserError
 from common.base.system import cpu_count
@@ -90,12 +90,12 @@ def test_jobs_end_though_nobody_reads_them():
     assert "Traceback" not in process.stderr.read()
 
 
-def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path):
+def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path, torch_forks):
     """--jobs 2 trains two folds at a time, and writes the bytes of one after another at as many threads each."""
     arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
-    done = run_script("train_fold.py", *arguments, "--run", "one", "--jobs", 2)
-    assert done.returncode == 0, done.stderr
-    assert "[fold 0] fold 0:" in done.stdout and "local CV of one" in done.stdout
+    done = torch_forks.run(["train_fold.py", *map(str, arguments), "--run", "one", "--jobs", "2"], tmp_path)
+    assert done.code == 0, done.err
+    assert "[fold 0] fold 0:" in done.out and "local CV of one" in done.out
     for fold in range(3):
         for name in ("model.safetensors", "oof.npz"):
             path = f"one/fold{fold}/{name}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import SHARED, run_script, train
+from conftest import SHARED, train
 from safetensors.torch import load_file, save_file
 
 from common.base.errors import UserError
@@ -284,15 +284,14 @@ def test_a_file_that_does_not_fit_is_one_line(content, message, tmp_path):
         load_weights(digit_cnn(10), "digit_cnn", path, TEN, 1)
 
 
-def test_pretrained_offline_is_one_line(tiny, tmp_path):
+def test_pretrained_offline_is_one_line(tiny, tmp_path, torch_forks):
     """Without a network and a cache: exit 3, what could not be had and what to do; nothing is written."""
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path / "runs"]
     model = ["--model", "convnext_atto.d2_in1k", "--img-size", "32", "--batch-size", "8", "--pretrained"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = run_script("train_fold.py", *places, *model, "--fold", 0, **offline)
-    assert done.returncode == 3, done.stderr
-    assert done.stderr.startswith("error: --pretrained: timm/convnext_atto.d2_in1k cannot be downloaded")
-    assert done.stderr.count("\n") == 1 and "use --weights FILE" in done.stderr
+    done = torch_forks.run(["train_fold.py", *map(str, places), *model, "--fold", "0"], tmp_path)
+    assert done.code == 3, done.err
+    assert done.err.startswith("error: --pretrained: timm/convnext_atto.d2_in1k cannot be downloaded")
+    assert done.err.count("\n") == 1 and "use --weights FILE" in done.err
     assert not (tmp_path / "runs").exists()
 
 

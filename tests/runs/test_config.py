@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 from typing import Annotated
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT
 
 from common.base.cli import Range, check_arguments, flag_of, flags_of, parse, recipe_flags
 from common.base.errors import UserError
@@ -246,11 +246,11 @@ def test_a_recipe_may_say_yes_and_no(tmp_path, word, expected):
 
 
 @pytest.mark.parametrize("script", ["folds.py", "train_fold.py", "infer.py", "ensemble.py"])
-def test_a_users_mistake_is_one_line_and_exit_2(script):
+def test_a_users_mistake_is_one_line_and_exit_2(script, forks, tmp_path):
     """Called directly: nothing but `error: ...` on stderr, no traceback, before torch is loaded."""
-    done = run_script(script, "--no-such-flag", "1")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: command line: Unrecognized options") and done.stderr.count("\n") == 1
+    done = forks.run([script, "--no-such-flag", "1"], tmp_path)
+    assert done.code == 2 and not done.torch
+    assert done.err.startswith("error: command line: Unrecognized options") and done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

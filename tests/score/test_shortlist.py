@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_script
 from scores import log_softmax, softmax
 
 import ensemble
@@ -249,14 +248,14 @@ def test_groups_of_thousands_of_classes_are_spread_evenly():
 # ---- the whole chain
 
 
-def test_the_chain_on_a_product_like_table(tmp_path, capsys):
+def test_the_chain_on_a_product_like_table(tmp_path, capsys, forks):
     """Groups, a long tail down to single photos, class numbers with gaps, one run in halves and one in short form:
     from folds.py to the report, and every label of the submission is a class."""
     make_photos(tmp_path, 700, 60)
     places = ["--folds", str(tmp_path / "folds.csv")]
     data, runs = ["--data", str(tmp_path / "train.csv")], ["--runs-dir", str(tmp_path / "runs")]
-    made = run_script("folds.py", *data, *places, *GROUPED, "--k", 2, "--task", "multiclass")
-    assert made.returncode == 0 and "rows that are only trained on" in made.stdout, made.stderr
+    made = forks.run(["folds.py", *data, *places, *GROUPED, "--k", "2", "--task", "multiclass"], tmp_path)
+    assert made.code == 0 and "rows that are only trained on" in made.out, made.err
     training = ["--fold", "all", "--epochs", "1", "--warmup-epochs", "0", "--img-size", "8", "--augment", "none"]
     training += ["--batch-size", "32", "--threads", "1", "--channels-last", "no", "--jobs", "1"]
     for run, seed, store in (("half", "0", "float16"), ("top", "1", "top8")):

@@ -2,19 +2,15 @@
 
 import json
 import os
-import resource
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, SMALL, run_script, train
+from conftest import SMALL, train
 from scores import log_mean_probability
 
 import ensemble
@@ -108,24 +104,6 @@ def test_a_fold_alone_equals_the_same_fold_among_all(chain, tiny, tmp_path):
     assert files_of(tmp_path / "one" / "fold2") == files_of(chain / "one" / "fold2")
 
 
-def test_killed_and_run_again_equals_uninterrupted(chain, tiny, tmp_path):
-    """kill -9 after a finished epoch, the same command again: the same model and OOF to the bit."""
-    arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
-    arguments += ["--run", "two", "--fold", "1", "--seed", "1", "--ema-decay", "0.9", "--select", "best"]
-    command = [sys.executable, str(ROOT / "train_fold.py"), *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "epoch   1/" in line:
-            process.send_signal(signal.SIGKILL)
-    process.wait()
-    folder = tmp_path / "two" / "fold1"
-    assert (folder / "checkpoint.safetensors").exists() and not (folder / "metrics.json").exists()
-    again = run_script("train_fold.py", *arguments)
-    assert again.returncode == 0, again.stderr
-    assert "resumes after epoch" in again.stdout
-    assert files_of(folder) == files_of(chain / "two" / "fold1")
-
-
 def test_the_same_command_again_changes_nothing(chain, tiny, capsys):
     """A finished fold says so; no byte of its files is touched."""
     before = {path: path.stat().st_mtime_ns for path in (chain / "one" / "fold0").iterdir() if path.name != ".lock"}
@@ -135,14 +113,12 @@ def test_the_same_command_again_changes_nothing(chain, tiny, capsys):
     assert before == after
 
 
-def test_a_finished_run_answers_without_torch(chain, tiny):
+def test_a_finished_run_answers_without_torch(chain, tiny, forks, tmp_path):
     """Every fold's score and the local CV come in the time that reading them takes."""
-    code = "import sys, train_fold; train_fold.main(sys.argv[1:]); print('torch' in sys.modules)"
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", chain, *SMALL, "--jobs", 1]
-    command = [sys.executable, "-c", code, *map(str, places), "--run", "one"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.endswith("False\n") and done.stdout.count("is finished") == 3, done.stderr
-    assert "local CV of one" in done.stdout
+    done = forks.run(["train_fold.py", *map(str, places), "--run", "one"], tmp_path)
+    assert not done.torch and done.out.count("is finished") == 3, done.err
+    assert "local CV of one" in done.out
 
 
 def test_run_returns_the_score_and_the_folder(chain, tiny):
@@ -244,27 +220,23 @@ def test_full_trains_on_every_row_and_predicts_the_test(tiny, tmp_path, capsys):
     assert not {"--fold", "--config"} & {*following}
 
 
-def test_a_run_in_use_is_refused_at_once(tiny, tmp_path):
-    """A second process in the same fold's folder stops with exit 3 and names the first."""
+def test_a_run_in_use_is_refused_at_once(tiny, tmp_path, forks):
+    """A second process in the same fold's folder stops with exit 3 and names the first, before torch is loaded."""
     from common.base.locks import locked
 
     with locked(tmp_path / "digit_cnn" / "fold0"):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
-        second = run_script("train_fold.py", *arguments, "--fold", 0)
-    assert second.returncode == 3
-    assert f"is in use by pid {os.getpid()} on " in second.stderr and second.stderr.count("\n") == 1
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 4, "it is refused before torch is imported"
+        second = forks.run(["train_fold.py", *map(str, arguments), "--fold", "0"], tmp_path)
+    assert second.code == 3 and not second.torch
+    assert f"is in use by pid {os.getpid()} on " in second.err and second.err.count("\n") == 1
 
 
-def test_numbers_that_break_down_end_with_exit_4(tiny, tmp_path):
+def test_numbers_that_break_down_end_with_exit_4(tiny, tmp_path, torch_forks):
     """A diverged run names epoch, step and remedy in one line; no NaN is written."""
     arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
-    diverged = run_script("train_fold.py", *arguments, "--fold", 0, "--lr", 1e30)
-    assert diverged.returncode == 4
-    assert diverged.stderr.count("\n") == 1 and diverged.stderr.startswith("error: epoch 1, step")
+    diverged = torch_forks.run(["train_fold.py", *map(str, arguments), "--fold", "0", "--lr", "1e30"], tmp_path)
+    assert diverged.code == 4
+    assert diverged.err.count("\n") == 1 and diverged.err.startswith("error: epoch 1, step")
     assert not (tmp_path / "digit_cnn" / "fold0" / "model.safetensors").exists()
 
 

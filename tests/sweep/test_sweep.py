@@ -4,15 +4,13 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SMALL, run_script
+from conftest import ROOT, SMALL
 from sweeps import complete
 
 import sweep
@@ -164,15 +162,13 @@ def test_plot_draws_the_sweep(synthetic):
     assert (synthetic / "sweep.png").read_bytes() != without
 
 
-def test_a_finished_sweep_starts_again_at_once_and_does_nothing(synthetic, tiny, tmp_path):
+def test_a_finished_sweep_starts_again_at_once_and_does_nothing(synthetic, tiny, tmp_path, forks):
     """The same command on a complete sweep loads no torch, which is most of a start, and trains nothing."""
     before = {path: path.stat().st_mtime_ns for path in synthetic.rglob("*.json") if path.name != SWEEP_FILE}
     arguments = ["run", "--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--run", "it"]
-    code = "import sys, sweep; sweep.main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, *map(str, arguments), "--runs-dir", str(tmp_path / "runs")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "complete" in done.stdout
+    done = forks.run(["sweep.py", *map(str, arguments)], tmp_path)
+    assert done.code == 0 and not done.torch, done.err
+    assert "complete" in done.out
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -200,7 +196,7 @@ def test_other_settings_are_refused_by_name(synthetic, tiny):
 
 
 @pytest.fixture(scope="module")
-def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
+def shared_sweep(tiny, server, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     """Two batch sizes x three learning rates, one of which diverges: begun, interrupted, gone on with by two at once.
 
     One of the two is killed while it trains a cell. The folder, what the interrupted command said, and what the two
@@ -210,38 +206,24 @@ def shared_sweep(tiny, tmp_path_factory) -> tuple[Path, list[str], list[str]]:
     small = [word for word in SMALL if word not in ("--batch-size", "8")]
     arguments = ["run", "--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", runs_dir, *small]
     arguments += ["--run", "it", "--batch-sizes", 4, 8, "--lrs", 1e-3, 1e-2, 1e30, "--jobs", 1]
-    command = [sys.executable, str(ROOT / "sweep.py"), *map(str, arguments)]
-
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-        )
-
     folder = runs_dir / "it_sweep"
-    interrupted = start()
+    interrupted = server.start("sweep", *arguments)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("b*/train.log"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    interrupted.send_signal(signal.SIGINT)
-    said = interrupted.communicate(timeout=30)[0].splitlines()
-    assert interrupted.returncode == 130, said
+    interrupted.signal(signal.SIGINT)
+    assert interrupted.wait() == 130, interrupted.said()
     assert len(read_cells(folder)) == 1
-    together = [start(), start()]
+    together = [server.start("sweep", *arguments) for _ in range(2)]
     holders = [f"pid {process.pid} on" for process in together]
     while time.monotonic() < deadline + 120:
         claims = [path for path in folder.glob("b*/claim/.lock") if path.read_text().startswith(holders[0])]
         if [path for path in claims if not (path.parents[1] / CELL_FILE).exists()]:
             break
         time.sleep(0.05)
-    together[0].kill()
-    outputs = [process.communicate(timeout=280)[0].splitlines() for process in together]
-    assert [process.returncode for process in together] == [-signal.SIGKILL, 0], outputs
-    return folder, said, outputs[0] + outputs[1]
+    together[0].signal(signal.SIGKILL)
+    assert [process.wait() for process in together] == [-signal.SIGKILL, 0], together[1].said()
+    return folder, interrupted.said().splitlines(), [line for each in together for line in each.said().splitlines()]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -265,12 +247,13 @@ def test_a_run_that_breaks_down_is_recorded_as_diverged(shared_sweep):
     assert (rest.n == 20).all() and (rest.steps == 3 * (40 // rest.batch_size)).all()
 
 
-def test_a_command_that_meets_all_cells_alike_ends_the_sweep(tiny, tmp_path):
+def test_a_command_that_meets_all_cells_alike_ends_the_sweep(tiny, tmp_path, torch_forks):
     """A model that does not exist is the command's mistake: one line, exit 2, nothing recorded."""
     places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
-    done = run_script("sweep.py", "run", *places, "--model", "no_such_model", "--batch-sizes", 4, 8)
-    assert done.returncode == 2 and "no_such_model" in done.stderr.splitlines()[-1]
-    assert len(done.stderr.splitlines()) == 1 and not len(read_cells(tmp_path / "no_such_model_sweep"))
+    command = ["sweep.py", "run", *places, "--model", "no_such_model", "--batch-sizes", 4, 8]
+    done = torch_forks.run(list(map(str, command)), tmp_path)
+    assert done.code == 2 and "no_such_model" in done.err.splitlines()[-1]
+    assert len(done.err.splitlines()) == 1 and not len(read_cells(tmp_path / "no_such_model_sweep"))
 
 
 def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch):
