@@ -19,6 +19,7 @@ SEEN = """
 import sys; loaded = {"torch", "common", "tqdm"} & sys.modules.keys()
 import atexit, json, os, random, signal, threading
 import numpy, torch, tqdm
+states = vars(sys.modules.get("accelerate.state", sys)).values()
 assert __name__ == "__main__" and sys.modules["__main__"].__file__ == __file__
 found = dict(
     arguments=sys.argv, all_arguments=sys.orig_argv, file=__file__, folder=os.getcwd(), path=sys.path[0],
@@ -26,6 +27,7 @@ found = dict(
     width=tqdm.tqdm(file=open(os.devnull, "w")).ncols,
     child=os.environ["FIVEFOLD_JOB"] == str(os.getppid()), threads=[torch.get_num_threads(), threading.active_count()],
     signals=[str(signal.getsignal(each)) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)],
+    made=torch.cuda.is_initialized() or any(getattr(each, "_shared_state", None) for each in states),
     blocked=[*signal.pthread_sigmask(signal.SIG_BLOCK, [])], stdin=os.readlink("/proc/self/fd/0"),
     streams=[[it.encoding, it.errors, it.line_buffering, it.write_through] for it in (sys.stdout, sys.stderr)],
 )
@@ -38,17 +40,26 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-def test_a_forked_job_is_like_one_started_afresh(tmp_path, monkeypatch, capfd):
-    """Arguments, folder, environment, signals, streams, exit code, what runs at the exit; random states differ."""
+@pytest.fixture(scope="module")
+def loaded():
+    """Two slots with a server."""
+    with loaded_once([LocalSlot()] * 2, 2) as slots:
+        yield slots
+
+
+def test_a_forked_job_is_like_one_started_afresh(loaded, tmp_path, monkeypatch, capfd):
+    """Arguments, folder, environment, signals, streams, exit code, what runs at the exit; random states differ.
+
+    It finds no device in use, and none of accelerate's states.
+    """
     for name in LAUNCHERS:
         monkeypatch.setenv(name, "1")
     (tmp_path / "job.py").write_text(SEEN)
     places = {"environment": {"TQDM_NCOLS": "33", "OWN": "ä"}, "folder": str(tmp_path)}
     jobs = [Job(code, (str(tmp_path / "job.py"), code), log=log, **places) for code, log in (("0", "log"), ("1", ""))]
     said = []
-    for count in (1, 2):
-        with loaded_once([LocalSlot()] * 2, count) as slots:
-            assert run_jobs(jobs, slots) == {"0": 0, "1": 1}
+    for slots in ([LocalSlot()] * 2, loaded):
+        assert run_jobs(jobs, slots) == {"0": 0, "1": 1}
         said += [*(tmp_path / "log").read_text().splitlines(), *capfd.readouterr().out.splitlines()]
         (tmp_path / "log").write_text("kept\n")
     afresh, its, kept, forked, its_too = [line.removeprefix("[1] ") for line in said if "to stderr" not in line]
@@ -59,13 +70,9 @@ def test_a_forked_job_is_like_one_started_afresh(tmp_path, monkeypatch, capfd):
     assert all(len({*each}) == 4 for each in zip(*drawn, strict=True))
 
 
-def test_loading_creates_nothing():
-    """The server's OpenMP waits as a job's would; it has no device, and none of accelerate's states."""
-    code = (
-        "import os, sys; from common.jobs.fork_server import load; load(); import torch, accelerate.state as states;"
-        "made = [states.PartialState, states.AcceleratorState, states.GradientState];"
-        "sys.exit(torch.cuda.is_initialized() or any(each._shared_state for each in made))"
-    )
+def test_the_servers_openmp_waits_as_a_jobs():
+    """It is told so before torch, the first of the libraries, is loaded."""
+    code = "from common.jobs import fork_server; fork_server.LIBRARIES = ('torch',); fork_server.load()"
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     environment["OMP_DISPLAY_ENV"] = "VERBOSE"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -130,7 +137,7 @@ def wait_until(holds, seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-def test_jobs_go_on_without_the_server(tmp_path, capfd):
+def test_jobs_go_on_without_the_server(loaded, tmp_path, capfd):
     """It is killed, and its jobs with it: they are started once more, afresh, and what comes after them too."""
     (tmp_path / "job.py").write_text(
         "import os, signal, sys, time\n"
@@ -139,7 +146,6 @@ def test_jobs_go_on_without_the_server(tmp_path, capfd):
         "print('afresh')"
     )
     jobs = [Job(name, ("job.py", name), folder=str(tmp_path)) for name in "ab"]
-    with loaded_once([LocalSlot()] * 2, 2) as slots:
-        assert run_jobs(jobs, slots) == {"a": 0, "b": 0}
+    assert run_jobs(jobs, loaded) == {"a": 0, "b": 0}
     said = capfd.readouterr().out
     assert "[a] afresh" in said and "[b] afresh" in said and "starting it once more" in said
