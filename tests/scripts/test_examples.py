@@ -15,6 +15,7 @@ ADDED = {
     "train_fold.py": "--epochs 1 --threads 1 --jobs 1 --channels-last no --warmup-epochs 0.5",
     "infer.py": "--threads 1",
 }
+OF_DIGITS = " --model-args widths=(4,8,16)"
 OF_PHOTOS = " --img-size 32 --batch-size 8"
 OF_RECIPE = " --model test_efficientnet --augment-args crop=0.4 --freeze stages=1"  # trains at 160 px, six epochs
 
@@ -28,8 +29,8 @@ def cheap(line: str) -> list[str]:
     _, script, *words = shlex.split(line)
     words = [word for word in (SMALLER.get(word, word) for word in words) if word]
     more = ADDED.get(script, "")
-    if script == "train_fold.py" and "--work" in words:
-        more += OF_PHOTOS + OF_RECIPE * ("--config" in words)
+    if script == "train_fold.py":
+        more += OF_PHOTOS + OF_RECIPE * ("--config" in words) if "--work" in words else OF_DIGITS
     return [script, *words, *more.split()]
 
 

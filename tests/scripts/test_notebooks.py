@@ -73,7 +73,7 @@ def test_train_goes_from_folds_to_a_report_below_the_cell(packed, tmp_path):
     before = files_below(packed)
     settings = f"""
 FIVEFOLD, WORK, FILES = {str(packed)!r}, {str(tmp_path / "work")!r}, "--k 2"
-RUNS, TRAIN = {{"one": "--epochs 1"}}, "--threads 1"
+RUNS, TRAIN = {{"one": "--epochs 1 --model-args 'widths=(4,8,16)'"}}, "--threads 1"
 """
     *_, folds, training, report = executed("train", settings, tmp_path)
     assert "fingerprint" in folds
@@ -140,7 +140,8 @@ def test_in_a_cell_without_tyro(packed, tmp_path):
         assert "fingerprint" in said and not wrong
         _, wrong = cell("train_fold.run(train_fold.Train(work='digits', fold='7'))")
         assert wrong == ["error: --fold: there is no fold 7; use 0 to 2, all, or full"]
-        training = "train_fold.run(train_fold.Train(work='digits', fold='0', epochs=1000, threads=1))"
+        small = "epochs=1000, threads=1, model_args=('widths=(4,8,16)',)"
+        training = f"train_fold.run(train_fold.Train(work='digits', fold='0', {small}))"
         said, wrong = cell(training, until="epoch   2/1000")
         assert "KeyboardInterrupt" in "".join(wrong) and "images/s" in said
         said, wrong = cell(training, until="resumes after epoch")
