@@ -37,6 +37,7 @@ from common.data.table import Table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
 from common.runs.fitting import check_sources, fitting
+from common.runs.teachers import teacher_folder
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -182,6 +183,9 @@ def sweep_of(options: Run) -> Sweep:
     """
     cfg = config_of(options).of_task
     check_config(cfg, processes=1)
+    # The cells' own --runs-dir is the sweep's folder, where no run of that name lies.
+    teachers = {way: tuple(str(teacher_folder(cfg, run)) for run in getattr(cfg, way)) for way in ("teacher", "pseudo")}
+    cfg = dataclasses.replace(cfg, **teachers)
     if cfg.restart:
         raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
     if not cfg.fold.isdecimal():

@@ -35,7 +35,7 @@ def public_scores(
             metrics = columns.get("metric", [""] * len(columns["run"]))  # an older file does not say it
             keys = zip(columns["run"], (metric or usual for metric in metrics), strict=True)
             known = dict(zip(keys, map(float, columns["public"]), strict=True))
-            share = share or float(columns["share"][0])
+            share = share or next(map(float, columns["share"]), 0.0)
         except (KeyError, ValueError) as cause:
             what = f"holds no scores in columns run, public and share: {cause}"
             raise UserError(str(path), what, "correct it, or remove it and give --public again") from None

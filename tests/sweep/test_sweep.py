@@ -318,7 +318,7 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
             ["run", "--loss", "focal", "--loss-args", "margin=1"],
             "--loss-args: margin is unknown to focal; known: gamma",
         ),
-        (["run", "--teacher", "nobody", "--jobs", "2"], "--teacher: there is no run nobody"),
+        (["run", "--teacher", "nobody", "--jobs", "2"], "--teacher: there is no run .*nobody"),
         (["run", "--weights", "{fold}.safetensors"], "--weights: there is no file fold0.safetensors"),
         (["search", "--augment", "digit"], "--augment: there is no augment digit; did you mean digits"),
         (["search", "--vary", "loss=focal,ohm"], "--loss: there is no loss ohm"),
@@ -332,3 +332,11 @@ def test_a_wrong_setting_of_a_sweep_is_refused_before_its_folder_is_made(argumen
     with pytest.raises(UserError, match=message):
         sweep.main([*arguments, *places, "--runs-dir", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweeps_teacher_may_be_named_by_its_run(tmp_path):
+    """The cells lie in another folder than the runs, so their teacher is told by its place."""
+    (tmp_path / "net").mkdir()
+    options = parse(sweep.Run, ["--runs-dir", str(tmp_path), "--run", "student", "--teacher", "net", "--lr", "0.1"])
+    cell = sweep.sweep_of(options).config_of(Cell(16, 0.1))
+    assert cell.teacher == (str(tmp_path / "net"),) and cell.runs_dir != str(tmp_path)
