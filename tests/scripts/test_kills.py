@@ -160,7 +160,7 @@ def test_all_processes_stop_together_when_the_time_is_over(server, tiny, tmp_pat
     while not stopped:  # on a busy machine there may be no time to begin at all
         children = run.start("--hours", hours)
         assert [child.wait() for child in children] == [0, 0], children[0].said()
-        stopped, hours = re.search(r"fold 0 stops after epoch (\d+) of 100000: ", children[0].said()), 4 * hours
+        stopped, hours = re.search(r"fold 0 stops after epoch ([1-9]\d*) of 100000: ", children[0].said()), 4 * hours
     log = load_tensors(run.folder / "checkpoint.safetensors")[1]["log"]
     assert int(stopped[1]) == announced(children[0]) == len(log)
 
