@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -24,7 +25,7 @@ from common.base.errors import run_script
 from common.base.files import read_json, write_figure, write_file
 from common.sweep.cells import FIND_FILE, read_cells
 from common.sweep.law import Law, fit_law
-from common.sweep.picture import INK, PALE, SURGE
+from common.sweep.picture import INK, PALE
 from common.sweep.regression import Estimate
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -32,7 +33,7 @@ SWEEPS = Path(__file__).parents[1] / "docs/sweeps"
 FIGURE = SWEEPS / "turns.png"
 TUNED_AT = 32
 TOLD = 1.0  # doublings to either side
-STUDIES = ("adamw", "sgd", "length/epochs1", "length/epochs4")
+STUDIES = ("adamw", "sgd", "length/epochs1", "length/epochs4", "nets/atto", "nets/photos")
 
 
 @dataclass(frozen=True)
@@ -109,30 +110,37 @@ def off(told: float, true: float) -> float:
 
 
 def draw_turns(studies: Sequence[Study]) -> None:
-    """The turn of each study over its noise scale, and over the images that its runs see."""
+    """The turn of each study over its noise scale, and over the images that its runs see.
+
+    Of a study without a turn among its batch sizes the lower end of the interval is drawn, as an arrow.
+    """
     figure = Figure(figsize=(13, 6), layout="constrained")
     figure.suptitle("The batch size beyond which the best learning rate falls (bars: 95 %)", fontsize=13, color=INK)
-    one_number = math.exp(np.mean([math.log(study.images / study.turn.value) for study in studies]))
+    turning = [study for study in studies if study.law.surges]
+    one_number = math.exp(np.mean([math.log(study.images / study.turn.value) for study in turning]))
     panels = (
         ("... over the gradient noise scale (line: equal)", "noise_scale", 1.0),
         (f"... over the images of a run (line: {one_number:.0f} steps)", "images", one_number),
     )
+    colours = colormaps["tab10"].colors
     for axes, (title, along, ratio) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        places = np.array([getattr(study, along) for study in studies])
-        for study, place in zip(studies, places, strict=True):
-            turn = study.turn
-            ends = [[turn.value - turn.low], [turn.high - turn.value]]
-            axes.errorbar(place, turn.value, ends, fmt="o", color=SURGE, capsize=4)
-            axes.annotate(study.name, (place, turn.value), (6, 4), textcoords="offset points", fontsize=9, color=INK)
-        line = np.array([places.min() / 1.5, places.max() * 1.5])
+        for number, (study, colour) in enumerate(zip(studies, colours, strict=False)):
+            turn, place = study.turn, getattr(study, along) * 1.01 ** (number - len(studies) / 2)
+            if study in turning:
+                ends = [[turn.value - turn.low], [turn.high - turn.value]]
+                axes.errorbar(place, turn.value, ends, fmt="o", color=colour, capsize=4, label=study.name)
+            else:
+                axes.plot(place, turn.low, "^", color=colour, label=f"{study.name}: none, or above")
+        places = [getattr(study, along) for study in studies]
+        line = np.array([min(places) / 1.5, max(places) * 1.5])
         axes.plot(line, line / ratio, color=PALE, linestyle="--", zorder=0)
-        turns = [study.turn.value for study in studies]
-        axes.set(xscale="log", yscale="log", xlabel="images", ylim=(min(turns) / 4, max(turns) * 4))
+        axes.set(xscale="log", yscale="log", xlabel="images")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:,.0f}")
             axis.set_minor_formatter("")
         axes.set_title(title, loc="left")
+    figure.axes[0].legend(fontsize=9, loc="lower right")
     write_figure(FIGURE, figure)
 
 
