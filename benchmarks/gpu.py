@@ -237,7 +237,7 @@ def busy(options: Options) -> Figures:
 def side_by_side(options: Options) -> Figures:
     """Seconds of all folds of digits_fast, one, three and five at a time on a card, also compiled; then digits_best."""
     seconds = {}
-    small = ("--batch-size", "16", "--epochs", "1") if options.limit else ()
+    small = ("--batch-size", "16", "--epochs", "1", "--img-size", "28") if options.limit else ()
     for at_once in (1, 3, 5) if ON_GPU else (1,):
         for name, flags in (("", ()), (", compiled", ("--compile",))) if ON_GPU else (("", ()),):
             started = time.perf_counter()

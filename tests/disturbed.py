@@ -36,11 +36,12 @@ def wait_until(happened, what: str, seconds: float = TIMEOUT) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs: a zombie does not."""
+    """Whether a thread of the process runs: a zombie does not, but its files stay open until its last thread ends."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has ended meanwhile
+        return True
+    return any(stat.rpartition(")")[2].split()[0] not in "ZX" for stat in stats)
 
 
 class Server:
