@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -122,10 +121,10 @@ def draw_turns(studies: Sequence[Study]) -> None:
         ("... over the gradient noise scale (line: equal)", "noise_scale", 1.0),
         (f"... over the images of a run (line: {one_number:.0f} steps)", "images", one_number),
     )
-    colours = colormaps["tab10"].colors
     for axes, (title, along, ratio) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        for number, (study, colour) in enumerate(zip(studies, colours, strict=False)):
-            turn, place = study.turn, getattr(study, along) * 1.01 ** (number - len(studies) / 2)
+        for number, study in enumerate(studies):
+            turn, colour = study.turn, f"C{number}"  # of matplotlib's own ten
+            place = getattr(study, along) * 1.01 ** (number - len(studies) / 2)  # so that the bars lie side by side
             if study in turning:
                 ends = [[turn.value - turn.low], [turn.high - turn.value]]
                 axes.errorbar(place, turn.value, ends, fmt="o", color=colour, capsize=4, label=study.name)

@@ -14,10 +14,10 @@ class DigitCNN(nn.Module):
 
     A stage has its entry of ``widths`` channels and of ``depths`` convolutions, 3 x 3 but for the very first one, which
     is ``first_kernel`` wide. With ``first_padding="valid"`` that one sees whole windows only: 28 pixels become 24, a
-    quarter less arithmetic, and digits with an empty margin lose nothing. ``img_size`` (at least 2 to the power of
-    stages) fixes the width of the last, fully connected layer, unless ``global_pool`` takes each channel's maximum (or
-    "avg") over the image first: for what may lie anywhere in it. Input is (n, in_chans, img_size, img_size), output
-    (n, num_classes).
+    quarter less arithmetic, and digits with an empty margin lose nothing. ``img_size`` (what is left of it at least 2
+    to the power of stages) fixes the width of the last, fully connected layer, unless ``global_pool`` takes each
+    channel's maximum (or "avg") over the image first: for what may lie anywhere in it. Input is (n, in_chans, img_size,
+    img_size), output (n, num_classes).
     """
 
     def __init__(

@@ -45,10 +45,12 @@ def trust_section(evidence: Evidence, folds_file: Path, verdict: Verdict | None)
     if verdict is None:
         return Section(title, note("The data was not looked at: python folds.py --check does, and says what it finds."))
     divided = leaks(evidence.folds)
-    state = "An alarm stands: the scores below are not what they seem."
-    if not verdict.alarms:
+    if verdict.alarms:
+        state = "An alarm stands: the scores below are not what they seem."
+    elif divided:
+        state = "No alarm stands, but the folds file has rows that deserve a look."
+    else:
         state = "No alarm stands: nothing was found that makes the scores below untrue by much."
-        state = "No alarm stands, but the folds file has rows that deserve a look." if divided else state
     ordered = sorted(verdict.findings, key=lambda finding: not finding.alarm)
     said = divided + [line for finding in ordered for line in (str(finding), *finding.details)]
     body = [element("p", state), findings(said) if said else "", note(f"Looked at {'; '.join(verdict.looked_at)}.")]
