@@ -37,7 +37,15 @@ from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, loaded_once, slots_for, spread
 from common.runs.config import Config, check_config
 from common.runs.fitting import check_sources, fitting
-from common.runs.folder import as_recorded, check_place, finished_line, say_result, start_or_go_on, start_over
+from common.runs.folder import (
+    as_recorded,
+    check_place,
+    check_settings,
+    finished_line,
+    say_result,
+    start_over,
+    sweep_up,
+)
 from common.runs.layout import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -119,6 +127,8 @@ def run(cfg: Train) -> Result:
         return Result(None, Path(cfg.show_batch).parent)
     run_folder = Path(cfg.runs_dir) / cfg.run_name
     check_place(run_folder, wanted)
+    if not cfg.restart:
+        check_begun(cfg, run_folder, folds, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
     for fold in todo:
         filled_rows(folds, fold, cfg)
@@ -130,7 +140,7 @@ def run(cfg: Train) -> Result:
         warn("the package tyro is missing, with which jobs read their settings: the folds are trained in turn")
         slots = slots[:1]
     if not todo and processes() == 1:
-        say_finished(cfg, table, folds, wanted)
+        say_finished(cfg, wanted)
     elif todo and (len(slots) > 1 or slots[0].elsewhere):
         train_in_jobs(cfg, table, folds, todo, slots, threads, deadline)
     else:
@@ -175,16 +185,26 @@ def is_short(cfg: Config, table: Table) -> bool:
     return images * table.images[0].size < 10e6
 
 
-def say_finished(cfg: Train, table: Table, folds: Folds, wanted: list[str]) -> None:
-    """Say of each fold that it is finished, without torch; refused where it was trained with other settings."""
+def check_begun(cfg: Train, run_folder: Path, folds: Folds, wanted: list[str]) -> None:
+    """Refuse a run that was begun with other settings; without torch, but for a model of another name."""
+    begun = sorted(run_folder.glob(f"*/{CONFIG_FILE}"))
+    if not begun:
+        return
+    recorded = read_json(begun[0])
+    if recorded.get("model") != cfg.model:  # an old name of it, or another model
+        from common.model.networks import current_name
+
+        cfg = dataclasses.replace(cfg, model=current_name(cfg.model))
+    for fold in wanted:
+        check_settings(fold_folder(run_folder, fold), as_recorded(cfg, recorded), folds)
+
+
+def say_finished(cfg: Train, wanted: list[str]) -> None:
+    """Say of each fold that it is finished."""
     for fold in wanted:
         folder = fold_folder(Path(cfg.runs_dir) / cfg.run_name, fold)
         with locked(folder):
-            if read_json(folder / CONFIG_FILE).get("model") != cfg.model:  # an old name of it, or another model
-                from common.train.build import with_images_of
-
-                cfg = with_images_of(cfg, table)
-            start_or_go_on(folder, as_recorded(cfg, folder), folds)
+            sweep_up(folder)
         print(finished_line(folder, fold, cfg.metric))
 
 

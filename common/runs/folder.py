@@ -72,8 +72,12 @@ def start_over(run_folder: Path) -> None:
         shutil.rmtree(run_folder)
 
 
-def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
-    """Refuse a run that was made with other settings or folds; else sweep up and leave our own settings."""
+def check_settings(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Refuse a run that was made with other settings or folds, and a fold, in ``folder``, begun with other teachers.
+
+    Raises:
+        UserError: naming each setting that differs.
+    """
     settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
     for other in sorted(folder.parent.glob(f"*/{CONFIG_FILE}")):
         recorded = read_json(other)
@@ -83,16 +87,26 @@ def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
             raise UserError(str(other), f"this run was made with different settings ({', '.join(changed)})", remedy)
         if other.parent == folder and not is_finished(folder):
             check_same_teachers(other, teachers, cfg, folder.name)
-    remove_strays(folder)
-    if is_finished(folder):
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # killed before it could
+
+
+def start_or_go_on(folder: Path, cfg: Config, folds: Folds) -> None:
+    """Refuse a run that was made otherwise (:func:`check_settings`); else sweep up and leave our own settings."""
+    check_settings(folder, cfg, folds)
+    sweep_up(folder)
     if not (folder / CONFIG_FILE).exists():
+        settings = training_settings(cfg) | {"folds_fingerprint": folds.fingerprint}
         write_json(folder / CONFIG_FILE, settings | taught_by(cfg, folder.name))
 
 
-def as_recorded(cfg: Config, folder: Path) -> Config:
-    """The settings with what only a training finds out (0 and auto mean: find out), as the fold's folder has it."""
-    recorded = read_json(folder / CONFIG_FILE)
+def sweep_up(folder: Path) -> None:
+    """Remove what a killed training has left in a fold's folder, which the caller holds."""
+    remove_strays(folder)
+    if is_finished(folder):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def as_recorded(cfg: Config, recorded: Mapping[str, Any]) -> Config:
+    """The settings with what only a training finds out (0 and auto mean: find out), as a fold's config.json has it."""
     open_ones = [name for name in ("channels", "img_size") if not getattr(cfg, name)]
     if cfg.augment == "auto":
         open_ones.append("augment")
