@@ -31,13 +31,13 @@ from common.base.errors import UserError, run_script, warn
 from common.base.files import read_json, write_json
 from common.base.result import Result
 from common.base.system import cpu_count
-from common.data.competition import competition_flags
+from common.data.competition import beside, competition_flags, read_competition
 from common.data.folds import Folds, read_data
 from common.data.table import Table
 from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_config, check_signatures
 from common.runs.fitting import check_sources, fitting
-from common.runs.teachers import teacher_folder
+from common.runs.teachers import read_unlabelled, teacher_folder, with_unlabelled
 from common.sweep.cells import (
     FIGURE_FILE,
     FIND_FILE,
@@ -157,12 +157,16 @@ def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
     asked = sweep_of(options)
     check_signatures(asked.config)
-    sweep, _, folds = fitted(asked)
+    sweep, table, folds = fitted(asked)
     plan, cells = partial(wanted, sweep.grid), read_cells(sweep.folder)
-    for cell in missing(plan(cells), cells)[:1]:
-        check_sources(sweep.config_of(cell), folds, [sweep.config.fold])
+    todo = [sweep.config_of(cell) for cell in missing(plan(cells), cells)]
+    for cfg in todo:
+        check_config(cfg, processes=1)
+    runner = CellRunner(sweep, plan, options, TRAIN_SCRIPT)
+    for cfg in todo[:1]:
+        check_files(cfg, table, folds)
     claim_sweep(sweep)
-    cells = CellRunner(sweep, plan, options, TRAIN_SCRIPT).run()
+    cells = runner.run()
     if left := missing(plan(cells), cells):
         print(f"{sweep.folder}: {len(left)} cells are left; run the same command to continue")
     else:
@@ -175,21 +179,45 @@ def run(options: Run) -> Result:
     return Result(done.loc[done.nll_calibrated.idxmin()].to_dict() if len(done) else None, sweep.folder)
 
 
+def settings_of(options: Config) -> Config:
+    """What all runs of a sweep or a search have in common.
+
+    Raises:
+        UserError: a setting that cannot be meant.
+    """
+    cfg = config_of(options).of_task
+    check_config(cfg, processes=1)
+    if cfg.restart:
+        raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
+    if not cfg.fold.isdecimal():
+        raise UserError("--fold", f"{cfg.fold} is not a single fold", "give its number")
+    # The runs' own --runs-dir is the sweep's folder, where no run of that name lies.
+    teachers = {way: tuple(str(teacher_folder(cfg, run)) for run in getattr(cfg, way)) for way in ("teacher", "pseudo")}
+    return dataclasses.replace(cfg, **teachers)
+
+
+def check_files(cfg: Config, table: Table, folds: Folds) -> None:
+    """Refuse, before anything is written, what a run with the settings ``cfg`` would refuse of its files.
+
+    Raises:
+        UserError: no such fold, too few rows; unlabelled rows, weights or teachers that cannot be used.
+    """
+    if int(cfg.fold) >= folds.count:
+        raise UserError("--fold", f"there is no fold {cfg.fold}", f"use 0 to {folds.count - 1}")
+    competition = read_competition(beside(cfg.folds))
+    cfg = with_unlabelled(cfg, competition)
+    if cfg.unlabelled:
+        read_unlabelled(cfg, table, competition)
+    check_sources(cfg, folds, [cfg.fold])
+
+
 def sweep_of(options: Run) -> Sweep:
     """What the command line asks for.
 
     Raises:
         UserError: a number out of range.
     """
-    cfg = config_of(options).of_task
-    check_config(cfg, processes=1)
-    # The cells' own --runs-dir is the sweep's folder, where no run of that name lies.
-    teachers = {way: tuple(str(teacher_folder(cfg, run)) for run in getattr(cfg, way)) for way in ("teacher", "pseudo")}
-    cfg = dataclasses.replace(cfg, **teachers)
-    if cfg.restart:
-        raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
-    if not cfg.fold.isdecimal():
-        raise UserError("--fold", f"{cfg.fold} is not a single fold", "give its number")
+    cfg = settings_of(options)
     if not options.batch_sizes or min(options.batch_sizes) < 1:
         raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers above 0")
     if cfg.steps and options.budget == "steps":
@@ -372,12 +400,14 @@ def search(options: Search) -> Result:
     """Search with Optuna; the best trial."""
     from common.sweep.search import search as search_with_optuna
 
-    if not options.fold.isdecimal():
-        raise UserError("--fold", f"{options.fold} is not a single fold", "give its number")
-    cfg = config_of(options)
-    check_config(cfg, processes=1)
+    cfg = settings_of(options)
     check_signatures(cfg)
-    return search_with_optuna(cfg, options.vary, options.trials, TRAIN_SCRIPT)
+    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
+
+    def check(trial: Config) -> None:
+        check_files(fitting(trial, table, folds), table, folds)
+
+    return search_with_optuna(cfg, options.vary, options.trials, TRAIN_SCRIPT, check)
 
 
 def config_of(options: Config) -> Config:

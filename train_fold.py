@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from common.base.cli import can_parse, flags_of, parse
@@ -36,7 +35,7 @@ from common.jobs.deadline import Deadline
 from common.jobs.process import Slot
 from common.jobs.runner import SideBySide, loaded_once, slots_for, spread
 from common.runs.config import Config, check_config
-from common.runs.fitting import check_sources, fitting
+from common.runs.fitting import check_sources, filled_rows, fitting
 from common.runs.folder import (
     as_recorded,
     check_place,
@@ -130,8 +129,6 @@ def run(cfg: Train) -> Result:
     if not cfg.restart:
         check_begun(cfg, run_folder, folds, wanted)
     todo = wanted if cfg.restart else unfinished(run_folder, wanted)
-    for fold in todo:
-        filled_rows(folds, fold, cfg)
     check_sources(cfg, folds, todo)
     # All that are wanted, not what is left: a run that goes on has the threads it began with.
     alike = not table.kind.of_any_size  # a step of photos needs gigabytes: no more of them than there are cores
@@ -165,15 +162,6 @@ def wanted_folds(asked: str, folds: Folds) -> list[str]:
     if asked not in [*numbers, "full"]:
         raise UserError("--fold", f"there is no fold {asked}", f"use 0 to {folds.count - 1}, all, or full")
     return [asked]
-
-
-def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
-    """The rows that a fold trains on; raises UserError where they do not fill one batch."""
-    rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
-    if len(rows) < cfg.batch_size:
-        what = f"batch size {cfg.batch_size} exceeds the {len(rows)} training rows"
-        raise UserError("--batch-size", what, f"use at most {len(rows)}")
-    return rows
 
 
 def is_short(cfg: Config, table: Table) -> bool:

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from common.base.errors import UserError, refuse
 from common.data.competition import beside, read_competition
 from common.data.features import column_at, without
-from common.data.folds import Folds
+from common.data.folds import Folds, split_rows
 from common.data.kinds import KINDS
 from common.data.table import Table
 from common.runs.config import Config, check_file, check_transform, of_fold
@@ -15,11 +17,25 @@ from common.score.metrics import check_targets
 
 
 def check_sources(cfg: Config, folds: Folds, todo: Sequence[str]) -> None:
-    """Raise UserError where weights or teachers that the folds ``todo`` start from are not there, or must not be."""
+    """Refuse what the folds ``todo`` cannot be trained on, or start from.
+
+    Raises:
+        UserError: rows that do not fill one batch; weights or teachers that are not there, or must not be.
+    """
     for fold in todo:
+        filled_rows(folds, fold, cfg)
         if cfg.weights:
             check_file("--weights", of_fold(cfg, fold).weights)
     check_teachers(cfg, folds, todo)
+
+
+def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
+    """The rows that a fold trains on; raises UserError where they do not fill one batch."""
+    rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
+    if len(rows) < cfg.batch_size:
+        what = f"batch size {cfg.batch_size} exceeds the {len(rows)} training rows"
+        raise UserError("--batch-size", what, f"use at most {len(rows)}")
+    return rows
 
 
 def fitting(cfg: Config, table: Table, folds: Folds) -> Config:

@@ -119,11 +119,8 @@ class Sweep:
     @property
     def training_rows(self) -> int:
         """About how many images an epoch has."""
-        held_out = int(self.config.fold)
         folds = read_folds(Path(self.config.folds), self.config.task, self.config.positive)
-        if held_out >= folds.count:
-            raise UserError("--fold", f"there is no fold {held_out}", f"use 0 to {folds.count - 1}")
-        rows = round(self.config.train_fraction * int((folds.fold != held_out).sum()))
+        rows = round(self.config.train_fraction * int((folds.fold != int(self.config.fold)).sum()))
         return min(rows, self.config.limit) if self.config.limit else rows
 
 
@@ -185,6 +182,9 @@ class CellRunner:
 
     ``plan`` maps the table of ended cells to all cells wanted so far. Several processes may do the same at once:
     a cell belongs to whoever locks its claim.
+
+    Raises:
+        UserError: a batch size of cells that are missing exceeds the training rows.
     """
 
     def __init__(self, sweep: Sweep, plan: Callable[[pd.DataFrame], list[Cell]], options: SideBySide, script: Path):
@@ -192,6 +192,12 @@ class CellRunner:
         self.deadline = Deadline(options.hours)
         self.rows, self.slots = 0, []
         self.claims: dict[str, tuple[Cell, float, ExitStack]] = {}  # by name, with the time it began
+        if todo := self._missing():
+            self.rows = sweep.training_rows
+            largest = max(cell.batch_size for cell in todo)
+            if largest > self.rows:
+                what = f"batch size {largest} exceeds the {self.rows:,} training rows"
+                raise UserError("--batch-sizes", what, "leave it out")
 
     def run(self) -> pd.DataFrame:
         """Train until nothing is missing, or nothing more can end in time; returns the table.
@@ -201,11 +207,6 @@ class CellRunner:
         """
         if not self._missing():
             return self._cells()
-        self.rows = self.sweep.training_rows
-        largest = max(cell.batch_size for cell in self._missing())
-        if largest > self.rows:
-            what = f"batch size {largest} exceeds the {self.rows:,} training rows"
-            raise UserError("--batch-sizes", what, "leave it out")
         most = len(self.plan(self._cells()))  # not what is missing: a sweep that goes on has the threads it began with
         slots, threads = slots_for(self.options, self.sweep.config.threads, most)
         self.sweep = self.sweep.with_config(threads=threads)
@@ -267,14 +268,10 @@ class CellRunner:
         cell, start, claim = self.claims.pop(job.name)
         folder = self.sweep.folder / cell.name
         with claim:
+            if exit_code == INPUT and not len(self._cells()):  # nothing to keep: the corrected command begins anew
+                (self.sweep.folder / SWEEP_FILE).unlink(missing_ok=True)
             first = not (self._cells().status == "done").any()
-            log = folder / LOG_FILE
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
-            last = said[-1].removeprefix("error: ") if said else "it printed nothing"
-            # A batch that does not fit is the cell's own; what else the machine refuses, it will refuse to the next.
-            fits = not any(OUT_OF_MEMORY in line for line in said[-LAST_LINES:])
-            if (exit_code == ENVIRONMENT and fits) or (exit_code == INPUT and first):
-                raise UserError(str(log), last, "the sweep stops here", exit_code)
+            stop_if_all_fail(folder / LOG_FILE, exit_code, first, "sweep")
             row = dataclasses.asdict(cell) | {"seconds": time.monotonic() - start} | self._result(cell, exit_code)
             write_json(folder / CELL_FILE, row)
         cells = self._cells()
@@ -337,6 +334,22 @@ class CellRunner:
             f"mixed precision {cfg.mixed_precision}, channels_last {cfg.channels_last}, {cfg.threads} threads"
             + (f"; batch size {', '.join(short)}: under {MIN_STEPS} steps, not fitted" if short else "")
         )
+
+
+def stop_if_all_fail(log: Path, exit_code: int, first: bool, of: str) -> None:
+    """End a sweep or a search, ``of`` which a job has failed, for a reason that will meet all others.
+
+    ``log`` is what the job has printed; ``first``: none has succeeded before it. A batch that does not fit is the
+    job's own; what else the machine refuses, it will refuse to the next.
+
+    Raises:
+        UserError: with the job's last words and its exit code.
+    """
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
+    fits = not any(OUT_OF_MEMORY in line for line in said[-LAST_LINES:])
+    if (exit_code == ENVIRONMENT and fits) or (exit_code == INPUT and first):
+        last = said[-1].removeprefix("error: ") if said else "it printed nothing"
+        raise UserError(str(log), last, f"the {of} stops here", exit_code)
 
 
 def out_of_fold(fold_path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ runs/<run>_search/
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from common.jobs.process import Job, Slot
 from common.jobs.runner import INTERRUPTED, device_slots, loaded_once, run_jobs
 from common.runs.config import Config, check_each
 from common.runs.layout import fold_folder
-from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, out_of_fold
+from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, out_of_fold, stop_if_all_fail
 
 
-def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Result:
+def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path, check: Callable[[Config], None]) -> Result:
     """Train trial after trial with ``script`` until ``trials`` have ended, say which was best and return it.
 
-    Start the same command several times to work side by side; started again, it goes on.
+    Start the same command several times to work side by side; started again, it goes on. ``check`` refuses the settings
+    of a trial whose files it could not use, before the search's folder is made.
 
     Raises:
-        UserError: Optuna is not there; an entry of ``vary`` cannot be read.
+        UserError: Optuna is not there; an entry of ``vary`` cannot be read; no trial has succeeded.
     """
     try:
         import optuna
@@ -40,6 +42,8 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = dict(dimension(entry, cfg) for entry in vary)
     folder = Path(cfg.runs_dir) / f"{cfg.run_name}_search"
+    first = {name: values.choices[0] if hasattr(values, "choices") else values.low for name, values in space.items()}
+    check(parse(Config, flags_of_trial(cfg, folder / "trial0", first)))
     folder.mkdir(parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
@@ -52,16 +56,26 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
                 if not open_trials and len(known) >= trials:
                     break
                 if len(known) < trials:
-                    new = study.ask(space)
+                    try:
+                        new = study.ask(space)
+                    except ValueError as error:  # the names among which a setting is chosen are a study's for good
+                        what = f"this search was begun with other values ({error})"
+                        raise UserError(str(folder), what, "use the same --vary, or another --run") from error
                     number, params = new.number, new.params
                 else:  # the last ones are still at work, unless their worker died
                     number, params = open_trials[0].number, open_trials[0].params
+            claim = ExitStack()
             try:
-                with locked(folder / f"trial{number}" / CLAIM_FOLDER):
-                    if not study.get_trials(deepcopy=False)[number].state.is_finished():
-                        study.tell(number, **result(cfg, folder, number, params, script, slots))
+                claim.enter_context(locked(folder / f"trial{number}" / CLAIM_FOLDER))
             except UserError:
                 time.sleep(1)  # another worker trains it
+                continue
+            with claim:
+                if not study.get_trials(deepcopy=False)[number].state.is_finished():
+                    first = not any(trial.value is not None for trial in known)
+                    study.tell(number, **result(cfg, folder, number, params, script, slots, first))
+    if not any(trial.value is not None for trial in known):
+        raise UserError(str(folder), f"all {len(known)} trials failed", "see their logs, and use another --run")
     best = study.best_trial
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, nll_calibrated {best.value:.4f}: {chosen}")
@@ -100,20 +114,29 @@ def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
         raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
 
 
+def flags_of_trial(cfg: Config, run: Path, params: dict[str, Any]) -> list[str]:
+    """The command line of a trial, whose run's folder is ``run``."""
+    cfg = dataclasses.replace(cfg, config="", runs_dir=str(run.parent), run=run.name)
+    return [*flags_of(cfg), *(word for name, value in params.items() for word in flag_of(name, value))]
+
+
 def result(
-    cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path, slots: Sequence[Slot]
+    cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path, slots: Sequence[Slot], first: bool
 ) -> dict[str, Any]:
-    """Train a trial in one of the ``slots`` and score it, as :meth:`optuna.Study.tell` wants it."""
+    """Train a trial in one of the ``slots`` and score it, as :meth:`optuna.Study.tell` wants it.
+
+    Raises:
+        UserError: it is refused for a reason that will meet all; ``first``: no trial has succeeded before it.
+    """
     from optuna.trial import TrialState
 
     run = folder / f"trial{number}"
-    cfg = dataclasses.replace(cfg, config="", runs_dir=str(folder), run=run.name)
-    varied = [word for name, value in params.items() for word in flag_of(name, value)]
-    job = Job(run.name, (str(script), *flags_of(cfg), *varied), log=str(run / LOG_FILE))
+    job = Job(run.name, (str(script), *flags_of_trial(cfg, run, params)), log=str(run / LOG_FILE))
     exit_code = run_jobs([job], slots)[run.name]
     if exit_code in INTERRUPTED:
         sys.exit(INTERRUPTED[exit_code])
     if exit_code:
+        stop_if_all_fail(run / LOG_FILE, exit_code, first, "search")
         print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
         return {"state": TrialState.FAIL}
     loss = out_of_fold(fold_folder(run, cfg.fold))["nll_calibrated"]

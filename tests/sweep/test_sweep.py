@@ -21,7 +21,7 @@ from common.base.files import write_file, write_json
 from common.data.folds import read_folds
 from common.data.tables import read_train_table
 from common.runs.config import Config
-from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, read_cells, read_sweep
+from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, claim_sweep, read_cells, read_sweep
 from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
 from common.sweep.law import fit_law
 
@@ -189,6 +189,8 @@ def test_other_settings_are_refused_by_name(synthetic, tiny):
         sweep.main([*places, "--opt", "sgd"])
     with pytest.raises(UserError, match="batch size 1024 exceeds the 40 training rows"):
         sweep.main([*places, "--batch-sizes", "8", "1024"])
+    assert read_sweep(synthetic).grid.batch_sizes == sweep.Run.batch_sizes
+    claim_sweep(sweep.sweep_of(parse(sweep.Run, [*places[1:], "--batch-sizes", "8", "1024"])))
     assert read_sweep(synthetic).grid.batch_sizes == (8, 1024)
 
 
@@ -247,13 +249,16 @@ def test_a_run_that_breaks_down_is_recorded_as_diverged(shared_sweep):
     assert (rest.n == 20).all() and (rest.steps == 3 * (40 // rest.batch_size)).all()
 
 
-def test_a_command_that_meets_all_cells_alike_ends_the_sweep(tiny, tmp_path, torch_forks):
-    """A model that does not exist is the command's mistake: one line, exit 2, nothing recorded."""
-    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path]
-    command = ["sweep.py", "run", *places, "--model", "no_such_model", "--batch-sizes", 4, 8]
+@pytest.mark.parametrize("options", [["run", "--batch-sizes", "4", "8"], ["search", "--trials", "3"]])
+def test_a_command_that_meets_all_cells_alike_ends_the_sweep(options, tiny, tmp_path, torch_forks):
+    """A model that does not exist is the command's mistake: one line, exit 2; corrected, the command begins anew."""
+    pytest.importorskip("optuna", reason="needs the optional extra optuna")
+    places = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, "--run", "it"]
+    command = ["sweep.py", *options, *places, "--model", "no_such_model", "--batch-size", 8]
     done = torch_forks.run(list(map(str, command)), tmp_path)
-    assert done.code == 2 and "no_such_model" in done.err.splitlines()[-1]
-    assert len(done.err.splitlines()) == 1 and not len(read_cells(tmp_path / "no_such_model_sweep"))
+    assert done.code == 2 and "timm has no model no_such_model" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert not [*tmp_path.rglob(SWEEP_FILE), *tmp_path.rglob(CELL_FILE)]
 
 
 def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch):
@@ -318,8 +323,22 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
             ["run", "--loss", "focal", "--loss-args", "margin=1"],
             "--loss-args: margin is unknown to focal; known: gamma",
         ),
-        (["run", "--teacher", "nobody", "--jobs", "2"], "--teacher: there is no run .*nobody"),
-        (["run", "--weights", "{fold}.safetensors"], "--weights: there is no file fold0.safetensors"),
+        (["run", "--batch-sizes", "8", "--teacher", "nobody", "--jobs", "2"], "--teacher: there is no run .*nobody"),
+        (
+            ["run", "--batch-sizes", "8", "--weights", "{fold}.safetensors"],
+            "--weights: there is no file fold0.safetensors",
+        ),
+        (["run", "--batch-sizes", "8", "--fold", "7"], "--fold: there is no fold 7; use 0 to 2"),
+        (["run", "--batch-sizes", "8", "--accumulate", "16"], "--batch-size: 8 is not divisible by"),
+        (["run", "--batch-sizes", "512"], "--batch-sizes: batch size 512 exceeds the 40 training rows"),
+        (["run", "--batch-sizes", "8", "--pseudo", "net", "--unlabelled", "no.csv"], "no.csv: cannot be read"),
+        (["search", "--fold", "7"], "--fold: there is no fold 7; use 0 to 2"),
+        (["search", "--vary", "batch-size=512,8"], "--batch-size: batch size 512 exceeds the 40 training rows"),
+        (["search", "--batch-size", "8", "--teacher", "nobody"], "--teacher: there is no run .*nobody"),
+        (
+            ["search", "--vary", "batch-size=8,512", "--weights", "{fold}.safetensors"],
+            "--weights: there is no file fold0.safetensors",
+        ),
         (["search", "--augment", "digit"], "--augment: there is no augment digit; did you mean digits"),
         (["search", "--vary", "loss=focal,ohm"], "--loss: there is no loss ohm"),
         (["search", "--vary", "loss-args=gamma", "--loss", "focal"], "--loss-args: gamma has no value"),
