@@ -40,16 +40,23 @@ from common.data.folds import Folds, by_pixels, changed_rows, folds_text, leaks,
 from common.data.groups import with_groups
 from common.data.image_folders import parts_of
 from common.data.labels import refuse_numbers
+from common.data.reading import EMBEDDED, read_test_table, read_train_table
 from common.data.spelling import look_alikes
 from common.data.stacks import MOST_CHANNELS
 from common.data.table import Table
-from common.data.tables import EMBEDDED, read_test_table, read_train_table
-from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, is_quick, joined_groups, judge, write_verdict
 from common.data.utterances import UTTERANCE
 from common.runs.forms import FORMS
 from common.runs.submission import Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive, check_targets
 from common.score.task import MULTICLASS, posed
+from common.trust.near_duplicates import (
+    NEAR_DUPLICATES,
+    find_near_duplicates,
+    is_quick,
+    joined_groups,
+    judge,
+    write_verdict,
+)
 
 INPUTS = {"images": "images", "photos": "images", "features": "features", "sequences": "sequences"}  # as said: read
 

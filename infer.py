@@ -26,10 +26,9 @@ from common.base.result import Result
 from common.base.system import torch_loaded
 from common.data.cache import DEFAULT_GB, Cache
 from common.data.competition import beside, competition_flags, next_command, read_competition, settings_flags, told
-from common.data.dependence import order_in_words
 from common.data.folds import Folds, read_data, read_folds
+from common.data.reading import EMBEDDED, read_test_table
 from common.data.table import Table
-from common.data.tables import EMBEDDED, read_test_table
 from common.data.views import TTA, View
 from common.runs.config import saved_config
 from common.runs.decision import check_clip, clipped, joined, learned_decision, temperature_of
@@ -57,6 +56,7 @@ from common.score.leaderboard import BY_ERRORS, averaging_gain, metric_in_words,
 from common.score.logits import Outputs
 from common.score.metrics import check_metric_name, describe
 from common.score.task import TASKS, posed
+from common.trust.dependence import order_in_words
 
 if TYPE_CHECKING:
     from common.runs.saved_model import SavedModel

@@ -26,7 +26,7 @@ from common.base.files import read_json, write_file, write_json
 from common.data.cache import photo_cache
 from common.data.folds import match_folds, read_folds
 from common.data.inputs import Reading, open_inputs
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.jobs.process import Job
 from common.jobs.runner import LocalSlot, run_jobs
 from common.model.networks import create_model, photo_preparation

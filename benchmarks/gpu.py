@@ -39,7 +39,7 @@ from common.data.augment_options import AUGMENTS
 from common.data.batches import Examples
 from common.data.decoding import Preparation
 from common.data.inputs import Pixels, open_inputs
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.model.selection import Last
 from common.runs.config import Config
 from common.runs.layout import MODEL_FILE, fold_folder, read_metrics

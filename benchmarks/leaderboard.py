@@ -14,7 +14,7 @@ import numpy as np
 
 from common.base.cli import parse
 from common.base.errors import run_script
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.score.leaderboard import BLEND_ERROR, GAIN_ERROR, SURPRISE, averaging_gain, expected, of_a_blend, with_gain
 from common.score.logits import Outputs
 

@@ -22,7 +22,7 @@ from common.base.errors import run_script
 from common.base.system import cpu_count
 from common.data.dealing import make_folds
 from common.data.folds import write_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.runs.layout import LOG_FILE, fold_folder
 
 REPORT = Path(__file__).with_suffix(".md")

@@ -44,7 +44,7 @@ def main() -> None:
         "Python": "",
         "+ import torch": "import torch",
         "+ accelerate and timm": imports,
-        "+ read the table, parsed before": f"{imports}\nfrom common.data.tables import read_train_table\n"
+        "+ read the table, parsed before": f"{imports}\nfrom common.data.reading import read_train_table\n"
         f"table = read_train_table({options.data!r})",
     }
     stages["+ compare it with the folds"] = (

@@ -31,8 +31,8 @@ from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import write_file
 from common.data.folds import Folds
+from common.data.reading import EMBEDDED, read_train_table
 from common.data.table import Table
-from common.data.tables import EMBEDDED, read_train_table
 from common.runs.layout import MODEL_FILE, TEST_FILE, read_metrics
 from common.runs.oof import join_oof
 from common.runs.predictions import read_predictions

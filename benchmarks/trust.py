@@ -20,15 +20,15 @@ from PIL import Image
 from benchmarks import leaderboard
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
-from common.data.dependence import told_by
-from common.data.near_duplicates import NO_PAIRS
-from common.data.probes import probes_of
+from common.data.reading import read_test_table, read_train_table
 from common.data.table import Table
-from common.data.tables import read_test_table, read_train_table
-from common.data.trust import LookAlikes, find_near_duplicates
 from common.runs.layout import OOF_FILE
 from common.runs.predictions import Predictions, read_predictions
 from common.score.leaderboard import expected
+from common.trust.dependence import told_by
+from common.trust.near_duplicates import LookAlikes, find_near_duplicates
+from common.trust.picture_pairs import NO_PAIRS
+from common.trust.probes import probes_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Nine rooms; a room imports only rooms to its left, and nothing here imports a script.
+"""Ten rooms; a room imports only rooms to its left, and nothing here imports a script.
 
-base <- jobs, score <- data <- runs <- model <- train <- sweep <- report <- scripts
+base <- jobs, score <- data <- trust <- runs <- model <- train <- sweep <- report <- scripts
 
 Each script imports this before anything else, so that a missing package is one line and no traceback; of one that is
 needed later, run_script says it (common/base/errors.py).

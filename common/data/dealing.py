@@ -10,9 +10,9 @@ from common.base.errors import UserError, warn
 from common.base.strict_csv import row_of, text_array
 from common.base.words import names_in_short
 from common.data.folds import ALWAYS_TRAINING, Folds, fold_numbers, missing_classes, moments_of, refuse_holes
-from common.data.near_duplicates import groups_of
+from common.data.groups import groups_of
+from common.data.reading import PART
 from common.data.table import Table
-from common.data.tables import PART
 from common.score.task import MULTICLASS, Task
 
 Split = Literal["stratified", "kfold", "group", "stratified-group", "column", "holdout", "folders", "time"]

@@ -20,8 +20,8 @@ from common.base.files import sha256, write_file
 from common.base.strict_csv import read_columns, row_of, text_array
 from common.base.words import names_in_short, rows_named
 from common.data.competition import beside, read_competition
+from common.data.reading import read_train_table
 from common.data.table import Table
-from common.data.tables import read_train_table
 from common.data.utterances import TOGETHER
 from common.score.numbers import number_in
 from common.score.task import MULTICLASS, Task, posed

@@ -14,6 +14,15 @@ from common.data.table import Table
 from common.data.utterances import UTTERANCE
 
 
+def groups_of(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
+    """Equal numbers for those of n things that pairs, int64 (m) each, tie together, one to the next, int64 (n)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
+    return connected_components(links, directed=False)[1].astype(np.int64)
+
+
 def with_groups(table: Table, path: Path, group: str) -> Table:
     """The table with the column ``group`` of the csv at ``path``, whose rows may be more, and in another order.
 

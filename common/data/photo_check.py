@@ -139,7 +139,7 @@ def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:
 
 
 def photo_facts(photo: Photo, pixels: Image.Image, content: bytes) -> dict[str, Any]:
-    """What common/data/probes.py asks of a photo and its file, and ``small``, which near_duplicates.py compares.
+    """What common/trust/probes.py asks of a photo and its file, and ``small``, which near_duplicates.py compares.
 
     ``small`` is all of the picture, grey, uint8 (64, 64); brightness and colour are taken from few pixels as well.
     """

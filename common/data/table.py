@@ -1,4 +1,4 @@
-"""What a table is: n rows with ids, labels, inputs and other columns; common/data/tables.py reads one."""
+"""What a table is: n rows with ids, labels, inputs and other columns; common/data/reading.py reads one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""The page. Imports only: base, jobs, score, data, runs, model, train, sweep."""
+"""The page. Imports only: base, jobs, score, data, trust, runs, model, train, sweep."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.base.errors import UserError, warn
 from common.data.competition import beside, read_competition
 from common.data.folds import match_folds, read_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.report.blend_sections import blend_sections, sweep_sections
 from common.report.comparison_sections import comparison_sections, noise_sections
 from common.report.evaluation import Evidence, read_blend, read_run

@@ -9,7 +9,6 @@ import pandas as pd
 
 from common.base.files import read_json
 from common.data.folds import leaks
-from common.data.trust import PAIRS_FILE, Verdict, beside_folds, read_verdict
 from common.report.evaluation import Evaluation, Evidence
 from common.report.page import Html, Section, element, findings, is_share, join, note, pictures, table
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, WEIGHTS_FILE
@@ -29,6 +28,7 @@ from common.score.leaderboard import (
     with_gain,
 )
 from common.score.metrics import METRICS, goodness
+from common.trust.near_duplicates import PAIRS_FILE, Verdict, beside_folds, read_verdict
 
 SHOWN_PAIRS = 8
 

@@ -14,8 +14,8 @@ from common.base.errors import UserError
 from common.base.files import read_json, sha256
 from common.data.competition import Competition
 from common.data.folds import Folds
+from common.data.reading import EMBEDDED, read_test_table
 from common.data.table import Table
-from common.data.tables import EMBEDDED, read_test_table
 from common.runs.config import Config
 from common.runs.layout import CONFIG_FILE, finished_folds, fold_folder, is_finished, model_sha256, read_metrics
 

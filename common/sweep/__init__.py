@@ -1,1 +1,1 @@
-"""Learning rate x batch size. Imports only: base, jobs, score, data, runs, model, train."""
+"""Learning rate x batch size. Imports only: base, jobs, score, data, trust, runs, model, train."""

@@ -1,1 +1,1 @@
-"""The epoch. Imports only: base, jobs, score, data, runs, model."""
+"""The epoch. Imports only: base, jobs, score, data, trust, runs, model."""

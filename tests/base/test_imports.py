@@ -7,9 +7,9 @@ import sys
 from conftest import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
-MODULES = {path.stem: path for path in (ROOT / "common").glob("*/*.py")}
+MODULES = sorted((ROOT / "common").glob("*/*.py"))
 # Rooms from left to right; a room imports from those to its left, jobs and score know nothing of one another.
-ROOMS = ["base", "jobs", "score", "data", "runs", "model", "train", "sweep", "report"]
+ROOMS = ["base", "jobs", "score", "data", "trust", "runs", "model", "train", "sweep", "report"]
 STRANGERS = [{"jobs", "score"}]
 # Where torch may stand at the top of a file.
 WITH_TORCH = {"model", "train"}
@@ -37,8 +37,8 @@ def test_nothing_imports_a_script():
 def test_inputs_are_checked_before_torch_is_loaded():
     """Importing every script, and every file of common that is not one of the few with torch at their top, leaves
     torch alone."""
-    names = [f"common.{path.parent.name}.{name}" for name, path in MODULES.items() if name != "__init__"]
-    names = [name for name in names if not {name.split(".")[1], name.removeprefix("common.")} & WITH_TORCH]
+    files = [(path.parent.name, path.stem) for path in MODULES if path.stem != "__init__"]
+    names = [f"common.{room}.{name}" for room, name in files if not {room, f"{room}.{name}"} & WITH_TORCH]
     code = f"import sys, {', '.join(SCRIPTS + names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -46,7 +46,7 @@ def test_inputs_are_checked_before_torch_is_loaded():
 def test_rooms_import_from_the_rooms_to_their_left():
     """The order of common/'s rooms; nothing lies outside of a room."""
     assert [path.name for path in (ROOT / "common").glob("*.py")] == ["__init__.py"]
-    for path in (ROOT / "common").glob("*/*.py"):
+    for path in MODULES:
         own = path.parent.name
         for other in {name.split(".")[1] for name in imports(path) if name.startswith("common.")}:
             assert ROOMS.index(other) <= ROOMS.index(own), f"{path} imports {other}"
@@ -56,7 +56,7 @@ def test_rooms_import_from_the_rooms_to_their_left():
 def test_no_files_import_one_another_in_a_circle():
     """Those at the top of a file count, type hints' too."""
     left = {}
-    for path in (ROOT / "common").glob("*/*.py"):
+    for path in MODULES:
         top = [
             node for node in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(node, ast.FunctionDef)
         ]
@@ -69,4 +69,4 @@ def test_no_files_import_one_another_in_a_circle():
 
 def test_no_module_has_a_name_that_says_nothing():
     """No utils, helpers or misc."""
-    assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *MODULES.keys()}
+    assert not {"utils", "util", "helpers", "misc"} & {*SCRIPTS, *(path.stem for path in MODULES)}

@@ -21,9 +21,9 @@ from common.data.competition import Competition, beside, read_competition
 from common.data.decoding import read_photo
 from common.data.folds import read_folds
 from common.data.photo_check import check_photos
+from common.data.reading import read_test_table, read_train_table
 from common.data.spelling import look_alikes
 from common.data.table import Table
-from common.data.tables import read_test_table, read_train_table
 
 
 def write(path: Path, text: str) -> str:

@@ -22,7 +22,7 @@ from common.base.errors import UserError
 from common.data.competition import Competition
 from common.data.decoding import Decoder, Preparation
 from common.data.labels import refuse_numbers
-from common.data.tables import read_test_table, read_train_table
+from common.data.reading import read_test_table, read_train_table
 from common.report.page import pictures
 from common.runs.config import Config
 from common.train.build import with_images_of

@@ -16,7 +16,7 @@ import train_fold
 from common.base.errors import UserError
 from common.data.competition import Competition
 from common.data.features import FeatureScale, encoded, plan_of, width
-from common.data.tables import read_test_table, read_train_table
+from common.data.reading import read_test_table, read_train_table
 from common.model.networks import create_model
 from common.runs.predictions import read_predictions
 

@@ -13,8 +13,8 @@ from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds, stratified
 from common.data.folds import Folds, leaks, match_folds, read_folds, write_folds
+from common.data.reading import read_train_table
 from common.data.table import Table
-from common.data.tables import read_train_table
 
 DATA = SHARED / "data"
 

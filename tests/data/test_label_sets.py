@@ -16,7 +16,7 @@ import train_fold
 from common.base.errors import UserError
 from common.data.competition import Competition
 from common.data.folds import read_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.runs.predictions import Predictions, read_predictions
 from common.runs.submission import Wishes, sheet_of, write_submission
 from common.score.decisions import study_decisions

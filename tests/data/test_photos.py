@@ -24,8 +24,8 @@ from common.data.decoding import MAX_PIXELS, Decoder, Preparation, read_photo, s
 from common.data.folds import changed_rows, match_folds, read_folds, write_folds
 from common.data.inputs import Photos, Reading, open_inputs
 from common.data.photo_check import check_photos
+from common.data.reading import read_test_table, read_train_table
 from common.data.table import Table
-from common.data.tables import read_test_table, read_train_table
 from common.model.networks import photo_preparation, photo_size
 from common.runs.config import Config
 from common.runs.layout import MODEL_FILE, OOF_FILE, TEST_FILE

@@ -21,8 +21,8 @@ from common.data.batches import TrainBatches
 from common.data.folds import match_folds, read_folds, split_rows
 from common.data.frames import FrameScale, Runs, Sequences, Windows, cropped_frames
 from common.data.kinds import SEQUENCES
+from common.data.reading import read_train_table
 from common.data.sequences import read_sequences
-from common.data.tables import read_train_table
 from common.model.networks import create_model
 from common.model.pooling import PartsPooling, StatisticsPooling
 from common.runs.predictions import read_predictions

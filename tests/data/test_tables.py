@@ -13,7 +13,7 @@ from PIL import Image
 from common.base.errors import UserError
 from common.base.strict_csv import read_columns
 from common.data import pixels
-from common.data.tables import read_test_table, read_train_table
+from common.data.reading import read_test_table, read_train_table
 
 DATA = SHARED / "data"
 HEADER = "label,pixel0,pixel1,pixel2,pixel3"

@@ -16,7 +16,7 @@ from common.base.errors import UserError
 from common.data.dealing import make_folds
 from common.data.folds import match_folds, read_folds, write_folds
 from common.data.geometry import cropped
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.data.views import TTA
 from common.runs.layout import INFERENCE_FILE, TEST_FILE, TTA_OOF_FILE, finished_folds
 from common.runs.oof import join_oof

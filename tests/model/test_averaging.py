@@ -16,8 +16,8 @@ import infer
 from common.base.errors import UserError
 from common.data.folds import match_folds, read_folds
 from common.data.inputs import Pixels
+from common.data.reading import read_train_table
 from common.data.scales import Normalise
-from common.data.tables import read_train_table
 from common.data.views import TTA
 from common.model.averages import Members, measure_batchnorm
 from common.model.selection import SELECTIONS, Best, Snapshots, StochasticAverage

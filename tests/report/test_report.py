@@ -19,8 +19,7 @@ from common.base.errors import UserError
 from common.base.files import read_json, write_file, write_json
 from common.data.dealing import make_folds
 from common.data.folds import Folds, read_folds, write_folds
-from common.data.tables import read_train_table
-from common.data.trust import Verdict
+from common.data.reading import read_train_table
 from common.report.audit import AUDITS
 from common.report.chapters import gather
 from common.report.evaluation import read_run
@@ -36,6 +35,7 @@ from common.runs.predictions import Predictions, read_predictions, write_predict
 from common.score.leaderboard import worth_in_words
 from common.score.task import TASKS
 from common.sweep.cells import LAW_FILE
+from common.trust.near_duplicates import Verdict
 
 EPOCHS = 3
 

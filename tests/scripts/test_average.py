@@ -13,7 +13,7 @@ import infer
 from common.base.errors import UserError
 from common.base.result import Result
 from common.data.folds import match_folds, read_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.data.views import TTA
 from common.runs.layout import finished_folds
 from common.runs.predictions import read_predictions

@@ -18,7 +18,7 @@ import infer
 import train_fold
 from common.base.errors import UserError
 from common.data.folds import match_folds, read_folds, split_rows
-from common.data.tables import read_test_table, read_train_table
+from common.data.reading import read_test_table, read_train_table
 from common.data.views import TTA
 from common.runs.layout import finished_folds, finished_runs
 from common.runs.oof import join_oof

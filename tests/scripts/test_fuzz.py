@@ -28,8 +28,8 @@ from common.data.dealing import make_folds
 from common.data.decoding import Preparation
 from common.data.folds import read_folds, write_folds
 from common.data.inputs import Reading, open_inputs
+from common.data.reading import read_train_table
 from common.data.table import Table
-from common.data.tables import read_train_table
 from common.runs.predictions import Predictions, read_predictions, write_predictions
 from common.runs.tensors import load_any, load_tensors, save_tensors
 

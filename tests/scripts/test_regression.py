@@ -20,7 +20,7 @@ import train_fold
 from common.base.errors import UserError
 from common.data.competition import Competition
 from common.data.folds import match_folds, read_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.model.networks import create_model
 from common.model.units import Units, in_units, scale_of
 from common.runs.config import Config, check_transform

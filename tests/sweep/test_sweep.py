@@ -19,7 +19,7 @@ from common.base.cli import parse
 from common.base.errors import UserError
 from common.base.files import write_file, write_json
 from common.data.folds import read_folds
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.runs.config import Config
 from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, claim_sweep, read_cells, read_sweep
 from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted

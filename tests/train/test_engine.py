@@ -12,7 +12,7 @@ from tqdm import tqdm
 from common.data.batches import Examples
 from common.data.decoding import Preparation
 from common.data.inputs import Pixels, open_inputs
-from common.data.tables import read_train_table
+from common.data.reading import read_train_table
 from common.data.transfer import HOST
 from common.model.selection import Last
 from common.runs.config import Config

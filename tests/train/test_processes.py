@@ -142,7 +142,7 @@ def test_each_machine_names_what_it_lacks(server, tmp_path):
 def test_with_batchnorm_the_saved_buffers_are_those_that_scored(trained, tiny):
     """The OOF of two processes can be predicted again by one process from the saved file."""
     from common.data.folds import match_folds, read_folds
-    from common.data.tables import read_train_table
+    from common.data.reading import read_train_table
     from common.train.fold_models import FoldModels, read_models
 
     table = read_train_table(str(tiny / "train.csv"))

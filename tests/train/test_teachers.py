@@ -20,8 +20,8 @@ from common.data.folds import match_folds, read_folds
 from common.data.frames import Sequences
 from common.data.inputs import Joined, Pixels
 from common.data.lessons import Lessons, known_in_a_batch
+from common.data.reading import read_train_table
 from common.data.scales import Normalise
-from common.data.tables import read_train_table
 from common.data.transfer import HOST
 from common.model.losses import create_loss, of_known_labels
 from common.runs.layout import MODEL_FILE, OOF_FILE

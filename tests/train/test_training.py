@@ -13,8 +13,8 @@ from common.data.batches import TrainBatches
 from common.data.decoding import Preparation
 from common.data.geometry import affine
 from common.data.inputs import Pixels, open_inputs
+from common.data.reading import read_train_table
 from common.data.scales import Normalise, levels_of
-from common.data.tables import read_train_table
 from common.data.transfer import HOST
 from common.model.schedules import Length, warmup_cosine
 from common.runs.config import Config, check_config

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from common.data.probes import FEWEST, KINDS
+from common.trust.probes import FEWEST, KINDS
 
 BINS = 20
 SHUFFLES = 200

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.probes import FEWEST, kind_of
+from common.trust.probes import FEWEST, kind_of
 
 DIFFERENT = 0.01  # p over all probes of train against test
 

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from common.base.words import names_in_short
-from common.data.dependence import is_reached, label_codes
 from common.data.features import FLAGGED, TEXT, encoded, read_plan
-from common.data.probes import FEWEST
 from common.data.table import Table
 from common.score.task import Task
+from common.trust.dependence import is_reached, label_codes
+from common.trust.probes import FEWEST
 
 NEARLY_ALL = 0.95  # of the way to sorted by label; honest columns of known data sets reach 0.90 (docs/trust.md)
 FEWEST_LABELLED = 10  # rows with and without a label: of fewer, chance alone may sort them

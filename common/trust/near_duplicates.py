@@ -16,16 +16,17 @@ from common.base.errors import UserError, warn
 from common.base.files import read_json, write_file, write_json
 from common.base.strict_csv import text_array
 from common.base.system import cpu_count
-from common.data.alignment import SIDE
-from common.data.column_probes import columns_of, label_columns
-from common.data.dependence import in_words, strongest, told_by
 from common.data.folds import Folds
-from common.data.near_duplicates import SMALLEST, Pairs, groups_of, pairs_of
-from common.data.probes import letters_in, probes_of
-from common.data.quotes import quoted_targets
-from common.data.shifts import drawn_alike, separation, shifts
+from common.data.groups import groups_of
 from common.data.table import Table
 from common.score.task import MULTICLASS, Task
+from common.trust.alignment import SIDE
+from common.trust.column_probes import columns_of, label_columns
+from common.trust.dependence import in_words, strongest, told_by
+from common.trust.picture_pairs import SMALLEST, Pairs, pairs_of
+from common.trust.probes import letters_in, probes_of
+from common.trust.quotes import quoted_targets
+from common.trust.shifts import drawn_alike, separation, shifts
 
 NEAR_DUPLICATES = "near-duplicates"  # as a group of --group
 PAIRS_FILE, TRUST_FILE = "near_duplicates.csv", "trust.json"

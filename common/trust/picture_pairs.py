@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from common.data.alignment import SHARED, SIDE, affine_of, checked, halved, pyramid, sampled
+from common.trust.alignment import SHARED, SIDE, affine_of, checked, halved, pyramid, sampled
 
 SMALLEST = 48  # px of a picture's shorter side, below which nothing is aligned
 SAME_DRAWING = 0.99  # correlation of small pictures
@@ -51,15 +51,6 @@ def pairs_of(pictures: np.ndarray, aligned: bool, workers: int = 1) -> Pairs:
     if len(pictures) < 2:
         return NO_PAIRS
     return aligned_pairs(pictures, workers) if aligned else same_drawings(pictures)
-
-
-def groups_of(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
-    """Equal numbers for those of n things that pairs, int64 (m) each, tie together, one to the next, int64 (n)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
-    return connected_components(links, directed=False)[1].astype(np.int64)
 
 
 # ---- small pictures

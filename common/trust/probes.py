@@ -1,8 +1,8 @@
 """Probes: what is not the picture itself, such as a row's place or its file's size, and tells the label or the set.
 
 Each probe is one number a row. What it tells of the label is their mutual information, in bins of equal size, beside
-what it tells of shuffled labels: one threshold holds for all probes (common/data/dependence.py). Train and test are
-compared by Kolmogorov and Smirnov's test of each probe that a random split leaves alike (common/data/shifts.py).
+what it tells of shuffled labels: one threshold holds for all probes (common/trust/dependence.py). Train and test are
+compared by Kolmogorov and Smirnov's test of each probe that a random split leaves alike (common/trust/shifts.py).
 """
 
 import re

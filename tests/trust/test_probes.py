@@ -13,18 +13,25 @@ import folds
 from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds
-from common.data.dependence import told_by
 from common.data.features import plan_of
 from common.data.kinds import FEATURES
-from common.data.near_duplicates import aligned_pairs, same_drawings
 from common.data.photo_check import check_photos
-from common.data.probes import probes_of
-from common.data.quotes import quoted_targets
-from common.data.shifts import kolmogorov_smirnov, shifts
+from common.data.reading import read_train_table
 from common.data.table import Table
-from common.data.tables import read_train_table
-from common.data.trust import NEAR_DUPLICATES, find_near_duplicates, joined_groups, judge, leak_findings, shift_findings
 from common.score.task import TASKS
+from common.trust.dependence import told_by
+from common.trust.near_duplicates import (
+    NEAR_DUPLICATES,
+    find_near_duplicates,
+    joined_groups,
+    judge,
+    leak_findings,
+    shift_findings,
+)
+from common.trust.picture_pairs import aligned_pairs, same_drawings
+from common.trust.probes import probes_of
+from common.trust.quotes import quoted_targets
+from common.trust.shifts import kolmogorov_smirnov, shifts
 
 
 def textures(n: int, seed: int = 0) -> list[Image.Image]:
