@@ -49,14 +49,9 @@ from common.runs.forms import FORMS
 from common.runs.submission import Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive, check_targets
 from common.score.task import MULTICLASS, posed
-from common.trust.near_duplicates import (
-    NEAR_DUPLICATES,
-    find_near_duplicates,
-    is_quick,
-    joined_groups,
-    judge,
-    write_verdict,
-)
+from common.trust.judge import judge
+from common.trust.near_duplicates import NEAR_DUPLICATES, find_near_duplicates, grouped_by, is_quick, write_pairs
+from common.trust.verdict import write_verdict
 
 INPUTS = {"images": "images", "photos": "images", "features": "features", "sequences": "sequences"}  # as said: read
 
@@ -144,7 +139,7 @@ def run(options: Options) -> Result:
             raise UserError(table.source, finding, remedy)
         if not competition.task:
             refuse_numbers(table.source, table.labels, options.k, table.label_name)
-        table, group = joined_groups(table, options.group, pairs)
+        table, group = grouped_by(table, options.group, pairs)
         split = "stratified-group" if group and options.split == "stratified" else options.split
         column = options.time_column or options.fold_column
         folds = make_folds(table, options.k, split, group, column, options.seed, options.rare, task)
@@ -164,7 +159,9 @@ def run(options: Options) -> Result:
     later = next_command("folds.py", options, "--check").removeprefix("next: ") if is_late else ""
     verdict = judge(table, test, folds, pairs, later)
     print("\n".join(verdict.lines(is_alone=not found)))
-    write_verdict(path, verdict, table, test, folds, pairs)
+    write_verdict(path, verdict)
+    if pairs:
+        write_pairs(path, table, test, folds, pairs)
     found = [*found, *map(str, verdict.alarms)]
     return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
 

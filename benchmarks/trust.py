@@ -26,7 +26,7 @@ from common.runs.layout import OOF_FILE
 from common.runs.predictions import Predictions, read_predictions
 from common.score.leaderboard import expected
 from common.trust.dependence import told_by
-from common.trust.near_duplicates import LookAlikes, find_near_duplicates
+from common.trust.near_duplicates import NearDuplicates, find_near_duplicates
 from common.trust.picture_pairs import NO_PAIRS
 from common.trust.probes import probes_of
 
@@ -71,7 +71,7 @@ def checked(table: Table) -> Table:
     return table.kind.checked([table], 1, as_written=False)[0]
 
 
-def compared(table: Table, test: Table | None) -> LookAlikes | None:
+def compared(table: Table, test: Table | None) -> NearDuplicates | None:
     """The near-duplicates, which are counted; None where pictures are too small to be compared."""
     started = time.process_time()
     if not (found := find_near_duplicates(table, test)):
@@ -82,7 +82,7 @@ def compared(table: Table, test: Table | None) -> LookAlikes | None:
     return found
 
 
-def print_recall(table: Table, test: Table | None, alike: LookAlikes | None, planted: list[dict[str, str]]) -> None:
+def print_recall(table: Table, test: Table | None, alike: NearDuplicates | None, planted: list[dict[str, str]]) -> None:
     """How many planted pairs of each edit are found, and how many pairs are none."""
     ids = [*table.ids, *(test.ids if test else ())]
     pairs = alike.pairs if alike else NO_PAIRS
@@ -121,7 +121,7 @@ def out_of_fold(run: Path) -> list[Predictions]:
     return [read_predictions(path) for path in paths]
 
 
-def print_without_relatives(run: Path, table: Table, found: LookAlikes | None) -> None:
+def print_without_relatives(run: Path, table: Table, found: NearDuplicates | None) -> None:
     """The accuracy out of fold of all rows, and without those that have a near-duplicate in another fold."""
     parts = out_of_fold(run)
     cost = {name: each for part in parts for name, each in zip(part.ids, part.answers().costs, strict=True)}

@@ -1,12 +1,13 @@
-"""Groups that another table has: drivers, patients or sites, joined to the rows by what names their images."""
+"""Groups, such as drivers, patients or sites, whose rows stay in one fold: of several columns, or of another table."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from common.base.errors import UserError
+from common.base.errors import UserError, warn
 from common.base.strict_csv import columns_of, csv_bytes, row_of, text_array, with_named_index
 from common.base.words import names_in_short, rows_named
 from common.data.image_folders import IMAGE_SUFFIXES, NamedImages
@@ -21,6 +22,33 @@ def groups_of(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
 
     links = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
     return connected_components(links, directed=False)[1].astype(np.int64)
+
+
+def named_groups(ids: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The first id of those that pairs of rows, int64 (m) each, tie to each of the ids, text (n)."""
+    groups = groups_of(first, second, len(ids))
+    return ids[np.unique(groups, return_index=True)[1][groups]]
+
+
+def joined_groups(table: Table, names: Sequence[str]) -> tuple[Table, str]:
+    """The table with one column whose equal cells stay in one fold, and that column's name.
+
+    Rows that share a value of any of the named columns are tied, one to the next; an empty cell ties nobody.
+    """
+    empty = {name: int((table.columns[name] == "").sum()) for name in names}
+    for name, count in empty.items():
+        if count:
+            warn(f"{table.source}: column {name} is empty in {count:,} rows: by it they belong to no group")
+    if len(names) < 2 and not any(empty.values()):
+        return table, names[0] if names else ""
+    links = []
+    for name in names:
+        cells = table.columns[name].astype(str)
+        order = np.argsort(cells, kind="stable")
+        same = (cells[order][1:] == cells[order][:-1]) & (cells[order][1:] != "")
+        links.append(np.stack([order[:-1][same], order[1:][same]], axis=1))
+    called = " and ".join(names)
+    return replace(table, columns=table.columns | {called: named_groups(table.ids, *np.concatenate(links).T)}), called
 
 
 def with_groups(table: Table, path: Path, group: str) -> Table:

@@ -24,7 +24,7 @@ MANY_POOR = 0.1  # of the images with more than 8 bits
 AT_ONCE = 1024  # files that wait to be checked
 JPEG = b"\xff\xd8"
 ENDS = ((JPEG, b"\xff\xd9", 2), (PNG, b"IEND", 8))  # how a file begins, its last mark, bytes from there to the end
-SMALL = 64  # px of the grey picture that is kept of a checked photo
+SMALL = 64  # px of the grey picture that is kept of a checked photo: SIDE of common/trust/alignment.py
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _judge(table: Table, looks: Sequence[Look], as_written: bool) -> None:
 
 
 def photo_facts(photo: Photo, pixels: Image.Image, content: bytes) -> dict[str, Any]:
-    """What common/trust/probes.py asks of a photo and its file, and ``small``, which near_duplicates.py compares.
+    """What common/trust/probes.py asks of a photo and its file, and ``small``, which is compared with the others'.
 
     ``small`` is all of the picture, grey, uint8 (64, 64); brightness and colour are taken from few pixels as well.
     """

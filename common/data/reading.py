@@ -1,4 +1,4 @@
-"""Tables of labelled images: a pixel csv, a csv beside its photos, a folder of class folders, the embedded digits.
+"""Reads a train or a test table: a csv, a folder of images, a list of utterances, the embedded digits.
 
 Ids and labels stay the text that was written; a mistake names its row (the first row below the header is row 1).
 """
@@ -26,9 +26,9 @@ PART = "part of the data set"  # column of a folder table: train or valid, by th
 
 
 def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Table:
-    """Read ``digits`` (embedded), a ``.csv`` or ``.csv.gz`` of pixels or photo names, or a folder of class folders.
+    """Read ``digits`` (embedded), a ``.csv`` or ``.csv.gz``, a folder of class folders, or a list of utterances.
 
-    ``competition`` says where the photos lie and what the columns mean, where the files do not tell it.
+    ``competition`` says what the files do not tell: where photos lie, what columns mean, that frames have the labels.
 
     Raises:
         UserError: the file, row or column that is wrong.
@@ -47,10 +47,14 @@ def read_train_table(data: str, competition: Competition = NOTHING_SAID) -> Tabl
 
 
 def read_test_table(test: str, data: str, sample: str = "", competition: Competition = NOTHING_SAID) -> Table:
-    """Read a test table (``.csv``, ``.csv.gz``) or a folder of images; its labels are kept where it has them.
+    """Read a test table (``.csv``, ``.csv.gz``), a folder of images or a list of utterances.
 
-    The images of a folder are called as ``sample`` (a sample submission, "" for none) calls them: with or without
-    folder and suffix. With ``test`` empty and ``data`` the embedded digits, this is their held-out part.
+    Its labels are kept where it has them. The images of a folder are called as ``sample`` (a sample submission, "" for
+    none) calls them: with or without folder and suffix. With ``test`` empty and ``data`` the embedded digits, this is
+    their held-out part.
+
+    Raises:
+        UserError: the file, row or column that is wrong; no test table is named.
     """
     if (test or data) == EMBEDDED:
         return _embedded_digits(test=True)

@@ -15,7 +15,7 @@ from common.data.utterances import FrameRows
 
 @dataclass(frozen=True)
 class Table:
-    """n images with their ids and, where known, labels."""
+    """n rows with their ids, inputs and, where known, labels."""
 
     source: str  # what --data or --test named
     ids: np.ndarray  # text, n

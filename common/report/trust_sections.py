@@ -28,7 +28,8 @@ from common.score.leaderboard import (
     with_gain,
 )
 from common.score.metrics import METRICS, goodness
-from common.trust.near_duplicates import PAIRS_FILE, Verdict, beside_folds, read_verdict
+from common.trust.near_duplicates import PAIRS_FILE
+from common.trust.verdict import Verdict, beside_folds, read_verdict
 
 SHOWN_PAIRS = 8
 

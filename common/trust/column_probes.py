@@ -19,7 +19,7 @@ NEARLY_ALL = 0.95  # of the way to sorted by label; honest columns of known data
 FEWEST_LABELLED = 10  # rows with and without a label: of fewer, chance alone may sort them
 
 
-def columns_of(table: Table, plan: str) -> dict[str, np.ndarray]:
+def feature_probes(table: Table, plan: str) -> dict[str, np.ndarray]:
     """What each column of a table of features becomes under the train table's plan: numbers, float32 (n), by name."""
     names: list[str] = []
     for name, kind, texts in read_plan(plan):

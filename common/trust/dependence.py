@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from common.trust.probes import FEWEST, KINDS
+from common.trust.probes import FEWEST, PROBES
 
 BINS = 20
 SHUFFLES = 200
@@ -34,7 +34,7 @@ class Told:
     @property
     def is_alarm(self) -> bool:
         """Whether it is much, or is told by what no picture holds."""
-        return self.is_certain and (self.share >= MUCH or not KINDS[self.probe].is_seen)
+        return self.is_certain and (self.share >= MUCH or not PROBES[self.probe].is_seen)
 
 
 def told_by(probes: dict[str, np.ndarray], labels: np.ndarray) -> list[Told]:
@@ -59,7 +59,7 @@ def told_by(probes: dict[str, np.ndarray], labels: np.ndarray) -> list[Told]:
         z, neighbours, by_chance = _deviate(real, null), np.nan, np.nan
         if z > CERTAIN and is_reached(partial(_togetherness, bins), codes):
             z = CERTAIN
-        if not KINDS[name].is_seen:
+        if not PROBES[name].is_seen:
             order = np.argsort(values, kind="stable")
             neighbours, by_chance, beyond = _neighbours(codes[order])
             z = max(z, beyond)
@@ -155,14 +155,14 @@ def _deviate(real: float, null: np.ndarray) -> float:
 
 def in_words(told: Told, others: Sequence[Told] = (), is_alike: bool = False) -> str:
     """One sentence: what a probe tells, how sure that is, whether the test is alike in it and a model can see it."""
-    kind = KINDS[told.probe]
-    what = f"{kind.words} tells {told.share:.0%} of what there is to know about the label (z {told.z:.0f})"
+    probe = PROBES[told.probe]
+    what = f"{probe.words} tells {told.share:.0%} of what there is to know about the label (z {told.z:.0f})"
     if told.neighbours > 0:
         what += f"; neighbours share a label in {told.neighbours:.0%}, by chance in {told.by_chance:.0%}"
-    also = ", ".join(KINDS[each.probe].words for each in others)
+    also = ", ".join(PROBES[each.probe].words for each in others)
     what += f"; so do {also}" if also else ""
     what += "; the test rows are alike in it" if is_alike else ""
-    return what + (f": {kind.advice}" if kind.advice else "")
+    return what + (f": {probe.advice}" if probe.advice else "")
 
 
 def strongest(found: Sequence[Told]) -> list[tuple[Told, list[Told]]]:
@@ -170,5 +170,5 @@ def strongest(found: Sequence[Told]) -> list[tuple[Told, list[Told]]]:
     families: dict[str, list[Told]] = {}
     for told in sorted(found, key=lambda each: -each.share):
         if told.is_certain:
-            families.setdefault(KINDS[told.probe].family, []).append(told)
+            families.setdefault(PROBES[told.probe].family, []).append(told)
     return [(first, others) for first, *others in families.values()]

@@ -18,7 +18,7 @@ FEWEST = 20  # rows of either side
 
 
 @dataclass(frozen=True)
-class Kind:
+class Probe:
     """What a probe is, in words."""
 
     words: str  # subject of "... tells 74 % of what there is to know about the label"
@@ -31,64 +31,64 @@ class Kind:
 
 _SEEN = "a model sees it as far as its pixels show it"
 _SIZE = "a model sees it only as far as it survives the resizing"
-KINDS = {
-    "row": Kind(
+PROBES = {
+    "row": Probe(
         "the order of the rows", "order", False, "the table was sorted; your models cannot see it, a rival can", False
     ),
-    "number": Kind(
+    "number": Probe(
         "the number in the file name",
         "name",
         False,
         "rows were numbered by class; your models cannot see it, a rival can",
         False,
     ),
-    "id_number": Kind(
+    "id_number": Probe(
         "the number in the id",
         "name",
         False,
         "rows were numbered by their answer; your models cannot see it, a rival can",
         False,
     ),
-    "name_letters": Kind(
+    "name_letters": Probe(
         "which letters stand in the file name",
         "name",
         False,
         "files are called by their class, in the test too; your models cannot see it, a rival can",
         False,
     ),
-    "id_letters": Kind(
+    "id_letters": Probe(
         "which letters stand in the id", "name", False, "your models cannot see them, a rival can", False
     ),
-    "width": Kind("the width", "size", True, _SIZE, unit=" px"),
-    "height": Kind("the height", "size", True, _SIZE, unit=" px"),
-    "aspect": Kind("the ratio of width and height", "size", True, _SIZE),
-    "bytes": Kind("the size of the file", "size", True, _SIZE, unit=" bytes"),
-    "bytes_per_pixel": Kind(
+    "width": Probe("the width", "size", True, _SIZE, unit=" px"),
+    "height": Probe("the height", "size", True, _SIZE, unit=" px"),
+    "aspect": Probe("the ratio of width and height", "size", True, _SIZE),
+    "bytes": Probe("the size of the file", "size", True, _SIZE, unit=" bytes"),
+    "bytes_per_pixel": Probe(
         "the bytes per pixel", "size", True, "a model sees it only as far as it sees how busy it is"
     ),
-    "after_the_end": Kind(
+    "after_the_end": Probe(
         "what stands in the file after the image's end",
         "appended",
         False,
         "it is no part of the picture; your models cannot see it, a rival can",
         unit=" bytes",
     ),
-    "jpeg_table": Kind(
+    "jpeg_table": Probe(
         "the JPEG table (its sum: larger is coarser)",
         "jpeg",
         True,
         "a model may see it in the noise of the compression",
     ),
-    "frames": Kind("the length", "size", True, "a model sees it unless it is trained on parts", unit=" frames"),
-    "mean": Kind("the mean brightness", "pixels", True, _SEEN, unit=" of 255"),
-    "spread": Kind("the contrast", "pixels", True, _SEEN, unit=" of 255"),
-    "colour": Kind("how colourful the picture is", "pixels", True, _SEEN),
+    "frames": Probe("the length", "size", True, "a model sees it unless it is trained on parts", unit=" frames"),
+    "mean": Probe("the mean brightness", "pixels", True, _SEEN, unit=" of 255"),
+    "spread": Probe("the contrast", "pixels", True, _SEEN, unit=" of 255"),
+    "colour": Probe("how colourful the picture is", "pixels", True, _SEEN),
 }
 
 
-def kind_of(probe: str) -> Kind:
+def probe_called(name: str) -> Probe:
     """What a probe is; a column of features is called by its own name."""
-    return KINDS.get(probe) or Kind(probe, "columns", True, _SEEN)
+    return PROBES.get(name) or Probe(name, "columns", True, _SEEN)
 
 
 def probes_of(table: Table) -> dict[str, np.ndarray]:
@@ -99,7 +99,7 @@ def probes_of(table: Table) -> dict[str, np.ndarray]:
     found = {"row": np.arange(n, dtype=float), number: numbers_in(table.ids)}
     letters = "name_letters" if table.kind.in_files else "id_letters"
     found[letters] = np.unique(letters_in(table), return_inverse=True)[1]
-    found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in KINDS}
+    found |= {name: np.asarray(values, float) for name, values in table.facts.items() if name in PROBES}
     found |= table.kind.probes(table.images)
     if table.kind.of_images and not table.kind.in_files:
         flat = table.images.reshape(n, -1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.trust.probes import FEWEST, kind_of
+from common.trust.probes import FEWEST, probe_called
 
 DIFFERENT = 0.01  # p over all probes of train against test
 
@@ -19,17 +19,19 @@ class Shift:
     test_median: float
 
     def __str__(self) -> str:
-        kind = kind_of(self.probe)
+        probe = probe_called(self.probe)
         one, two = (
             f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (self.train_median, self.test_median)
         )
-        medians = f"{one} against {two}{kind.unit}" if one != two else f"{one}{kind.unit} in both, but spread otherwise"
-        return f"{kind.words.removeprefix('the ')} {medians}"
+        medians = (
+            f"{one} against {two}{probe.unit}" if one != two else f"{one}{probe.unit} in both, but spread otherwise"
+        )
+        return f"{probe.words.removeprefix('the ')} {medians}"
 
 
 def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Shift]:
     """The probes that tell train from test rows, the largest difference first; numbers of rows and files never do."""
-    names = [name for name in train | test if kind_of(name).is_drawn and name in train and name in test]
+    names = [name for name in train | test if probe_called(name).is_drawn and name in train and name in test]
     found = []
     for name in names:
         one, two = (side[name][~np.isnan(side[name])] for side in (train, test))
@@ -43,7 +45,7 @@ def shifts(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Sh
 
 def drawn_alike(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> set[str]:
     """The probes that a random split leaves alike and this one does not tell apart."""
-    drawn = {name for name in train if name in test and kind_of(name).is_drawn}
+    drawn = {name for name in train if name in test and probe_called(name).is_drawn}
     return drawn - {shift.probe for shift in shifts(train, test)}
 
 
@@ -69,7 +71,7 @@ def separation(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> tup
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import cross_val_predict
 
-    names = [name for name in train if kind_of(name).is_drawn and name in test]
+    names = [name for name in train if probe_called(name).is_drawn and name in test]
     random, most = np.random.default_rng(0), 2000
     parts = [np.nan_to_num(np.column_stack([side[name] for name in names]), nan=-1e9) for side in (train, test)]
     parts = [part[random.permutation(len(part))[:most]] for part in parts]

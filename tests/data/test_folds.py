@@ -13,6 +13,7 @@ from common.base.errors import UserError
 from common.base.strict_csv import text_array
 from common.data.dealing import make_folds, stratified
 from common.data.folds import Folds, leaks, match_folds, read_folds, write_folds
+from common.data.groups import joined_groups
 from common.data.reading import read_train_table
 from common.data.table import Table
 
@@ -88,6 +89,13 @@ def test_exact_copies_share_a_fold(split):
     for row_sha in set(folds.row_shas):
         assert len(set(folds.fold[folds.row_shas == row_sha])) == 1
     assert np.sum(folds.fold == 0) == 60
+
+
+def test_several_groups_tie_rows_one_to_the_next():
+    """Rows that share a patient or a site, directly or by a third row, are one group; an empty cell ties nobody."""
+    table = table_of(list("010101"), patient=list("aabbcd"), site=["x", "y", "y", "z", "", ""])
+    joined, name = joined_groups(table, ["patient", "site"])
+    assert list(joined.columns[name]) == ["r0", "r0", "r0", "r0", "r4", "r5"]
 
 
 @pytest.mark.parametrize("split", ["group", "stratified-group"])

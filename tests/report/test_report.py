@@ -35,7 +35,7 @@ from common.runs.predictions import Predictions, read_predictions, write_predict
 from common.score.leaderboard import worth_in_words
 from common.score.task import TASKS
 from common.sweep.cells import LAW_FILE
-from common.trust.near_duplicates import Verdict
+from common.trust.verdict import Verdict
 
 EPOCHS = 3
 
