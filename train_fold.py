@@ -211,20 +211,27 @@ def train_in_jobs(
     """Train each of the folds ``todo`` in a process of its own, several at a time."""
     print(f"{cfg.run_name}: fold {', '.join(todo)}, {spread(slots, threads)}")
     with loaded_once(slots, len(todo)) as slots:
-        from common.train.build import with_images_of
-        from common.train.hardware import check_compile_apart
-        from common.train.session import check_all_choices
-
         run_folder = Path(cfg.runs_dir) / cfg.run_name
-        micro_batch = cfg.batch_size // cfg.accumulate
-        uncompiled = dataclasses.replace(with_images_of(cfg, table), compile=False)
-        check_all_choices(uncompiled, table, folds, todo, micro_batch, cfg.log_with)
-        if cfg.compile:
-            check_compile_apart()
+        # Each job checks its settings, before it makes a folder. Torch is loaded here too where one would do so too
+        # late: after a run was deleted or other folds were trained, or where all would meet it one by one.
+        if cfg.restart or cfg.weights or cfg.pretrained or cfg.compile or cfg.log_with:
+            check_for_all(cfg, table, folds, todo)
         if cfg.restart:
             start_over(run_folder)
         command = (__file__, *flags_of(dataclasses.replace(cfg, config="")))
         train_side_by_side(run_folder, todo, cfg.epochs, command, slots, threads, deadline)
+
+
+def check_for_all(cfg: Train, table: Table, folds: Folds, todo: list[str]) -> None:
+    """Refuse, without a graph in this process, what the jobs of the folds ``todo`` would; download weights once."""
+    from common.train.build import with_images_of
+    from common.train.hardware import check_compile_apart
+    from common.train.session import check_all_choices
+
+    uncompiled = dataclasses.replace(with_images_of(cfg, table), compile=False)
+    check_all_choices(uncompiled, table, folds, todo, cfg.batch_size // cfg.accumulate, cfg.log_with)
+    if cfg.compile:
+        check_compile_apart()
 
 
 @torch_loaded(0)  # the session says how many threads

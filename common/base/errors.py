@@ -13,6 +13,8 @@ INPUT = 2  # a file, a flag or a label is wrong
 ENVIRONMENT = 3  # disk, lock, network or device
 NUMBERS = 4  # the training itself broke down
 
+LED_BY = "error: "  # the line with which a user's mistake ends a script
+
 # With these words the message of a batch that does not fit begins; a sweep that reads them records a failed cell.
 OUT_OF_MEMORY = "out of memory at"
 
@@ -37,6 +39,13 @@ class UserError(Exception):
 
 class OwnError(UserError):
     """A :class:`UserError` that the machine's other processes do not meet: this one says it, whatever its rank."""
+
+
+def as_said(line: str, exit_code: int) -> UserError:
+    """The error with which another of our processes has ended, from the line that it has said."""
+    where, _, rest = line.strip().removeprefix(LED_BY).partition(": ")
+    what, _, remedy = rest.rpartition("; ")
+    return UserError(where, what, remedy, exit_code)
 
 
 def refuse(flags: Mapping[str, Any], what: str, remedy: str) -> None:
@@ -85,7 +94,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        _say(f"error: {error}", own=isinstance(error, OwnError))
+        _say(f"{LED_BY}{error}", own=isinstance(error, OwnError))
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from queue import Queue
 from typing import Literal
 
-from common.base.errors import UserError, warn
+from common.base.errors import ENVIRONMENT, INPUT, UserError, as_said, warn
 from common.base.system import cpu_count, gpus, has_other_accelerator, is_job, is_launched, processes
 from common.jobs.fork_server import ForkServer
 from common.jobs.process import Job, Process, Slot, start_child
@@ -136,12 +136,15 @@ def run_jobs(
     jobs: Iterable[Job],
     slots: Sequence[Slot],
     finished: Callable[[Job, int], None] = lambda job, exit_code: None,
+    none_began: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:
     """Run every job and return its exit code by name; a failed job does not stop the others.
 
     ``jobs`` is asked for the next one when a slot is free, not before. With one slot here a job speaks for itself;
     else each line it prints is led by its name. A job that a signal has ended (the system was out of memory, a
     crash) is started once more: it goes on from its checkpoint.
+    A job that is refused while ``none_began`` says that none has got beyond its checks is refused as all others will
+    be: they are ended, and its error is raised as ours.
     ``finished`` is called in this thread as each job ends. Ctrl-C, SIGTERM (or any other exception here) ends
     all running jobs before it goes on.
     """
@@ -172,6 +175,10 @@ def run_jobs(
                 del running[job.name]
                 free.append(slot)
                 exit_codes[job.name] = exit_code
+                if said := screen.errors.get(job.name, ""):
+                    if exit_code in (INPUT, ENVIRONMENT) and none_began():
+                        raise as_said(said, exit_code)
+                    screen.show(job.name, slot, said)
                 finished(job, exit_code)
         finally:
             for process in running.values():

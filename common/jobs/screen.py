@@ -4,6 +4,7 @@ import shutil
 
 from tqdm import tqdm
 
+from common.base.errors import LED_BY
 from common.base.system import in_notebook, is_watched
 
 BAR_WANTED = "FIVEFOLD_BAR"  # in a job's environment: we draw the bar that it prints, although it sees no terminal
@@ -14,6 +15,7 @@ class Screen:
 
     def __init__(self, slots: int):
         self.slots, self.bars, self.states = slots, {}, {}  # by slot
+        self.errors: dict[str, str] = {}  # by job, the line that ends it: kept until it is known who says it
         self.environment: dict[str, str] = {}  # what jobs must find in theirs
         self.one_line = in_notebook()  # where a cursor cannot go up, the bars share a line
         if slots and is_watched():
@@ -22,7 +24,9 @@ class Screen:
 
     def show(self, name: str, slot: int, said: str) -> None:
         """Show what the job in a slot has printed: a line, or with a carriage return at its end a state of its bar."""
-        if not said.endswith("\r"):
+        if said.startswith(LED_BY) and name not in self.errors:
+            self.errors[name] = said
+        elif not said.endswith("\r"):
             self.say(f"[{name}] {said}" if self.slots > 1 else said)
         elif self.environment:
             self.states[slot] = said.strip()

@@ -11,7 +11,7 @@ from common.base.strict_csv import read_records
 from common.jobs.deadline import Deadline
 from common.jobs.process import Job, Slot
 from common.jobs.runner import in_words, run_jobs
-from common.runs.layout import LOG_FILE, fold_folder, unfinished
+from common.runs.layout import CONFIG_FILE, LOG_FILE, fold_folder, unfinished
 
 SIGKILL = getattr(signal, "SIGKILL", 9)  # Windows has none
 
@@ -30,7 +30,8 @@ def train_side_by_side(
     ``command`` is the script with the arguments that would train them all.
 
     Raises:
-        UserError: some of them failed (the others were trained all the same), or wrote elsewhere than we read.
+        UserError: none of them can be trained; some of them failed (the others were trained all the same), or wrote
+            elsewhere than we read.
     """
 
     def jobs() -> Iterator[Job]:
@@ -39,7 +40,7 @@ def train_side_by_side(
                 own = ("--no-restart", "--threads", str(threads), "--fold", fold)
                 yield Job(f"fold {fold}", (*command, *own), environment=deadline.environment)
 
-    exit_codes = run_jobs(jobs(), slots)
+    exit_codes = run_jobs(jobs(), slots, none_began=lambda: not any(run_folder.glob(f"*/{CONFIG_FILE}")))
     if failed := {name: code for name, code in exit_codes.items() if code != 0}:
         named = ", ".join(f"{name} ({in_words(code)})" for name, code in failed.items())
         worst = max(failed.values()) if min(failed.values()) > 0 else ENVIRONMENT  # below 0: ended by a signal

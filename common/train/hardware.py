@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, parse_flag_from_env
 from torch import Tensor, nn
 
-from common.base.errors import ENVIRONMENT, OwnError, UserError, warn
+from common.base.errors import ENVIRONMENT, OwnError, UserError, as_said, warn
 from common.base.files import read_json, write_json
 from common.base.locks import locked
 from common.base.system import gpus, listed_gpus, local_processes, local_rank
@@ -232,8 +232,7 @@ def check_compile_apart() -> None:
     )
     if tried.returncode:
         *_, said = ["", *tried.stderr.strip().splitlines()]
-        what, _, remedy = said.removeprefix("error: --compile: ").rpartition("; ")
-        raise UserError("--compile", what, remedy, ENVIRONMENT)
+        raise as_said(said, ENVIRONMENT)
 
 
 def memory_format(

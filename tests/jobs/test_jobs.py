@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, SMALL, train
 
 from common.base.errors import UserError
+from common.base.files import write_json
 from common.base.system import cpu_count
 from common.jobs import runner
 from common.jobs.deadline import Deadline
@@ -100,6 +101,23 @@ def test_folds_side_by_side_equal_folds_in_turn(chain, tiny, tmp_path, torch_for
         for name in ("model.safetensors", "oof.npz"):
             path = f"one/fold{fold}/{name}"
             assert (tmp_path / path).read_bytes() == (chain / path).read_bytes()
+
+
+def test_what_no_fold_can_be_trained_with_is_said_once(tiny, tmp_path, forks):
+    """The one line of a job is the command's, whose own process needs no torch for it, and no folder is made.
+
+    A run that --restart names is still there.
+    """
+    arguments = ["--data", tiny / "train.csv", "--folds", tiny / "folds.csv", "--runs-dir", tmp_path, *SMALL]
+    command = ["train_fold.py", *map(str, arguments), "--jobs", "2", "--run", "it", "--model", "test_vitt"]
+    expected = r"error: --model: timm has no model test_vitt; did you mean test_vit.*\?\n"
+    done = forks.run(command, tmp_path)
+    assert re.fullmatch(expected, done.err) and (done.code, done.torch) == (2, False)
+    assert "error" not in done.out and not (tmp_path / "it").exists()
+    begun = tmp_path / "it" / "fold0" / "config.json"
+    write_json(begun, {"lr": 0.5})
+    done = forks.run([*command, "--restart"], tmp_path)
+    assert re.fullmatch(expected, done.err) and done.code == 2 and begun.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
