@@ -327,12 +327,13 @@ def time_line(folds: Folds, competition: Competition) -> str:
 
 
 def asked_for(folds: Folds, competition: Competition, test: Table) -> str:
-    """What the sample submission asks for; where it cannot be told, why, which stops a prediction but no training."""
+    """What the sample submission asks for; where it cannot be told a warning says why: it stops predictions alone."""
     wishes = Wishes(positive=competition.positive, metric=competition.metric, separator=competition.separator)
     try:
         sheet = read_form(competition.sample, test.ids, folds.output_names, folds.task, wishes)
     except UserError as error:
-        return str(error)
+        warn(str(error))
+        return f"{competition.sample}: does not fit, as warned; train_fold.py needs none, infer.py does (--sample)"
     return f"{competition.sample}: {form_line(sheet) or FORMS[sheet.form].words + ' (--sample)'}"
 
 

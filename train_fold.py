@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes() > 1:
         die_of_ctrl_c()
     cfg = parse(Train, argv, competition_flags)
-    run(cfg)
+    result = run(cfg)
     if rank() == 0 and not is_job() and not cfg.show_batch:
-        print(next_step(cfg))
+        print(next_step(cfg, result.folder))
 
 
 def run(cfg: Train) -> Result:
@@ -145,9 +145,11 @@ def run(cfg: Train) -> Result:
     return result_of(cfg, folds, wanted)
 
 
-def next_step(cfg: Train) -> str:
-    """The command that comes next: the folds that are left, or the test rows' predictions."""
-    run_folder = Path(cfg.runs_dir) / cfg.run_name
+def next_step(cfg: Train, run_folder: Path) -> str:
+    """The command that comes next: the folds that are left, or the test rows' predictions.
+
+    ``run_folder`` is the run's, which may be called by a model that the table has chosen and ``cfg`` does not know.
+    """
     of_run = [] if cfg.fold == "full" else [f"{k}" for k in range(read_folds(Path(cfg.folds)).count)]
     if not cfg.limit and unfinished(run_folder, of_run):
         return next_command("train_fold.py", cfg, *settings_flags(cfg))

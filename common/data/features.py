@@ -128,7 +128,8 @@ def encoded(source: Path | str, plan: str, names: Sequence[str], cells: np.ndarr
     at, found = {name: number for number, name in enumerate(names)}, []
     for name, kind, texts in read_plan(plan):
         if name not in at:
-            raise UserError(str(source), f"has no column {name!r}", "name the table that belongs to the train table")
+            remedy = f"name the train table's own, or leave the column out: folds.py --drop {shlex.quote(name)}"
+            raise UserError(str(source), f"has no column {name!r}, which the train table has", remedy)
         column = cells[:, at[name]]
         if kind == TEXT:
             if unknown := sorted(set(column) - {*texts, *MISSING}):

@@ -15,12 +15,15 @@ from common.data.competition import Competition, task_of
 from common.score.label_sets import SEPARATOR, sets_of
 from common.score.numbers import SEPARATOR as NUMBERS_APART
 from common.score.numbers import flaw_of_numbers
+from common.score.task import MULTICLASS
 
 LABEL_COLUMNS = ("label", "predict", "target", "class")  # the first one present, in any case
 CLASS_WORDS = {"class", "classid", "category", "categoryid", "species", "breed"}  # in the name of a label column
 MOST_GRADES = 20  # different numbers that pass for classes however few rows have them
 _WORD = re.compile(r"[a-z]+")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+# A number; of others than plain ones with what stands for its currency or unit.
+_NUMBER = re.compile(r"([$€£¥]?)(-?(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]*)?)( ?%| ?[a-zA-Z]{1,3})?")
+_LIST = re.compile(r"\[.*\]|\{.*\}")
 _ONE_HOT = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -41,13 +44,17 @@ SEPARATORS = ("|", ";", ",", " ")  # between the names of a label set, the one t
 
 
 def told_separator(cells: Iterable[str]) -> str:
-    """What separates the names in the cells of label sets; empty where no cell has two."""
-    return next((mark for mark in SEPARATORS if any(mark in cell.strip() for cell in cells)), "")
+    """What separates the names in the cells of label sets, with the space that always follows it; empty where no cell
+    has two."""
+    cells = [cell.strip() for cell in cells]
+    mark = next((mark for mark in SEPARATORS if any(mark in cell for cell in cells)), "")
+    is_spaced = mark.strip() and all(part.startswith(" ") for cell in cells for part in cell.split(mark)[1:])
+    return f"{mark} " if is_spaced else mark
 
 
 def split_names(cell: str, separator: str) -> list[str]:
     """The names in a cell, without the spaces around them; of none where it is empty."""
-    names = cell.split(separator) if separator.strip() else cell.split()
+    names = cell.split(separator.strip() or None)
     return [name.strip() for name in names] if cell.strip() else []
 
 
@@ -102,6 +109,8 @@ def take_labels(
         name = next(iter(columns))
     if not name and not test and not task.is_number:
         name = _told_by_sample(competition.sample, columns)
+    if name and not test and competition.task != MULTICLASS.name:
+        _refuse_lists(path, name, columns[name])
     if name and task.is_of_sets:
         return _from_sets(path, columns.pop(name), name, competition)
     if name:
@@ -215,8 +224,16 @@ def _marks_sets(cells: np.ndarray) -> str:
     return mark if looks_like else ""
 
 
+def _refuse_lists(path: Path, name: str, cells: np.ndarray) -> None:
+    """Raise UserError where every cell is a list as a program prints it, whose brackets would end up in the names."""
+    if all(_LIST.fullmatch(cell.strip()) for cell in cells):
+        where = f"{row_of(path, 0)}, column {name}"
+        what = f"{cells[0]!r} is a list in brackets, as every cell of this column"
+        raise UserError(where, what, "write the names alone, such as ant|bee, for --task multilabel")
+
+
 def _said(separator: str) -> str:
-    return "a space" if separator == " " else separator
+    return "a space" if separator == " " else repr(separator) if " " in separator else separator
 
 
 def _from_names(path: Path, ids: np.ndarray, expression: str) -> Labels:
@@ -245,10 +262,11 @@ def refuse_numbers(source: str, labels: np.ndarray, k: int, column: str = "") ->
     holds classes, unless half of them have fewer than ``k`` rows: most could then be in no fold.
     """
     rows = Counter(map(str, labels))
-    if len(rows) <= MOST_GRADES or not all(map(_NUMBER.fullmatch, rows)):
+    found = [_NUMBER.fullmatch(name) for name in rows] if len(rows) > MOST_GRADES else []
+    if not found or not all(found) or len({each.group(1, 3) for each in found}) > 1:
         return
     rare = sum(count < k for count in rows.values())
-    are_classes = set(map(float, rows)) == set(range(len(rows))) or (
+    are_classes = {float(each[2].replace(",", "")) for each in found} == set(range(len(rows))) or (
         all(name.lstrip("-").isdecimal() for name in rows) and not CLASS_WORDS.isdisjoint(_WORD.findall(column.lower()))
     )
     if 2 * rare > len(rows) or not are_classes:

@@ -153,6 +153,8 @@ class PhotoSearch:
             return f"{name.strip()!r} is there: correct a copy of the table"
         if alike := [file for file in files if name and file.stem.lstrip("0") == _without_zeros(name)]:
             return f"{alike[0]} is there: correct a copy of the table"
+        if not files:
+            return f"{remedy}; --inputs features where its rows are no photos but numbers and texts"
         return remedy
 
 

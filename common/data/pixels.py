@@ -142,7 +142,11 @@ def _parse_pixels(
         ends = np.flatnonzero((block == _COMMA) | (block == _NEWLINE)).astype(np.int32)
         widths = np.diff(np.searchsorted(ends, lines), prepend=-1)
         if (wrong := np.flatnonzero(widths != len(header))).size:
-            raise wrong_width(path, first + wrong[0], widths[wrong[0]], len(header))
+            row = wrong[0]
+            if b'"' in block[lines[row - 1] + 1 if row else 0 : lines[row]].tobytes():
+                what = "has a comma or a line break between quotes, which a table of pixels cannot have"
+                raise UserError(row_of(path, first + row), what, "write another character in a copy of it")
+            raise wrong_width(path, first + row, widths[row], len(header))
         starts = np.concatenate(([0], ends[:-1] + 1), dtype=np.int32).reshape(-1, len(header))
         ends = ends.reshape(-1, len(header))
         for at, cells in texts.values():

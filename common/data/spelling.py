@@ -37,6 +37,13 @@ def look_alikes(texts: Iterable[str], kind: str, any_case: bool = False) -> list
     return found
 
 
+def same_but_for_spelling(texts: Iterable[str], others: Iterable[str]) -> tuple[str, str] | None:
+    """A text and the other one that means the same, where each of ``texts`` means the same as one of ``others``."""
+    by_meaning = {meaning: other for other in others for meaning in _meanings(other)}
+    pairs = [(text, next((by_meaning[each] for each in _meanings(text) if each in by_meaning), "")) for text in texts]
+    return pairs[0] if pairs and all(other for _, other in pairs) else None
+
+
 def _meanings(text: str) -> set[Hashable]:
     """What is left of a text without its outer spaces, invisible characters, and ways to write a letter or a number.
 

@@ -16,6 +16,7 @@ from common.base.files import check_folder, write_file
 from common.base.strict_csv import INDEX, read_columns, row_of
 from common.base.words import names_in_short, rows_named
 from common.data.labels import split_names
+from common.data.spelling import same_but_for_spelling
 from common.runs.forms import FORMS, Asked, Sheet, form_named, positive_class
 from common.runs.predictions import Predictions, check_predictions, rows_in_order
 from common.score.metrics import depth_of
@@ -293,6 +294,7 @@ def _check_ids(where: str, ids: Sequence[str], test_ids: Sequence[str] | np.ndar
     if missing or unknown:
         parts = [f"lacks {rows_named(missing)} of the test set" if missing else ""]
         parts += [f"names {rows_named(unknown)} that the test set lacks" if unknown else ""]
-        raise UserError(
-            where, " and ".join(filter(None, parts)), "use the sample submission and test table of the same competition"
-        )
+        remedy = "use the sample submission and test table of the same competition"
+        if missing and (alike := same_but_for_spelling(unknown, missing)):
+            remedy = f"write the test table's {alike[1]!r} as {alike[0]!r}, and so all its ids, in a copy of it"
+        raise UserError(where, " and ".join(filter(None, parts)), remedy)

@@ -89,7 +89,9 @@ def metric_in_words(metric: str, answers: Answers, n_test: int) -> str:
     """What a metric of which no gain of averaging is known will be on ``n_test`` rows, by answers out of fold."""
     score = METRICS[metric].of(prepared(metric, answers))
     found = expected(score, row_deviation(metric, answers), len(answers.costs), n_test)
-    low, high = show(metric, found.low), show(metric, found.high)
+    # None is better than 1, or than an error of 0.
+    ends = (max(found.low, 0.0), found.high) if METRICS[metric].lower_is_better else (found.low, min(found.high, 1.0))
+    low, high = (show(metric, end) for end in ends)
     return (
         f"expected on the test set {metric} {show(metric, score)}, 95 % interval {low} - {high}: that of "
         f"{len(answers.costs):,} rows out of fold; averaging models usually does better"

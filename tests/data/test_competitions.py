@@ -229,7 +229,12 @@ def test_four_files_are_the_four_channels_of_an_image(tmp_path, monkeypatch, cap
         ([f"{number % 22}.5" for number in range(5 * 22)], True),
         ([str(3 * (number % 30)) for number in range(210)], True),
         ([str(number % 100 + 1) for number in range(1000)], True),
+        ([f"{1000 * number:,}" for number in range(ROWS)], True),
+        ([f"{number / 2} kg" for number in range(ROWS)], True),
+        ([f"${number * number}" for number in range(ROWS)], True),
         ([str(number % 30) for number in range(210)], False),
+        ([f"{number % 30} {'ab'[number % 2]}" for number in range(210)], False),
+        ([f"w_{number % 30}" for number in range(210)], False),
         ([str(number % 10) for number in range(ROWS)], False),
     ],
 )

@@ -134,6 +134,24 @@ def test_features_go_through_the_whole_chain(flowers):
     )
 
 
+def test_a_finished_run_is_not_what_comes_next(flowers, tmp_path, capsys):
+    """A run is called by the net that the table has chosen, which its command line does not say."""
+    folder = tmp_path / "runs"
+    flags = [f"--folds={flowers / 'folds.csv'}", f"--runs-dir={folder}", *SMALL, "--epochs=1", "--jobs=1"]
+    train_fold.main([*flags, "--fold=0"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("next: python train_fold.py ")
+    train_fold.main(flags)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("next: python infer.py ")
+
+
+def test_a_table_that_names_no_photo_is_told_how_its_columns_are_read(tmp_path):
+    """One column of numbers is too few to tell it from a table of photos."""
+    (tmp_path / "t.csv").write_text("id,x,colour,label\n1,0.5,red,a\n2,1.5,blue,b\n")
+    with pytest.raises(UserError, match="no image '1' in .*--inputs features where its rows are no photos"):
+        read_train_table(str(tmp_path / "t.csv"))
+    assert read_train_table(str(tmp_path / "t.csv"), Competition(inputs="features")).feature_names == ("x", "colour")
+
+
 def test_columns_in_another_order_give_the_same_answers(flowers, tmp_path):
     """What a column is called counts, not where it stands."""
     rows = list(csv.reader((flowers / "test.csv").open()))

@@ -122,6 +122,7 @@ def test_the_report_has_a_table_of_labels(learned):
         (["b a", "a", "", "c  b a b", "c", "b"], ""),
         (["b|a", "a", "", "c|b|a|b", "c", "b"], ""),
         (["b; a", "a", "", "c;b;a;b", "c", "b"], ""),
+        (["b| a", "a", "", "c| b| a| b", "c", "b"], ""),
         (["b/a", "a", "", "c/b/a/b", "c", "b"], "/"),
     ],
 )
@@ -130,7 +131,7 @@ def test_sets_are_read_however_they_are_written(cells, separator, tmp_path):
     table = table_of(tmp_path, ["labels"], [[cell] for cell in cells])
     found = read_train_table(table, Competition(task="multilabel", label_column="labels", separator=separator))
     assert found.labels.tolist() == ["a|b", "a", "", "a|b|c", "c", "b"]
-    assert found.separator == (separator or cells[0].strip("ab").strip() or " ")
+    assert found.separator == (separator or {"b; a": ";"}.get(cells[0]) or cells[0].strip("ab"))
 
 
 def test_0_1_columns_are_those_that_the_sample_names(tmp_path):
@@ -148,6 +149,29 @@ def test_what_looks_like_sets_is_asked_about(tmp_path):
         read_train_table(sets)
     assert read_train_table(sets, Competition(task="multiclass")).labels[0] == "a b"
     read_train_table(table_of(tmp_path, ["label"], [["red cat"], ["red dog"], ["blue cat"], ["blue dog"]]))
+
+
+@pytest.mark.parametrize("lists", [["['a' 'b']", "[]", "['b']"], ["{a b}", "{}", "{b}"]])
+def test_lists_as_a_program_prints_them_are_refused(lists, tmp_path):
+    """Read as sets, [ and ' would become part of names: ['a' another label than 'a'."""
+    table = table_of(tmp_path, ["label"], [[cell] for cell in lists])
+    for task in ("", "multilabel"):
+        with pytest.raises(UserError, match=r"row 1, column label: .* is a list in brackets"):
+            read_train_table(table, Competition(task=task))
+    assert read_train_table(table, Competition(task="multiclass")).labels[0] == lists[0]
+
+
+@pytest.mark.parametrize(("cell", "train"), [("cat, dog", ""), ("cat,dog", ", "), ("cat|dog", ""), ("cat", ", ")])
+def test_names_are_separated_as_the_sample_has_them(cell, train, tmp_path):
+    """To the space behind the comma, for whoever splits at both; where no cell has two names, as the train table."""
+    outputs = np.float32([[2, 3], [-3, 4]])
+    predictions = Predictions(np.array(["a", "b"], dtype=object), outputs, ["cat", "dog"], task=MULTILABEL)
+    (tmp_path / "sample.csv").write_text(f'id,labels\na,"{cell}"\nb,dog\n')
+    write_submission(
+        tmp_path / "out.csv", predictions, sheet_of(predictions, str(tmp_path / "sample.csv"), Wishes(separator=train))
+    )
+    answers = [row["labels"] for row in csv.DictReader((tmp_path / "out.csv").open())]
+    assert answers == [cell if cell != "cat" else f"cat{train}dog", "dog"]
 
 
 def table_of(folder: Path, columns: list[str], cells: list[list[str]]) -> str:

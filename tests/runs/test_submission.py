@@ -206,6 +206,8 @@ def test_one_column_per_class_gets_probabilities(tmp_path):
         ("id,label\nc,0\n001,0\nNA,0\n", r'lacks 1 row \(b,"\) of the test'),
         ("id,label\nc,0\n001,0\nNA,0\nNA,1\n", r"contains duplicate ids: 1 row \(NA\)"),
         ("id,label\nc,0\n1,0\nNA,0\n", r"lacks 2 rows .* and names 1 row \(1\)"),
+        ('id,label\nc,0\n1.0,0\nNA,0\n"b,""",0\n', r"write the test table's '001' as '1\.0', and so all its ids"),
+        ('id,label\nd,0\n1.0,0\nNA,0\n"b,""",0\n', "use the sample submission and test table of the same competition"),
         ("id,cat,dog,bird\nc,0,0,0\n", "neither id and label nor .*id and one per class"),
         ("id\nc\n", "neither id and label"),
         ("id,label\nc\n", "row 1: has 1 fields, but the header has 2"),

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from common.score.leaderboard import Entry, averaging_gain, expected, meaningless, private, surprise, two_to_choose
+from common.score.leaderboard import (
+    Entry,
+    averaging_gain,
+    expected,
+    meaningless,
+    metric_in_words,
+    private,
+    surprise,
+    two_to_choose,
+)
 from common.score.logits import Outputs
 from common.score.task import MULTICLASS
 
@@ -59,6 +68,16 @@ def test_small_public_differences_mean_nothing(metric):
     near = [Entry("a", 0.9, 0.3, 0.901), Entry("b", 0.9, 0.3, 0.902)]
     assert [found[:2] for found in meaningless(near, answers, metric, 500)] == [("a", "b")]
     assert not meaningless([near[0], Entry("b", 0.9, 0.3, 1.5)], answers, metric, 500)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("macro_f1", "100.00%"), ("nll", "0.0000")])
+def test_nothing_better_than_perfect_is_expected(metric, best):
+    """Few rows, one of them wrong: the interval ends where the metric does."""
+    targets, sure = np.arange(12) % 2, np.full((12, 2), -9.0)
+    sure[np.arange(12), targets] = 9.0
+    answers = MULTICLASS.answers(Outputs(np.concatenate([sure, -sure[:1]])), np.append(targets, 0), ["x", "y"])
+    low, high = metric_in_words(metric, answers, 4).partition("interval ")[2].partition(":")[0].split(" - ")
+    assert best == (low if metric == "nll" else high)
 
 
 def test_the_private_score_is_expected_from_both():
