@@ -6,7 +6,7 @@ Each study plans its cells (common/sweep/grid.py), draws their losses from a kno
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -187,10 +187,24 @@ def crossed(cause: str, studies: int, noise: float) -> dict[str, float]:
         joint = fit_joint(crossed_studies(optimum, noise, seed), seed=seed)
         parts = parts_of_a_fall(joint.surface(), corners[0], corners[2])
         row = {name: part.low <= true[name] <= part.high for name, part in parts.items()}
-        slope = joint.slopes()[0]  # at equal steps; the surge curve has none
+        slope = joint.slopes[0]  # at equal steps; the surge curve has none
         row["slope"] = slope.low <= 0.5 <= slope.high
         found.append(row | {"width": parts["steps"].half_width, "p": joint.p_values()["steps have no part"] < 0.05})
     return pd.DataFrame(found).astype(float).mean().to_dict()
+
+
+def unlike(noises: Sequence[float], studies: int) -> dict[str, float]:
+    """Studies of the square root with noises of their own, fitted at once: what covers 0.5, and what is refused."""
+    truths = [Truth(f"{noise:.0%}", 0.5, noise) for noise in noises]
+    found = []
+    for seed in range(studies):
+        random = np.random.default_rng(seed)
+        joint = fit_joint({str(k): first_stage(truth, random) for k, truth in enumerate(truths)}, seed=seed)
+        slope, slopes, p = joint.slopes
+        row = {"one": slope.low <= 0.5 <= slope.high, "width": slope.half_width, "refused": p < 0.05}
+        found.append(row | {"each": np.mean([own.low <= 0.5 <= own.high for own in slopes])})
+    table = pd.DataFrame(found).astype(float)
+    return table.mean().to_dict() | {"width": table.width.median()}
 
 
 LINES = [Truth(f"slope {slope:g}", slope, noise) for slope in (0, 0.5, 1) for noise in (0.05, 0.1)]
@@ -206,6 +220,7 @@ HARDER = [
         "x3 steeper above, diverges at x8": {"lean": 3.0, "breaks": 3.0},
     }.items()
 ]
+UNLIKE = [(0.05, 0.05, 0.05), (0.05, 0.1, 0.2)]
 PLAN = {
     "The default's first stage, 7 batch sizes x 5 learning rates x4 apart": (first_stage, LINES + SURGES),
     "The whole default sweep": (whole_sweep, LINES + SURGES),
@@ -262,6 +277,15 @@ def main() -> None:
         cells = [f"{f['batch size']:.1%}", f"{f['steps']:.1%}", f"{f['width']:.2f}", f"{f['in all']:.1%}"]
         cells += [f"{f['p']:.1%}", f"{f['slope']:.1%}" if cause == "steps" else ""]
         lines.append(f"| {' | '.join([cause, f'{noise:.0%}', *cells])} |")
+        print(lines[-1], flush=True)
+    lines += ["", "## Three studies of the square root fitted at once", ""]
+    heads = ["noise of each", "one slope covered", "its half-width", "each study's slope covered", "one slope refused"]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for noises in UNLIKE:
+        f = unlike(noises, options.studies)
+        cells = [", ".join(f"{noise:.0%}" for noise in noises), f"{f['one']:.1%}", f"{f['width']:.3f}"]
+        cells += [f"{f['each']:.1%}", f"{f['refused']:.1%}"]
+        lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     found = announced(options.studies)
     lines += [

@@ -7,21 +7,26 @@ A study is a sweep; its batch sizes have levels and, where the runs ask for it, 
 
 in which every difference between two points is a quotient of coefficients, with Fieller's interval. Studies at one
 number of epochs cannot tell u and s apart, since S = rows * epochs / B; studies at several numbers of steps can.
+
+All studies share one noise, unless their runs refute that (Bartlett's test): then each run's loss is measured in units
+of its study's noise, so that a study whose runs scatter more counts for less.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common.base.errors import UserError
-from common.sweep.law import DRAWS, FITTED, Parabolas, Runs, fates, fit_parabolas, with_curvatures
-from common.sweep.regression import Estimate, Regression, f_test
+from common.sweep.law import DRAWS, FITTED, Parabolas, Runs, fates, fit_law, fit_parabolas, with_curvatures
+from common.sweep.regression import Estimate, Regression, p_of_one_noise
 
 CROSSED = 3  # numbers of steps that a curved surface needs at least
+ONE_NOISE = 0.01  # p below which one noise for all studies is refuted
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Joint:
         of_size = [set(steps[self.batch_sizes == size].tolist()) for size in set(self.batch_sizes.tolist())]
         return len(of_size) >= CROSSED and min(map(len, of_size)) >= CROSSED
 
+    @cached_property
     def slopes(self) -> tuple[Estimate, list[Estimate], float]:
         """The slope that all studies share, each study's own, and p of "they share it" (F test; 1 with one study)."""
         runs, count = self.parabolas.runs, len(self.names)
@@ -110,7 +116,7 @@ class Joint:
             np.column_stack([lr**2, lr[:, None] * covariates]) * scale
             for lr, covariates in ((runs.lr - shift, few), (runs.lr, many))
         )
-        return f_test(less, whole, runs.groups, runs.loss)
+        return runs.f_test(less, whole)
 
 
 @dataclass(frozen=True)
@@ -160,10 +166,19 @@ def fit_joint(studies: Mapping[str, pd.DataFrame], draws: int = DRAWS, seed: int
     pairs, groups = np.unique(cells[["study", "batch_size"]].to_numpy(), axis=0, return_inverse=True)
     lr, size = np.log2(cells.lr.to_numpy()), np.log2(cells.batch_size.to_numpy())
     means = float(lr.mean()), float(size.mean())
-    loss = np.log(cells.nll_calibrated.to_numpy())
-    runs = Runs(lr - means[0], size - means[1], loss, *means, pairs[:, 1], groups.ravel(), draws, seed)
+    loss, noise = np.log(cells.nll_calibrated.to_numpy()), _noises(tables)[cells.study.to_numpy()]
+    runs = Runs(lr - means[0], size - means[1], loss, *means, pairs[:, 1], groups.ravel(), draws, seed, noise)
     steps = cells.groupby(["study", "batch_size"]).steps.median().to_numpy()
     return Joint(tuple(map(str, studies)), cells, fit_parabolas(runs), pairs[:, 0], steps)
+
+
+def _noises(studies: Sequence[pd.DataFrame]) -> np.ndarray:
+    """Standard deviation of a run's log loss in each study as a multiple of that in all (k): 1 if they are alike."""
+    fits = [fit_law(cells, draws=1).parabolas.fit for cells in studies]
+    squares, freedoms = np.array([fit.squares for fit in fits]), np.array([fit.freedom for fit in fits])
+    if p_of_one_noise(squares, freedoms) >= ONE_NOISE:
+        return np.ones(len(studies))
+    return np.sqrt(squares / freedoms / (squares.sum() / freedoms.sum()))
 
 
 def parts_of_a_fall(surface: Surface, before: tuple[float, float], after: tuple[float, float]) -> dict[str, Estimate]:
@@ -180,13 +195,22 @@ def parts_of_a_fall(surface: Surface, before: tuple[float, float], after: tuple[
     }
 
 
+def shared_slope(joint: Joint) -> str:
+    """The slope that fits all studies best, and whether it fits them."""
+    slope, _, p = joint.slopes
+    fits = "one slope for all fits" if p >= 0.05 else "one slope for all does not fit"
+    return f"slope {_text(slope)} in all studies; {fits} (F test, p = {p:.2g})"
+
+
 def joint_sentences(joint: Joint) -> list[str]:
     """What several studies say together, in plain words."""
-    slope, slopes, p = joint.slopes()
     lines = [f"{len(joint.cells)} runs of {len(joint.names)} studies are fitted"]
-    lines += [f"slope {_text(own)}: {name}" for name, own in zip(joint.names, slopes, strict=True)]
-    shared = "one slope for all fits" if p >= 0.05 else "one slope for all does not fit"
-    lines.append(f"slope {_text(slope)} in all studies; {shared} (F test, p = {p:.2g})")
+    least, most = joint.parabolas.runs.noise.min(), joint.parabolas.runs.noise.max()
+    if least < most:
+        what = f"in one study x{least:.1f}, in another x{most:.1f} as much as in all: each counts by its own noise"
+        lines.append(f"runs scatter unlike, {what}")
+    lines += [f"slope {_text(own)}: {name}" for name, own in zip(joint.names, joint.slopes[1], strict=True)]
+    lines.append(shared_slope(joint))
     if not joint.is_crossed:
         return lines
     surface = joint.surface()
@@ -209,7 +233,7 @@ def joint_sentences(joint: Joint) -> list[str]:
 
 def joint_json(joint: Joint) -> dict[str, Any]:
     """All that was found, for joint.json."""
-    slope, slopes, p = joint.slopes()
+    slope, slopes, p = joint.slopes
     optima = zip(
         joint.studies.tolist(), joint.batch_sizes.tolist(), joint.steps.tolist(), joint.parabolas.optima, strict=True
     )

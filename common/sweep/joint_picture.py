@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.base.files import write_figure
-from common.sweep.joint import Joint, joint_sentences
+from common.sweep.joint import Joint, shared_slope
 from common.sweep.picture import GREY, INK, PALE, batch_size_axis, rate_axis
 from common.sweep.regression import Estimate
 
@@ -47,7 +47,7 @@ def title_of(joint: Joint) -> str:
         causes = {"the steps": p["steps have no part"], "the batch size": p["batch size has no part"]}
         shown = [f"{cause} (p = {value:.2g})" for cause, value in causes.items() if value < 0.05]
         return f"What the best learning rate depends on, by F tests: {' and '.join(shown) or 'nothing that is shown'}"
-    about_slope = joint_sentences(joint)[1 + len(joint.names)]
+    about_slope = shared_slope(joint)
     return f"{about_slope[0].upper()}{about_slope[1:]}"
 
 

@@ -16,7 +16,7 @@ Slopes: 0, no relation; 0.5, square root (Krizhevsky 2014, Hoffer 2017; for Adam
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -78,10 +78,15 @@ class Runs:
     groups: np.ndarray  # position of each run's batch size among ``batch_sizes`` (n)
     draws: int
     seed: int
+    noise: np.ndarray  # of each run as a multiple of the usual one, the same for all runs of a batch size (n)
 
     def regression(self, columns: np.ndarray) -> Regression:
-        """The runs' losses on columns (n, p), with a level per batch size."""
-        return Regression(columns, self.groups, self.loss, self.draws, self.seed)
+        """The runs' losses on columns (n, p), with a level per batch size; both in units of the run's noise."""
+        return Regression(columns / self.noise[:, None], self.groups, self.loss / self.noise, self.draws, self.seed)
+
+    def f_test(self, few: np.ndarray, many: np.ndarray) -> float:
+        """p of "the further columns of ``many`` (n, p) tell nothing of the losses"."""
+        return f_test(few / self.noise[:, None], many / self.noise[:, None], self.groups, self.loss / self.noise)
 
     @cached_property
     def member(self) -> np.ndarray:
@@ -151,7 +156,7 @@ def fit_parabolas(runs: Runs) -> Parabolas:
     x, groups, count = runs.lr, runs.groups, len(runs.batch_sizes)
     linear, square = runs.member * x[:, None], runs.member * (x * x)[:, None]
     shared, own = np.column_stack([linear, x * x]), np.column_stack([linear, square])
-    one_width = f_test(shared, own, groups, runs.loss) >= ONE_WIDTH
+    one_width = runs.f_test(shared, own) >= ONE_WIDTH
     fit = runs.regression(shared if one_width else own)
     picks = np.eye(len(fit.coefficients))
     squares = [picks[count]] * count if one_width else picks[count:]
@@ -176,8 +181,8 @@ def with_curvatures(columns: np.ndarray, parabolas: Parabolas) -> np.ndarray:
     if parabolas.one_width:
         return columns
     runs = parabolas.runs
-    fitted = Regression(columns, runs.groups, runs.loss, 1, runs.seed).fitted
-    told = runs.member.T @ np.square(within(runs.groups, fitted[:, None])[:, 0])
+    fitted = columns @ replace(runs, draws=1).regression(columns).coefficients
+    told = runs.member.T @ np.square(within(runs.groups, fitted[:, None])[:, 0] / runs.noise)
     others = np.delete(runs.member, told.argmax(), axis=1)  # relative to the curvature that is told best
     return np.column_stack([columns, others * fitted[:, None]])
 
@@ -319,7 +324,8 @@ def fit_law(cells: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Law:
     lr, size = np.log2(cells.lr.to_numpy()), np.log2(batch_sizes)[groups]
     mean_lr, mean_size = float(lr.mean()), float(size.mean())
     loss = np.log(cells.nll_calibrated.to_numpy())
-    runs = Runs(lr - mean_lr, size - mean_size, loss, mean_lr, mean_size, batch_sizes, groups, draws, seed)
+    alike = np.ones(len(loss))
+    runs = Runs(lr - mean_lr, size - mean_size, loss, mean_lr, mean_size, batch_sizes, groups, draws, seed, alike)
     parabolas = fit_parabolas(runs)
     return Law(cells, left_out, parabolas, fit_curve(runs, parabolas), *fit_surge(runs, parabolas))
 

@@ -117,3 +117,18 @@ def p_of_f(squares: float, less: float, more: int, freedom: int) -> float:
     if freedom < 1 or not less > 0:
         return 1.0
     return float(fdtrc(more, freedom, max(squares - less, 0.0) / more / (less / freedom)))
+
+
+def p_of_one_noise(squares: np.ndarray, freedoms: np.ndarray) -> float:
+    """p of "all fits have one noise", of the squares that each leaves (k) and its degrees of freedom (Bartlett 1937).
+
+    1 for a single fit, and where one leaves nothing by which its noise could be told.
+    """
+    from scipy.special import chdtrc  # as above
+
+    if len(freedoms) < 2 or freedoms.min() < 1 or not squares.min() > 0:
+        return 1.0
+    whole, count = freedoms.sum(), len(freedoms)
+    unlike = whole * math.log(squares.sum() / whole) - freedoms @ np.log(squares / freedoms)
+    correction = 1 + ((1 / freedoms).sum() - 1 / whole) / (3 * (count - 1))
+    return float(chdtrc(count - 1, unlike / correction))

@@ -57,9 +57,17 @@ def test_the_cause_is_told_and_its_part_is_right(cause):
 def test_one_slope_for_all_is_refuted_where_studies_differ():
     """Two sweeps of the square root share a slope; one of the square root and one of a linear law do not."""
     alike = studies(STEPS)
-    assert fit_joint(alike, draws=200).slopes()[2] > 0.05
+    assert fit_joint(alike, draws=200).slopes[2] > 0.05
     steep = crossed_studies(lambda size, steps: math.log2(size / 64), 0.05, seed=1)
-    assert fit_joint({"root": alike["64"], "linear": steep["64"]}, draws=200).slopes()[2] < 0.01
+    assert fit_joint({"root": alike["64"], "linear": steep["64"]}, draws=200).slopes[2] < 0.01
+
+
+def test_a_study_whose_runs_scatter_more_counts_for_less():
+    """Beside a sweep with five times its noise, a sweep is no less sure of its slope, and decides the shared one."""
+    quiet, loud = (crossed_studies(lambda size, steps: math.log2(size / 64), noise, 0)["256"] for noise in (0.03, 0.15))
+    alone = fit_joint({"quiet": quiet}, draws=500).slopes[0]
+    shared, (own, _), _ = fit_joint({"quiet": quiet, "loud": loud}, draws=500).slopes
+    assert shared.half_width < 1.2 * alone.half_width and own.half_width < 1.2 * alone.half_width
 
 
 def test_studies_at_equal_steps_have_slopes_but_no_surface(tmp_path):
