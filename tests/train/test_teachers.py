@@ -172,7 +172,7 @@ def test_folds_side_by_side_learn_what_they_learn_in_turn(taught):
         assert equal(weights(taught, "in turn", f"fold{fold}"), weights(taught, "side by side", f"fold{fold}"))
 
 
-def test_a_training_does_not_go_on_with_another_teacher(taught, tmp_path):
+def test_a_training_does_not_go_on_with_another_teacher(taught, plain, tmp_path):
     """A teacher that was trained again, or other unlabelled rows, are refused; config.json says what they were."""
     shutil.copytree(taught / "runs" / "teacher", tmp_path / "teacher")
     rows = tmp_path / "rows.csv"
