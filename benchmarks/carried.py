@@ -32,7 +32,7 @@ SWEEPS = Path(__file__).parents[1] / "docs/sweeps"
 FIGURE = SWEEPS / "turns.png"
 TUNED_AT = 32
 TOLD = 1.0  # doublings to either side
-STUDIES = ("adamw", "sgd", "length/epochs1", "length/epochs4", "nets/atto", "nets/photos")
+STUDIES = ("adamw", "sgd", "length/epochs1", "length/epochs4", "nets/atto", "nets/photos", "nets/b0")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def off(told: float, true: float) -> float:
 def draw_turns(studies: Sequence[Study]) -> None:
     """The turn of each study over its noise scale, and over the images that its runs see.
 
-    Of a study without a turn among its batch sizes the lower end of the interval is drawn, as an arrow.
+    Of a study without a turn its largest batch size is drawn, as an arrow; the left panel lacks one whose
+    noise scale was not told.
     """
     figure = Figure(figsize=(13, 6), layout="constrained")
     figure.suptitle("The batch size beyond which the best learning rate falls (bars: 95 %)", fontsize=13, color=INK)
@@ -129,9 +130,9 @@ def draw_turns(studies: Sequence[Study]) -> None:
                 ends = [[turn.value - turn.low], [turn.high - turn.value]]
                 axes.errorbar(place, turn.value, ends, fmt="o", color=colour, capsize=4, label=study.name)
             else:
-                axes.plot(place, turn.low, "^", color=colour, label=f"{study.name}: none, or above")
+                axes.plot(place, study.law.batch_sizes.max(), "^", color=colour, label=f"{study.name}: none up to here")
         places = [getattr(study, along) for study in studies]
-        line = np.array([min(places) / 1.5, max(places) * 1.5])
+        line = np.array([np.nanmin(places) / 1.5, np.nanmax(places) * 1.5])
         axes.plot(line, line / ratio, color=PALE, linestyle="--", zorder=0)
         axes.set(xscale="log", yscale="log", xlabel="images")
         for axis in (axes.xaxis, axes.yaxis):
