@@ -67,7 +67,9 @@ class Study:
     @property
     def noise_scale(self) -> float:
         """In images, early in a training; NaN where it was not measured."""
-        return float(np.mean([found["noise_scale"] or math.nan for found in self.range_tests] or [math.nan]))
+        return float(
+            np.mean([found["noise_scale"] for found in self.range_tests if found["noise_scale"]] or [math.nan])
+        )
 
     @property
     def images(self) -> float:
