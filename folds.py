@@ -50,7 +50,14 @@ from common.runs.submission import Wishes, form_line, read_form
 from common.score.metrics import check_metric, check_positive, check_targets
 from common.score.task import MULTICLASS, posed
 from common.trust.judge import judge
-from common.trust.near_duplicates import NEAR_DUPLICATES, find_near_duplicates, grouped_by, is_quick, write_pairs
+from common.trust.near_duplicates import (
+    NEAR_DUPLICATES,
+    NearDuplicates,
+    find_near_duplicates,
+    grouped_by,
+    is_quick,
+    write_pairs,
+)
 from common.trust.verdict import write_verdict
 
 INPUTS = {"images": "images", "photos": "images", "features": "features", "sequences": "sequences"}  # as said: read
@@ -126,44 +133,56 @@ def run(options: Options) -> Result:
         found = audit(path, table, test, options.as_written)
         folds = read_folds(path)
     else:
-        competition = replace(competition, separator=table.separator or competition.separator)
-        if task_of(competition).is_number and not competition.target_columns:
-            competition = replace(competition, label_column=table.label_name)
-        task = posed(competition.task or MULTICLASS.name, columns=competition.target_columns)
-        if table.inputs == "features" and table.id_name in names_in_header(Path(options.data)):
-            competition = replace(competition, inputs="features", image_column=table.id_name)
-        names = {name for label in table.labels for name in task.names_in(label)}
-        groups = [cell for name in options.group for cell in table.columns.get(name, ())]
-        for finding in [] if options.as_written else spellings(names, groups):
-            remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
-            raise UserError(table.source, finding, remedy)
-        if not competition.task:
-            refuse_numbers(table.source, table.labels, options.k, table.label_name)
-        table, group = grouped_by(table, options.group, pairs)
-        split = "stratified-group" if group and options.split == "stratified" else options.split
-        column = options.time_column or options.fold_column
-        folds = make_folds(table, options.k, split, group, column, options.seed, options.rare, task)
-        folds = replace(folds, gap=options.gap)
-        if competition.metric:
-            check_metric(competition.metric, folds.output_names, folds.task.metrics)
-            check_targets(competition.metric, folds.targets)
-        check_positive(competition.positive, folds.output_names)
+        competition, table, folds = dealt(options, competition, table, pairs)
+        found = leaks(by_pixels(folds, table), test)
+    is_late = not is_wanted(options, table, test)
+    later = next_command("folds.py", options, "--check").removeprefix("next: ") if is_late else ""
+    verdict = judge(table, test, folds, pairs, later)  # before a file is written: it may refuse the test table
+    if not options.check:
         write_once(path, folds, options.force)
         if competition != NOTHING_SAID or beside(options.folds).is_file():
             write_competition(beside(options.folds), competition)
-        print(summary(table, folds, replace(options, split=split), competition, test))
-        found = leaks(by_pixels(folds, table), test)
+        print(summary(table, folds, options, competition, test))
         for finding in found:
             warn(finding)
-    is_late = not is_wanted(options, table, test)
-    later = next_command("folds.py", options, "--check").removeprefix("next: ") if is_late else ""
-    verdict = judge(table, test, folds, pairs, later)
     print("\n".join(verdict.lines(is_alone=not found)))
     write_verdict(path, verdict)
     if pairs:
         write_pairs(path, table, test, folds, pairs)
     found = [*found, *map(str, verdict.alarms)]
     return Result({"rows": len(table.ids), "findings": len(found)}, path.parent)
+
+
+def dealt(
+    options: Options, competition: Competition, table: Table, pairs: NearDuplicates | None
+) -> tuple[Competition, Table, Folds]:
+    """What is known of the competition once its table is read, the table with its rows' groups, and their folds."""
+    competition = replace(competition, separator=table.separator or competition.separator)
+    if task_of(competition).is_number and not competition.target_columns:
+        competition = replace(competition, label_column=table.label_name)
+    task = posed(competition.task or MULTICLASS.name, columns=competition.target_columns)
+    if table.inputs == "features" and table.id_name in names_in_header(Path(options.data)):
+        competition = replace(competition, inputs="features", image_column=table.id_name)
+    names = {name for label in table.labels for name in task.names_in(label)}
+    groups = [cell for name in options.group for cell in table.columns.get(name, ())]
+    for finding in [] if options.as_written else spellings(names, groups):
+        remedy = "correct a copy of the table (--images says where its photos lie), or keep both with --as-written"
+        raise UserError(table.source, finding, remedy)
+    if not competition.task:
+        refuse_numbers(table.source, table.labels, options.k, table.label_name)
+    table, group = grouped_by(table, options.group, pairs)
+    column = options.time_column or options.fold_column
+    folds = make_folds(table, options.k, split_of(options), group, column, options.seed, options.rare, task)
+    if competition.metric:
+        check_metric(competition.metric, folds.output_names, folds.task.metrics)
+        check_targets(competition.metric, folds.targets)
+    check_positive(competition.positive, folds.output_names)
+    return competition, table, replace(folds, gap=options.gap)
+
+
+def split_of(options: Options) -> Split:
+    """How rows are dealt: with groups, the default keeps them together."""
+    return "stratified-group" if options.group and options.split == "stratified" else options.split
 
 
 def is_wanted(options: Options, table: Table, test: Table | None) -> bool:
@@ -299,7 +318,7 @@ def summary(table: Table, folds: Folds, options: Options, competition: Competiti
         *([f"test         {test.source}: {len(test.ids):,} rows (--test)"] if test else []),
         *([f"sample       {asked_for(folds, competition, test)}"] if competition.sample and test else []),
         f"metric       {competition.metric or folds.task.metrics[0]} (--metric)",
-        f"split        {options.split} (--split)",
+        f"split        {split_of(options)} (--split)",
         *([f"groups       {tied_by(options.group)}: {len(set(folds.groups)):,} (--group)"] if options.group else []),
         *([f"time         {time_line(folds, competition)}"] if folds.times.size else []),
         f"folds        {folds.count}, of {', '.join(f'{size:,}' for size in sizes)} rows (--k)",
