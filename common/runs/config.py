@@ -362,10 +362,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     defaults = dataclasses.asdict(Config())
     old, new = defaults | old, defaults | new
     return [
-        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}"
+        f"{name}: {_shown(old.get(name, 'absent'))} -> {_shown(new.get(name, 'absent'))}"
         for name in sorted(old.keys() | new.keys())
         if _plain(old.get(name)) != _plain(new.get(name))
     ]
+
+
+def _shown(value: Any) -> str:
+    """A setting in a message; of a sha256 as much of it as is shown elsewhere."""
+    return str(value)[:16] if re.fullmatch("[0-9a-f]{64}", str(value)) else str(value)
 
 
 def _plain(value: Any) -> Any:
