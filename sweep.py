@@ -20,40 +20,25 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from common.base.cli import parse
-from common.base.errors import UserError, run_script, warn
+from common.base.errors import UserError, run_script
 from common.base.files import read_json, write_json
 from common.base.result import Result
 from common.base.system import cpu_count
-from common.data.competition import beside, competition_flags, read_competition
-from common.data.folds import Folds, read_data
-from common.data.table import Table
+from common.data.competition import competition_flags
 from common.jobs.runner import SideBySide
-from common.runs.config import Config, check_config, check_signatures
-from common.runs.fitting import check_sources, fitting
-from common.runs.teachers import read_unlabelled, teacher_folder, with_unlabelled
-from common.sweep.cells import (
-    FIGURE_FILE,
-    FIND_FILE,
-    LAW_FILE,
-    NOISE_FILE,
-    SWEEP_FILE,
-    CellRunner,
-    Sweep,
-    claim_sweep,
-    read_cells,
-    read_sweep,
-    settled,
-)
-from common.sweep.grid import Cell, Grid, missing, on_edge, wanted
+from common.runs.config import Config
+from common.sweep.cells import FIGURE_FILE, FIND_FILE, LAW_FILE, NOISE_FILE, Sweep, find_sweep, read_cells, settled
+from common.sweep.checks import fitted, settings_of
+from common.sweep.grid import Cell
 from common.sweep.law import fit_law
 from common.sweep.regression import Estimate
+from common.sweep.run import asked_sweep, run_sweep
 from common.sweep.verdict import law_json, lr_json, lr_text, sentences
 from common.sweep.verification import earlier_verification, verify
 
@@ -155,113 +140,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: Run) -> Result:
     """Train what the sweep asks for until nothing is missing or the time is over; its best cell."""
-    asked = sweep_of(options)
-    check_signatures(asked.config)
-    sweep, table, folds = fitted(asked)
-    plan, cells = partial(wanted, sweep.grid), read_cells(sweep.folder)
-    todo = [sweep.config_of(cell) for cell in missing(plan(cells), cells)]
-    for cfg in todo:
-        check_config(cfg, processes=1)
-    runner = CellRunner(sweep, plan, options, TRAIN_SCRIPT)
-    for cfg in todo[:1]:
-        check_files(cfg, table, folds)
-    claim_sweep(sweep)
-    cells = runner.run()
-    if left := missing(plan(cells), cells):
-        print(f"{sweep.folder}: {len(left)} cells are left; run the same command to continue")
-    else:
-        ended = ", ".join(f"{count} {status}" for status, count in cells.status.value_counts().items())
-        print(f"{sweep.folder}: complete, {ended}")
-        for batch_size in on_edge(cells):
-            warn(f"batch size {batch_size}: its best learning rate is the last one tried; better ones may lie beyond")
-    print(f"next: python sweep.py fit --sweep {sweep.folder}")
-    done = cells[cells.status == "done"]
-    return Result(done.loc[done.nll_calibrated.idxmin()].to_dict() if len(done) else None, sweep.folder)
-
-
-def settings_of(options: Config) -> Config:
-    """What all runs of a sweep or a search have in common.
-
-    Raises:
-        UserError: a setting that cannot be meant.
-    """
-    cfg = config_of(options).of_task
-    check_config(cfg, processes=1)
-    if cfg.restart:
-        raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
-    if not cfg.fold.isdecimal():
-        raise UserError("--fold", f"{cfg.fold} is not a single fold", "give its number")
-    # The runs' own --runs-dir is the sweep's folder, where no run of that name lies.
-    teachers = {way: tuple(str(teacher_folder(cfg, run)) for run in getattr(cfg, way)) for way in ("teacher", "pseudo")}
-    return dataclasses.replace(cfg, **teachers)
-
-
-def check_files(cfg: Config, table: Table, folds: Folds) -> None:
-    """Refuse, before anything is written, what a run with the settings ``cfg`` would refuse of its files.
-
-    Raises:
-        UserError: no such fold, too few rows; unlabelled rows, weights or teachers that cannot be used.
-    """
-    if int(cfg.fold) >= folds.count:
-        raise UserError("--fold", f"there is no fold {cfg.fold}", f"use 0 to {folds.count - 1}")
-    competition = read_competition(beside(cfg.folds))
-    cfg = with_unlabelled(cfg, competition)
-    if cfg.unlabelled:
-        read_unlabelled(cfg, table, competition)
-    check_sources(cfg, folds, [cfg.fold])
+    return run_sweep(sweep_of(options), options, TRAIN_SCRIPT)
 
 
 def sweep_of(options: Run) -> Sweep:
     """What the command line asks for.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number out of range, a setting that cannot be meant.
     """
-    cfg = settings_of(options)
-    if not options.batch_sizes or min(options.batch_sizes) < 1:
-        raise UserError("--batch-sizes", f"{options.batch_sizes} cannot be trained", "give numbers above 0")
-    if cfg.steps and options.budget == "steps":
-        raise UserError("--budget", "steps has no meaning beside --steps: every cell takes as many", "leave it out")
-    lrs = () if options.lrs == ("auto",) else tuple(map(learning_rate, options.lrs))
-    sizes = tuple(sorted(set(options.batch_sizes)))
-    grid = Grid(sizes, lrs, lr=cfg.lr, batch_size=cfg.batch_size, repeats=max(1, options.repeats))
-    # A warm-up in epochs belongs to the epochs beside which it was written: the recipe's, or the command line's.
-    recipe = parse(Config, ["--config", cfg.config] if cfg.config else [])
-    written = cfg if cfg.warmup_epochs != recipe.warmup_epochs else recipe
-    folder = Path(cfg.runs_dir) / f"{cfg.run_name}_sweep"
-    return Sweep(folder, cfg, grid, options.budget, warmup=written.warmup_epochs / written.epochs)
+    return asked_sweep(settings_of(options), options.batch_sizes, options.lrs, options.repeats, options.budget)
 
 
-def learning_rate(text: str) -> float:
-    """A number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise UserError("--lrs", f"{text} is not a valid learning rate", "give numbers above 0, or auto alone")
-    return number
-
-
-def find_sweep(options: Ended) -> Sweep:
-    """The sweep that the options name, or the only one there is.
-
-    Raises:
-        UserError: there is none, or it has to be named.
-    """
-    runs_dir, named = Path(options.runs_dir), options.sweep
-    there = [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}"))]
-    found = [path for path in (Path(named), runs_dir / named) if path.is_dir()][:1] if named else there
-    if len(found) == 1:
-        return read_sweep(found[0])
-    what = f"there is no folder {named}" if named else f"found {len(found)} sweeps below {runs_dir}"
-    names = ", ".join(path.name for path in there)
-    raise UserError("--sweep", what, f"name one: {names}" if there else "make one: python sweep.py run")
+def ended_sweep(options: Ended) -> Sweep:
+    """The sweep that the options name, or the only one there is."""
+    return find_sweep(Path(options.runs_dir), options.sweep)
 
 
 def fit(options: Fit) -> Result:
     """Fit the law, check it where asked, say it and write law.json; what that holds."""
-    sweep = find_sweep(options)
+    sweep = ended_sweep(options)
     cells = read_cells(sweep.folder)
     if options.only:
         cells = cells[cells.batch_size.isin(options.only)]
@@ -288,7 +186,7 @@ def plot(options: Plot) -> Result:
     """Draw sweep.png."""
     from common.sweep.picture import draw_sweep
 
-    sweep = find_sweep(options)
+    sweep = ended_sweep(options)
     cells, cfg = read_cells(sweep.folder), sweep.config
     found = [read_json(path) for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
     title = f"{cfg.model}, {cfg.opt}, {sweep.says_budget}"
@@ -299,8 +197,8 @@ def plot(options: Plot) -> Result:
 
 def find(options: Find) -> Result:
     """Make the range test and say how far it is from what whole runs say."""
-    sweep = settled(find_sweep(options))
-    batch_size = options.batch_size or middle_size(sweep)
+    sweep = settled(ended_sweep(options))
+    batch_size = options.batch_size or sweep.middle_size
     best = fit_law(read_cells(sweep.folder)).predict(batch_size)
     sweep, table, folds = fitted(sweep)
 
@@ -316,22 +214,10 @@ def find(options: Find) -> Result:
     return result
 
 
-def middle_size(sweep: Sweep) -> int:
-    """The middle one of a sweep's batch sizes."""
-    return sweep.grid.batch_sizes[len(sweep.grid.batch_sizes) // 2]
-
-
-def fitted(sweep: Sweep) -> tuple[Sweep, Table, Folds]:
-    """The sweep with the model that fits what its cells train on, and that."""
-    cfg = sweep.config
-    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
-    return dataclasses.replace(sweep, config=fitting(cfg, table, folds)), table, folds
-
-
 def noise(options: Noise) -> Result:
     """Train once and say how the gradient's noise scale grows."""
-    sweep = settled(find_sweep(options))
-    batch_size = options.batch_size or middle_size(sweep)
+    sweep = settled(ended_sweep(options))
+    batch_size = options.batch_size or sweep.middle_size
     lr = options.lr or fit_law(read_cells(sweep.folder)).predict(batch_size).value
     sweep, table, folds = fitted(sweep)
 
@@ -347,9 +233,9 @@ def noise(options: Noise) -> Result:
 
 def carry(options: Carry) -> Result:
     """Say what a tuned learning rate becomes at another batch size."""
-    sweep = find_sweep(options)
+    sweep = ended_sweep(options)
     law = fit_law(read_cells(sweep.folder))
-    before, after = options.tuned_at or middle_size(sweep), options.batch_size
+    before, after = options.tuned_at or sweep.middle_size, options.batch_size
     if after < 1:
         raise UserError("--batch-size", "is not said", "give the batch size to carry the learning rate to")
     lr, scale = options.lr or law.predict(before).value, noise_ratio(options, sweep)
@@ -381,7 +267,7 @@ def joint(options: JointFit) -> Result:
 
     if len(options.sweeps) < 2:
         raise UserError("--sweeps", "a joint fit needs two sweeps", "name the folders of two or more")
-    tables = {name: read_cells(find_sweep(Ended(sweep=name)).folder) for name in options.sweeps}
+    tables = {name: read_cells(ended_sweep(Ended(sweep=name)).folder) for name in options.sweeps}
     if options.only:
         tables = {name: cells[cells.batch_size.isin(options.only)] for name, cells in tables.items()}
     tables = {name: cells[cells.steps >= options.min_steps] for name, cells in tables.items()}
@@ -400,19 +286,7 @@ def search(options: Search) -> Result:
     """Search with Optuna; the best trial."""
     from common.sweep.search import search as search_with_optuna
 
-    cfg = settings_of(options)
-    check_signatures(cfg)
-    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
-
-    def check(trial: Config) -> None:
-        check_files(fitting(trial, table, folds), table, folds)
-
-    return search_with_optuna(cfg, options.vary, options.trials, TRAIN_SCRIPT, check)
-
-
-def config_of(options: Config) -> Config:
-    """The settings of a training run among the options."""
-    return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    return search_with_optuna(settings_of(options), options.vary, options.trials, TRAIN_SCRIPT)
 
 
 COMMANDS = {

@@ -147,14 +147,16 @@ NEEDED_BY = {
 # What --freeze takes; the model and the epochs say the rest (common/model/finetune.py).
 FREEZABLE = {"backbone": Range(0, whole=True), "stages": Range(0, whole=True), "batchnorm": (False, True)}
 
+SIZE_FLAG = "--batch-size"  # by which a training is told its batch size; a sweep's cells have theirs by another
+
 FOLD = "{fold}"  # in --weights: the name of the fold's folder, so that each starts from its own
 
 # Where things lie and how many threads work on them does not change what is trained.
 _PLACES = {"data", "work", "folds", "runs_dir", "run", "fold", "config", "restart", "threads"}
 
 
-def check_config(cfg: Config, processes: int) -> None:
-    """Refuse what cannot be meant, before anything is loaded.
+def check_config(cfg: Config, processes: int, size_flag: str = SIZE_FLAG) -> None:
+    """Refuse what cannot be meant, before anything is loaded; ``size_flag`` has said the batch size.
 
     Raises:
         UserError: a setting that is refused by itself (:func:`check_each`), or two that do not go together.
@@ -172,7 +174,7 @@ def check_config(cfg: Config, processes: int) -> None:
     shares = processes * cfg.accumulate
     if cfg.batch_size % shares:
         raise UserError(
-            "--batch-size",
+            size_flag,
             f"{cfg.batch_size} is not divisible by {in_shares(processes, cfg.accumulate)}",
             f"use a multiple of {shares}",
         )

@@ -11,30 +11,30 @@ from common.data.features import column_at, without
 from common.data.folds import Folds, split_rows
 from common.data.kinds import KINDS
 from common.data.table import Table
-from common.runs.config import Config, check_file, check_transform, of_fold
+from common.runs.config import SIZE_FLAG, Config, check_file, check_transform, of_fold
 from common.runs.teachers import check_teachers
 from common.score.metrics import check_targets
 
 
-def check_sources(cfg: Config, folds: Folds, todo: Sequence[str]) -> None:
-    """Refuse what the folds ``todo`` cannot be trained on, or start from.
+def check_sources(cfg: Config, folds: Folds, todo: Sequence[str], size_flag: str = SIZE_FLAG) -> None:
+    """Refuse what the folds ``todo`` cannot be trained on, or start from; ``size_flag`` has said the batch size.
 
     Raises:
         UserError: rows that do not fill one batch; weights or teachers that are not there, or must not be.
     """
     for fold in todo:
-        filled_rows(folds, fold, cfg)
+        filled_rows(folds, fold, cfg, size_flag)
         if cfg.weights:
             check_file("--weights", of_fold(cfg, fold).weights)
     check_teachers(cfg, folds, todo)
 
 
-def filled_rows(folds: Folds, fold: str, cfg: Config) -> np.ndarray:
-    """The rows that a fold trains on; raises UserError where they do not fill one batch."""
+def filled_rows(folds: Folds, fold: str, cfg: Config, size_flag: str = SIZE_FLAG) -> np.ndarray:
+    """The rows that a fold trains on; raises UserError, about ``size_flag``, where they do not fill one batch."""
     rows, _ = split_rows(folds, fold, cfg.train_fraction, cfg.limit)
     if len(rows) < cfg.batch_size:
         what = f"batch size {cfg.batch_size} exceeds the {len(rows)} training rows"
-        raise UserError("--batch-size", what, f"use at most {len(rows)}")
+        raise UserError(size_flag, what, f"use at most {len(rows)}")
     return rows
 
 

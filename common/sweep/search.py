@@ -1,6 +1,7 @@
 """Search over any settings with Optuna (an optional extra): pip install optuna
 
 runs/<run>_search/
+    search.json        what all trials share, and what varies
     journal.log        Optuna's storage: any number of workers, on one machine or a shared disk, may append to it
     trial<n>/          an ordinary run, locked in claim/ by the worker that trains it
 """
@@ -8,31 +9,69 @@ runs/<run>_search/
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.base.cli import flag_of, flags_of, parse
-from common.base.errors import ENVIRONMENT, UserError
+from common.base.errors import ENVIRONMENT, INPUT, UserError
+from common.base.files import read_json
 from common.base.locks import locked
 from common.base.result import Result
+from common.data.folds import read_data
 from common.jobs.process import Job, Slot
 from common.jobs.runner import INTERRUPTED, device_slots, loaded_once, run_jobs
-from common.runs.config import Config, check_each
+from common.runs.config import (
+    Config,
+    check_config,
+    check_each,
+    check_signatures,
+    saved_config,
+    training_settings,
+)
+from common.runs.fitting import fitting
 from common.runs.layout import fold_folder
-from common.sweep.cells import CLAIM_FOLDER, LOG_FILE, out_of_fold, stop_if_all_fail
+from common.sweep.cell_runner import CLAIM_FOLDER, LOG_FILE, out_of_fold, stop_if_all_fail
+from common.sweep.cells import claim_folder
+from common.sweep.checks import check_files
+
+SEARCH_FILE = "search.json"
 
 
-def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path, check: Callable[[Config], None]) -> Result:
+@dataclass(frozen=True)
+class Search:
+    """What all trials share, and what varies."""
+
+    folder: Path
+    config: Config
+    vary: tuple[str, ...]  # as typed: lr=1e-4..3e-2
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What must not change while the search goes on; a range may."""
+        varied = {setting_of(entry): "varied" for entry in self.vary}
+        return training_settings(self.config) | {"fold": self.config.fold} | varied
+
+
+def read_search(folder: Path) -> Search:
+    """The search in ``folder``."""
+    entries = read_json(folder / SEARCH_FILE, config=dict, vary=list)
+    return Search(folder, saved_config(entries["config"]), tuple(entries["vary"]))
+
+
+def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Result:
     """Train trial after trial with ``script`` until ``trials`` have ended, say which was best and return it.
 
-    Start the same command several times to work side by side; started again, it goes on. ``check`` refuses the settings
-    of a trial whose files it could not use, before the search's folder is made.
+    Start the same command several times to work side by side; started again, it goes on. What a trial could not use is
+    refused before the search's folder is made.
 
     Raises:
-        UserError: Optuna is not there; an entry of ``vary`` cannot be read; no trial has succeeded.
+        UserError: Optuna is not there; an entry of ``vary`` cannot be read; the folder holds a search with other
+            settings; no trial has succeeded.
     """
+    check_signatures(cfg)
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -42,11 +81,12 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path, check:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = dict(dimension(entry, cfg) for entry in vary)
     folder = Path(cfg.runs_dir) / f"{cfg.run_name}_search"
-    first = {name: values.choices[0] if hasattr(values, "choices") else values.low for name, values in space.items()}
-    check(parse(Config, flags_of_trial(cfg, folder / "trial0", first)))
-    folder.mkdir(parents=True, exist_ok=True)
+    check_first_trial(cfg, space)
+    is_new = claim_folder(Search(folder, cfg, vary), SEARCH_FILE, read_search)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+    if is_new and has_scores(study):
+        print(f"{folder}: had no {SEARCH_FILE}, as older versions wrote none; this command's settings are now recorded")
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
     with loaded_once(device_slots()[:1], trials - ended) as slots:
         while True:
@@ -72,15 +112,19 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path, check:
                 continue
             with claim:
                 if not study.get_trials(deepcopy=False)[number].state.is_finished():
-                    first = not any(trial.value is not None for trial in known)
-                    study.tell(number, **result(cfg, folder, number, params, script, slots, first))
-    if not any(trial.value is not None for trial in known):
+                    study.tell(number, **result(cfg, study, folder, number, params, script, slots))
+    if not has_scores(study):
         raise UserError(str(folder), f"all {len(known)} trials failed", "see their logs, and use another --run")
     best = study.best_trial
     chosen = " ".join(word for name, value in best.params.items() for word in flag_of(name, value))
     print(f"best of {len(known)} trials: {folder.name}/trial{best.number}, nll_calibrated {best.value:.4f}: {chosen}")
     print(f"it was chosen on fold {cfg.fold}, whose score is now optimistic; judge it by the other folds: --fold all")
     return Result({"nll_calibrated": best.value, **best.params}, folder / f"trial{best.number}")
+
+
+def has_scores(study: Any) -> bool:
+    """Whether a trial of an Optuna study has succeeded."""
+    return any(trial.value is not None for trial in study.get_trials(deepcopy=False))
 
 
 def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
@@ -91,8 +135,7 @@ def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
     """
     import optuna
 
-    name, _, values = entry.partition("=")
-    name = name.replace("-", "_")
+    name, values = setting_of(entry), entry.partition("=")[2]
     low, dots, high = values.partition("..")
 
     def checked(text: str) -> Any:
@@ -114,6 +157,24 @@ def dimension(entry: str, cfg: Config) -> tuple[str, Any]:
         raise UserError("--vary", what, "write lr=1e-4..3e-2 or opt=adamw,sgd") from error
 
 
+def setting_of(entry: str) -> str:
+    """The setting that an entry of --vary names."""
+    return entry.partition("=")[0].replace("-", "_")
+
+
+def check_first_trial(cfg: Config, space: dict[str, Any]) -> None:
+    """Refuse what a trial of the first value of each setting in ``space`` would be refused for.
+
+    Raises:
+        UserError: settings that do not go together, or files that cannot be used.
+    """
+    first = {name: values.choices[0] if hasattr(values, "choices") else values.low for name, values in space.items()}
+    trial = parse(Config, flags_of_trial(cfg, Path(cfg.runs_dir, "trial"), first))
+    check_config(trial, processes=1)
+    table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
+    check_files(fitting(trial, table, folds), table, folds)
+
+
 def flags_of_trial(cfg: Config, run: Path, params: dict[str, Any]) -> list[str]:
     """The command line of a trial, whose run's folder is ``run``."""
     cfg = dataclasses.replace(cfg, config="", runs_dir=str(run.parent), run=run.name)
@@ -121,12 +182,12 @@ def flags_of_trial(cfg: Config, run: Path, params: dict[str, Any]) -> list[str]:
 
 
 def result(
-    cfg: Config, folder: Path, number: int, params: dict[str, Any], script: Path, slots: Sequence[Slot], first: bool
+    cfg: Config, study: Any, folder: Path, number: int, params: dict[str, Any], script: Path, slots: Sequence[Slot]
 ) -> dict[str, Any]:
     """Train a trial in one of the ``slots`` and score it, as :meth:`optuna.Study.tell` wants it.
 
     Raises:
-        UserError: it is refused for a reason that will meet all; ``first``: no trial has succeeded before it.
+        UserError: it is refused for a reason that will meet all.
     """
     from optuna.trial import TrialState
 
@@ -136,6 +197,9 @@ def result(
     if exit_code in INTERRUPTED:
         sys.exit(INTERRUPTED[exit_code])
     if exit_code:
+        first = not has_scores(study)
+        if exit_code == INPUT and first:  # nothing to keep: the corrected command begins anew
+            (folder / SEARCH_FILE).unlink(missing_ok=True)
         stop_if_all_fail(run / LOG_FILE, exit_code, first, "search")
         print(f"{run.name} failed (exit {exit_code}): {run / LOG_FILE}", flush=True)
         return {"state": TrialState.FAIL}

@@ -12,8 +12,10 @@ import pandas as pd
 from common.base.errors import UserError
 from common.base.files import read_json
 from common.jobs.runner import SideBySide
-from common.sweep.cells import LAW_FILE, VERIFY_FOLDER, CellRunner, Sweep, settled
-from common.sweep.grid import FIRST, Grid, mean_losses
+from common.sweep.cell_runner import CellRunner
+from common.sweep.cells import LAW_FILE, VERIFY_FOLDER, Sweep, read_cells, settled
+from common.sweep.checks import check_cells, fitted
+from common.sweep.grid import FIRST, Grid, mean_losses, missing
 from common.sweep.law import WORST, Law, fit_law
 from common.sweep.verdict import lr_json, lr_text
 
@@ -23,7 +25,7 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int, script:
     prediction, in print and for law.json.
 
     Raises:
-        UserError: the batch size belongs to the sweep, or too few of the cells can be fitted.
+        UserError: the batch size belongs to the sweep or cannot be trained, or too few of the cells can be fitted.
     """
     if batch_size in sweep.grid.batch_sizes:
         raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
@@ -33,7 +35,11 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int, script:
     doublings = FIRST if curvature * max(FIRST) ** 2 < math.log(WORST) else (0, -1, 1, -2, 2)
     row = Grid((batch_size,), lr=predicted.value, batch_size=batch_size).cells(batch_size, doublings)
     beside = dataclasses.replace(settled(sweep), folder=sweep.folder / VERIFY_FOLDER)
-    held_out = CellRunner(beside, lambda _: row, SideBySide(), script).run()
+    rows = 0
+    if todo := missing(row, read_cells(beside.folder)):
+        _, table, folds = fitted(beside)
+        rows = check_cells(beside, todo, table, folds, "--verify")
+    held_out = CellRunner(beside, lambda _: row, rows, SideBySide(), script).run()
     both = fit_law(pd.concat([cells, held_out[held_out.batch_size == batch_size]], ignore_index=True))
     if batch_size not in both.batch_sizes:
         raise UserError("--verify", f"too few of its {len(row)} cells can be fitted", "name another batch size")

@@ -11,6 +11,7 @@ import pytest
 import sweep
 from benchmarks.law_coverage import crossed_studies
 from common.base.errors import UserError
+from common.sweep.cells import read_sweep
 from common.sweep.joint import fit_joint, joint_json, joint_sentences, parts_of_a_fall
 from common.sweep.law import fit_law, surge
 from common.sweep.regression import Estimate
@@ -103,4 +104,4 @@ def test_carry_and_joint_from_the_command_line(capsys, tmp_path):
         sweep.joint(sweep.JointFit(("docs/sweeps/adamw",)))
     with pytest.raises(UserError, match="never measured"):
         scale = sweep.Carry("docs/sweeps/adamw", tuned_at=128, batch_size=512, noise_scale=100.0)
-        sweep.noise_ratio(scale, dataclasses.replace(sweep.read_sweep(Path("docs/sweeps/adamw")), folder=tmp_path))
+        sweep.noise_ratio(scale, dataclasses.replace(read_sweep(Path("docs/sweeps/adamw")), folder=tmp_path))

@@ -24,6 +24,7 @@ from common.runs.config import Config
 from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, claim_sweep, read_cells, read_sweep
 from common.sweep.grid import FIRST, Cell, Grid, cells_of, missing, on_edge, wanted
 from common.sweep.law import fit_law
+from common.sweep.search import SEARCH_FILE
 
 SIZES = (16, 64, 256)
 
@@ -139,6 +140,13 @@ def test_a_part_of_the_batch_sizes_can_be_fitted_alone(synthetic, capsys):
     assert not (synthetic / "law.json").exists()
     with pytest.raises(UserError, match="--only"):
         sweep.main(["fit", "--only", "8", "16", "--verify", "48"])
+
+
+def test_a_batch_size_that_is_too_large_to_verify_is_refused_by_that_flag(synthetic):
+    """The check of a sweep's own batch sizes, before anything is trained; the user never said --batch-sizes here."""
+    with pytest.raises(UserError, match="--verify: batch size 1024 exceeds the 40 training rows"):
+        sweep.main(["fit", "--verify", "1024"])
+    assert not list((synthetic / "verify").glob("b1024*"))
 
 
 def test_a_published_sweep_gives_the_same_law(synthetic, tmp_path):
@@ -258,7 +266,7 @@ def test_a_command_that_meets_all_cells_alike_ends_the_sweep(options, tiny, tmp_
     done = torch_forks.run(list(map(str, command)), tmp_path)
     assert done.code == 2 and "timm has no model no_such_model" in done.err
     assert len(done.err.splitlines()) == 1
-    assert not [*tmp_path.rglob(SWEEP_FILE), *tmp_path.rglob(CELL_FILE)]
+    assert not [path for name in (SWEEP_FILE, SEARCH_FILE, CELL_FILE) for path in tmp_path.rglob(name)]
 
 
 def test_a_batch_that_does_not_fit_is_a_failed_cell(tiny, tmp_path, monkeypatch):
@@ -314,6 +322,19 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
     assert said.count("trial0: nll_calibrated") == said.count("trial1: nll_calibrated") == 1
     assert "best of 2 trials" in said and "optimistic" in said
 
+    # Its base settings must stay; that of a setting which varies is never used.
+    recorded = tmp_path / "it_search" / SEARCH_FILE
+    before = recorded.read_bytes()
+    with pytest.raises(UserError, match=r"search.json: .* \(epochs: 3 -> 2, opt: varied -> adamw\); .*another --run"):
+        sweep.main([*arguments, "--trials", "2", "--epochs", "2", "--vary", "lr=1e-3..1e-2"])
+    assert recorded.read_bytes() == before
+    recorded.unlink()
+    for older in (True, False):
+        sweep.main([*arguments, "--trials", "2", "--lr", "0.5", "--vary", "lr=1e-3..2e-2", "opt=adamw,sgd"])
+        said = capfd.readouterr().out
+        assert "best of 2 trials" in said and ("older versions wrote none" in said) == older
+        assert recorded.exists()
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -329,11 +350,16 @@ def test_a_search_goes_on_and_says_what_its_score_is_worth(tiny, tmp_path, capfd
             "--weights: there is no file fold0.safetensors",
         ),
         (["run", "--batch-sizes", "8", "--fold", "7"], "--fold: there is no fold 7; use 0 to 2"),
-        (["run", "--batch-sizes", "8", "--accumulate", "16"], "--batch-size: 8 is not divisible by"),
+        (["run", "--batch-sizes", "8", "--accumulate", "16"], "--batch-sizes: 8 is not divisible by"),
         (["run", "--batch-sizes", "512"], "--batch-sizes: batch size 512 exceeds the 40 training rows"),
+        (  # of 14, 13 and 13 rows of the classes 5, 4 and 4: one less than of 40 at once
+            ["run", "--batch-sizes", "8", "14", "--train-fraction", "0.34"],
+            "--batch-sizes: batch size 14 exceeds the 13 training rows",
+        ),
         (["run", "--batch-sizes", "8", "--pseudo", "net", "--unlabelled", "no.csv"], "no.csv: cannot be read"),
         (["search", "--fold", "7"], "--fold: there is no fold 7; use 0 to 2"),
         (["search", "--vary", "batch-size=512,8"], "--batch-size: batch size 512 exceeds the 40 training rows"),
+        (["search", "--batch-size", "8", "--vary", "accumulate=3,1"], "--batch-size: 8 is not divisible by"),
         (["search", "--batch-size", "8", "--teacher", "nobody"], "--teacher: there is no run .*nobody"),
         (
             ["search", "--vary", "batch-size=8,512", "--weights", "{fold}.safetensors"],
