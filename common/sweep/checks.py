@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.base.errors import UserError
 from common.data.competition import beside, read_competition
@@ -9,6 +10,7 @@ from common.data.folds import Folds, read_data, split_rows
 from common.data.table import Table
 from common.runs.config import SIZE_FLAG, Config, check_config, saved_config
 from common.runs.fitting import check_sources, fitting
+from common.runs.layout import METRICS_FILE, read_metrics
 from common.runs.teachers import read_unlabelled, teacher_folder, with_unlabelled
 from common.sweep.cells import Sweep
 from common.sweep.grid import Cell
@@ -50,6 +52,19 @@ def check_cells(sweep: Sweep, todo: Sequence[Cell], table: Table, folds: Folds, 
     check_files(sweep.config_of(largest), table, folds, size_flag)
     cfg = sweep.config
     return len(split_rows(folds, cfg.fold, cfg.train_fraction, cfg.limit)[0])
+
+
+def check_same_folds(folder: Path, folds: Folds) -> None:
+    """Refuse to go on with the sweep or search in ``folder`` whose runs were trained with other folds.
+
+    Raises:
+        UserError: naming both folds' fingerprints.
+    """
+    for metrics in list(folder.glob(f"*/fold*/{METRICS_FILE}"))[:1]:
+        theirs, ours = read_metrics(metrics.parent)["folds_fingerprint"][:16], folds.fingerprint[:16]
+        if theirs != ours:
+            what = f"its runs were trained with different folds (fingerprint {theirs}, here {ours})"
+            raise UserError(str(folder), what, "name the folds file it was begun with, or use another --run")
 
 
 def check_files(cfg: Config, table: Table, folds: Folds, size_flag: str = SIZE_FLAG) -> None:

@@ -11,7 +11,7 @@ from common.jobs.runner import SideBySide
 from common.runs.config import Config, check_signatures
 from common.sweep.cell_runner import CellRunner
 from common.sweep.cells import Sweep, claim_sweep, read_cells
-from common.sweep.checks import check_cells, fitted
+from common.sweep.checks import check_cells, check_same_folds, fitted
 from common.sweep.grid import Grid, missing, on_edge, wanted
 
 
@@ -51,10 +51,11 @@ def run_sweep(asked: Sweep, options: SideBySide, script: Path) -> Result:
 
     Raises:
         UserError: what :func:`common.sweep.checks.check_cells` refuses, before the sweep's folder is made; the folder
-            holds a sweep with other settings; see :meth:`CellRunner.run`.
+            holds a sweep with other settings or folds; see :meth:`CellRunner.run`.
     """
     check_signatures(asked.config)
     sweep, table, folds = fitted(asked)
+    check_same_folds(sweep.folder, folds)
     plan, cells = partial(wanted, sweep.grid), read_cells(sweep.folder)
     todo = missing(plan(cells), cells)
     rows = check_cells(sweep, todo, table, folds, "--batch-sizes") if todo else 0

@@ -35,7 +35,7 @@ from common.runs.fitting import fitting
 from common.runs.layout import fold_folder
 from common.sweep.cell_runner import CLAIM_FOLDER, LOG_FILE, out_of_fold, stop_if_all_fail
 from common.sweep.cells import claim_folder
-from common.sweep.checks import check_files
+from common.sweep.checks import check_files, check_same_folds
 
 SEARCH_FILE = "search.json"
 
@@ -81,7 +81,7 @@ def search(cfg: Config, vary: tuple[str, ...], trials: int, script: Path) -> Res
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = dict(dimension(entry, cfg) for entry in vary)
     folder = Path(cfg.runs_dir) / f"{cfg.run_name}_search"
-    check_first_trial(cfg, space)
+    check_first_trial(cfg, space, folder)
     is_new = claim_folder(Search(folder, cfg, vary), SEARCH_FILE, read_search)
     storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
     study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
@@ -162,16 +162,18 @@ def setting_of(entry: str) -> str:
     return entry.partition("=")[0].replace("-", "_")
 
 
-def check_first_trial(cfg: Config, space: dict[str, Any]) -> None:
+def check_first_trial(cfg: Config, space: dict[str, Any], folder: Path) -> None:
     """Refuse what a trial of the first value of each setting in ``space`` would be refused for.
 
     Raises:
-        UserError: settings that do not go together, or files that cannot be used.
+        UserError: settings that do not go together, or files that cannot be used; the trials that ``folder`` holds were
+            trained with other folds.
     """
     first = {name: values.choices[0] if hasattr(values, "choices") else values.low for name, values in space.items()}
     trial = parse(Config, flags_of_trial(cfg, Path(cfg.runs_dir, "trial"), first))
     check_config(trial, processes=1)
     table, folds = read_data(cfg.data, cfg.folds, cfg.task, cfg.positive)
+    check_same_folds(folder, folds)
     check_files(fitting(trial, table, folds), table, folds)
 
 

@@ -257,6 +257,27 @@ def test_a_run_that_breaks_down_is_recorded_as_diverged(shared_sweep):
     assert (rest.n == 20).all() and (rest.steps == 3 * (40 // rest.batch_size)).all()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_sweep_does_not_go_on_with_other_folds(shared_sweep, tiny, tmp_path):
+    """Scores on other folds cannot be compared, whatever the file is called."""
+    folder = shared_sweep[0]
+    moved = pd.read_csv(tiny / "folds.csv", dtype=str).assign(fold=lambda rows: (rows.fold.astype(int) + 1) % 3)
+    moved.to_csv(tmp_path / "folds.csv", index=False)
+    small = [word for word in SMALL if word not in ("--batch-size", "8")]
+    places = [
+        "--data",
+        str(tiny / "train.csv"),
+        "--folds",
+        str(tmp_path / "folds.csv"),
+        "--runs-dir",
+        str(folder.parent),
+    ]
+    before = (folder / "sweep.json").read_bytes()
+    with pytest.raises(UserError, match="its runs were trained with different folds"):
+        sweep.main(["run", *places, *small, "--run", "it", "--batch-sizes", "4", "8", "16", "--jobs", "1"])
+    assert (folder / "sweep.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("options", [["run", "--batch-sizes", "4", "8"], ["search", "--trials", "3"]])
 def test_a_command_that_meets_all_cells_alike_ends_the_sweep(options, tiny, tmp_path, torch_forks):
     """A model that does not exist is the command's mistake: one line, exit 2; corrected, the command begins anew."""
