@@ -99,7 +99,7 @@ class Noise(Ended):
 
 @dataclass(frozen=True)
 class Carry(Ended):
-    """Carry a learning rate that suits one batch size to another, by a sweep's law: python sweep.py carry"""
+    """Carry a tuned learning rate to another batch size, by a sweep's law: python sweep.py carry --batch-size 512"""
 
     lr: float = 0.0  # the learning rate that suits --tuned-at (0: the sweep's own best there)
     tuned_at: int = 0  # batch size that it was tuned at (0: the middle one of the sweep)

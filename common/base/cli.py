@@ -54,6 +54,7 @@ CALLED_ELSEWHERE = {
     "dropout": "model-args",
     "momentum": "opt-args",
     "patience": "select-args",
+    "from": "sweep",
     "amp": "mixed-precision",
     "fp16": "mixed-precision",
     "checkpoint": "weights",
