@@ -26,7 +26,7 @@ from common.model.selection import create_selection
 from common.model.weights import check_unseen
 from common.runs.config import Config, of_fold, training_settings
 from common.runs.folder import check_shared, start_or_go_on, start_over
-from common.runs.layout import CHECKPOINT_FILE, fold_folder
+from common.runs.layout import CHECKPOINT_FILE, CONFIG_FILE, LOG_FILE, fold_folder
 from common.runs.saved_model import SavedModel
 from common.runs.tensors import versions
 from common.train.build import (
@@ -249,10 +249,16 @@ def fold_held(session: Session, accelerator: Accelerator, fold: str) -> Iterator
             yield lambda: None
             return
         with locked(folder) as check_lock:
+            is_new = not (folder / CONFIG_FILE).exists()
             start_or_go_on(folder, cfg, session.folds)
-            accelerator.wait_for_everyone()
-            check_shared(folder)
-            yield check_lock
+            try:
+                accelerator.wait_for_everyone()
+                check_shared(folder)
+                yield check_lock
+            except Exception:
+                if is_new and not (folder / LOG_FILE).exists():
+                    (folder / CONFIG_FILE).unlink()  # nothing is trained yet: other settings may begin here
+                raise
 
 
 def trainings_of(session: Session, accelerator: Accelerator, fold: str) -> Iterator[Training]:

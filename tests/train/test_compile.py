@@ -6,6 +6,7 @@ from conftest import train
 from torch import nn
 
 from common.base.errors import UserError
+from common.base.result import Result
 from common.model.networks import create_model
 from common.runs.config import Config
 from common.runs.tensors import load_tensors
@@ -64,7 +65,7 @@ def test_folds_side_by_side_are_checked_without_a_graph_in_the_parent(tiny, tmp_
 
     monkeypatch.setattr(build, "check_compile", refused)
     monkeypatch.setattr(train_fold, "train_side_by_side", lambda *arguments: None)
-    monkeypatch.setattr(train_fold, "result_of", lambda *arguments: None)
+    monkeypatch.setattr(train_fold, "result_of", lambda *arguments: Result(None, tmp_path))
     asked, apart = [], hardware.check_compile_apart
     monkeypatch.setattr(hardware, "check_compile_apart", lambda: asked.append(True))
     train(tiny, tmp_path, "--compile", "--fold", "all", "--jobs", 2)
