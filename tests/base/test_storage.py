@@ -127,7 +127,7 @@ def test_weights_that_overflow_at_the_last_step_end_with_exit_4(tiny, tmp_path):
     with pytest.raises(UserError, match=r"fold 0, epoch 1: the predictions of 20 of 20 rows are not finite") as refused:
         train(tiny, tmp_path, "--fold", 0, "--batch-size", 40, "--warmup-epochs", 0, "--lr", 1e30)
     assert refused.value.exit_code == 4
-    assert {path.name for path in (tmp_path / "digit_cnn" / "fold0").iterdir()} == {".lock", "config.json"}
+    assert {path.name for path in (tmp_path / "digit_cnn" / "fold0").iterdir()} == {".lock"}
 
 
 def test_predictions_that_are_not_finite_are_refused():
