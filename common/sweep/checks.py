@@ -23,7 +23,8 @@ def settings_of(options: Config) -> Config:
         UserError: a setting that cannot be meant.
     """
     cfg = saved_config(vars(options)).of_task
-    check_config(cfg, processes=1)
+    # The batch sizes are those of the cells and trials, which are checked with them; cfg's only places a guess.
+    check_config(dataclasses.replace(cfg, batch_size=cfg.accumulate), processes=1)
     if cfg.restart:
         raise UserError("--restart", "would delete a whole sweep", "delete its folder, or name another --run")
     if not cfg.fold.isdecimal():

@@ -400,6 +400,12 @@ def test_a_wrong_setting_of_a_sweep_is_refused_before_its_folder_is_made(argumen
     assert not (tmp_path / "runs").exists()
 
 
+def test_batch_sizes_need_not_go_with_the_one_that_places_the_guess():
+    """64 is not divisible by 3, but no cell has 64."""
+    asked = sweep.sweep_of(parse(sweep.Run, ["--batch-sizes", "6", "12", "--accumulate", "3"]))
+    assert asked.grid.batch_sizes == (6, 12) and asked.config.accumulate == 3
+
+
 def test_a_sweeps_teacher_may_be_named_by_its_run(tmp_path):
     """The cells lie in another folder than the runs, so their teacher is told by its place."""
     (tmp_path / "net").mkdir()
