@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from common.base.cli import parse
 from common.base.errors import UserError, run_script
 from common.base.files import read_json, write_json
@@ -33,7 +31,17 @@ from common.base.system import cpu_count
 from common.data.competition import competition_flags
 from common.jobs.runner import SideBySide
 from common.runs.config import Config
-from common.sweep.cells import FIGURE_FILE, FIND_FILE, LAW_FILE, NOISE_FILE, Sweep, find_sweep, read_cells, settled
+from common.sweep.cells import (
+    FIGURE_FILE,
+    FIND_FILE,
+    LAW_FILE,
+    NOISE_FILE,
+    Sweep,
+    find_sweep,
+    noise_scale_in,
+    read_cells,
+    settled,
+)
 from common.sweep.checks import fitted, settings_of
 from common.sweep.grid import Cell
 from common.sweep.law import fit_law
@@ -254,11 +262,10 @@ def noise_ratio(options: Carry, sweep: Sweep) -> float:
     """
     if not options.noise_scale:
         return 1.0
-    found = [read_json(path)["noise_scale"] for path in sorted(sweep.folder.glob(FIND_FILE.format("*")))]
-    if not any(found):
+    if not (measured := noise_scale_in(sweep.folder)):
         what = f"that of {sweep.folder} was never measured"
         raise UserError("--noise-scale", what, f"run: python sweep.py find --sweep {sweep.folder}")
-    return float(np.mean([scale for scale in found if scale])) / options.noise_scale
+    return measured / options.noise_scale
 
 
 def joint(options: JointFit) -> Result:

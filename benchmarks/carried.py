@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator
 from common.base.cli import parse
 from common.base.errors import run_script
 from common.base.files import read_json, write_figure, write_file
-from common.sweep.cells import FIND_FILE, read_cells
+from common.sweep.cells import FIND_FILE, noise_scale_in, read_cells
 from common.sweep.law import Law, fit_law
 from common.sweep.picture import INK, PALE
 from common.sweep.regression import Estimate
@@ -67,9 +67,7 @@ class Study:
     @property
     def noise_scale(self) -> float:
         """In images, early in a training; NaN where it was not measured."""
-        return float(
-            np.mean([found["noise_scale"] for found in self.range_tests if found["noise_scale"]] or [math.nan])
-        )
+        return noise_scale_in(SWEEPS / self.name) or math.nan
 
     @property
     def images(self) -> float:

@@ -26,7 +26,7 @@ from common.score.metrics import counted
 from common.score.task import TASKS
 from common.sweep.cells import CELL_FILE, SWEEP_FILE, TABLE_FILE, Sweep, read_cells, settled
 from common.sweep.grid import Cell, missing
-from common.sweep.law import MIN_STEPS
+from common.sweep.parabolas import MIN_STEPS
 
 LOG_FILE = "train.log"
 CLAIM_FOLDER = "claim"

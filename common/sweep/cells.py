@@ -99,9 +99,14 @@ class Sweep:
         return f"{self.config.epochs} epochs{share}"
 
     @property
+    def batch_sizes(self) -> list[int]:
+        """Those of the grid and of the cells that have ended: the last command may have asked for a few alone."""
+        return sorted({*self.grid.batch_sizes, *read_cells(self.folder).batch_size.tolist()})
+
+    @property
     def middle_size(self) -> int:
         """The middle one of the batch sizes."""
-        return self.grid.batch_sizes[len(self.grid.batch_sizes) // 2]
+        return self.batch_sizes[len(self.batch_sizes) // 2]
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -181,6 +186,13 @@ def read_cells(folder: Path) -> pd.DataFrame:
         return read_records(folder / TABLE_FILE, COLUMNS, text, OLD_NAMES[TABLE_FILE])
     cells = pd.DataFrame(rows, columns=COLUMNS)
     return cells.sort_values(["batch_size", "lr", "seed"], ignore_index=True)
+
+
+def noise_scale_in(folder: Path) -> float:
+    """The gradient noise scale early in a training, in images: the mean of those range tests that tell it, or 0."""
+    found = [read_json(path)["noise_scale"] for path in sorted(folder.glob(FIND_FILE.format("*")))]
+    told = [scale for scale in found if scale]
+    return sum(told) / len(told) if told else 0.0
 
 
 def settled(sweep: Sweep) -> Sweep:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from common.base.errors import UserError
-from common.sweep.law import MIN_STEPS, fit_law
+from common.sweep.law import fit_law
+from common.sweep.parabolas import MIN_STEPS
 
 FIRST = (0, -2, 2, -4, 4)  # stage 1, in doublings of the guess, the likeliest first: x4 apart tells more than seeds do
 FURTHEST = 12  # doublings of the guess, either way, at which a best cell on the edge is left there

@@ -1,7 +1,7 @@
 """Several studies fitted at once: one slope for all or one each, and the best learning rate over batch size and steps.
 
 A study is a sweep; its batch sizes have levels and, where the runs ask for it, curvatures of their own, as in
-:mod:`common.sweep.law`. What the optima m have in common is a surface over log2 of the batch size and of the steps:
+:mod:`common.sweep.parabolas`. What the optima m have in common is a surface over log2 of batch size and steps:
 
     m = b0 + b1 u + b2 s + b3 u^2 + b4 u s + b5 s^2,   u = log2 B, s = log2 S, less their means
 
@@ -22,7 +22,17 @@ import numpy as np
 import pandas as pd
 
 from common.base.errors import UserError
-from common.sweep.law import DRAWS, FITTED, Parabolas, Runs, fates, fit_law, fit_parabolas, with_curvatures
+from common.sweep.parabolas import (
+    DRAWS,
+    FITTED,
+    Parabolas,
+    Runs,
+    fates,
+    fit_parabolas,
+    grouped_runs,
+    runs_of,
+    with_curvatures,
+)
 from common.sweep.regression import Estimate, Regression, p_of_one_noise
 
 CROSSED = 3  # numbers of steps that a curved surface needs at least
@@ -164,17 +174,15 @@ def fit_joint(studies: Mapping[str, pd.DataFrame], draws: int = DRAWS, seed: int
         tables.append(fitted)
     cells = pd.concat(tables, ignore_index=True)
     pairs, groups = np.unique(cells[["study", "batch_size"]].to_numpy(), axis=0, return_inverse=True)
-    lr, size = np.log2(cells.lr.to_numpy()), np.log2(cells.batch_size.to_numpy())
-    means = float(lr.mean()), float(size.mean())
-    loss, noise = np.log(cells.nll_calibrated.to_numpy()), _noises(tables)[cells.study.to_numpy()]
-    runs = Runs(lr - means[0], size - means[1], loss, *means, pairs[:, 1], groups.ravel(), draws, seed, noise)
+    noise = _noises(tables)[cells.study.to_numpy()]
+    runs = grouped_runs(cells, pairs[:, 1], groups.ravel(), noise, draws, seed)
     steps = cells.groupby(["study", "batch_size"]).steps.median().to_numpy()
     return Joint(tuple(map(str, studies)), cells, fit_parabolas(runs), pairs[:, 0], steps)
 
 
 def _noises(studies: Sequence[pd.DataFrame]) -> np.ndarray:
     """Standard deviation of a run's log loss in each study as a multiple of that in all (k): 1 if they are alike."""
-    fits = [fit_law(cells, draws=1).parabolas.fit for cells in studies]
+    fits = [fit_parabolas(runs_of(cells, draws=1, seed=0)).fit for cells in studies]
     squares, freedoms = np.array([fit.squares for fit in fits]), np.array([fit.freedom for fit in fits])
     if p_of_one_noise(squares, freedoms) >= ONE_NOISE:
         return np.ones(len(studies))

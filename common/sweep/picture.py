@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from common.base.files import write_figure
-from common.sweep.law import FITTED, MIN_STEPS, WORST, Law, fates
+from common.sweep.law import Law
+from common.sweep.parabolas import FITTED, MIN_STEPS, WORST, fates
 from common.sweep.verdict import sentences
 
 INK, GREY, PALE = "#222222", "#777777", "#bbbbbb"

@@ -16,7 +16,8 @@ from common.sweep.cell_runner import CellRunner
 from common.sweep.cells import LAW_FILE, VERIFY_FOLDER, Sweep, read_cells, settled
 from common.sweep.checks import check_cells, fitted
 from common.sweep.grid import FIRST, Grid, mean_losses, missing
-from common.sweep.law import WORST, Law, fit_law
+from common.sweep.law import Law, fit_law
+from common.sweep.parabolas import WORST
 from common.sweep.verdict import lr_json, lr_text
 
 
@@ -27,7 +28,7 @@ def verify(sweep: Sweep, law: Law, cells: pd.DataFrame, batch_size: int, script:
     Raises:
         UserError: the batch size belongs to the sweep or cannot be trained, or too few of the cells can be fitted.
     """
-    if batch_size in sweep.grid.batch_sizes:
+    if batch_size in sweep.batch_sizes:
         raise UserError("--verify", f"batch size {batch_size} belongs to the sweep", "name one that does not")
     predicted = law.predict(batch_size)
     # x4 apart as in the sweep where a parabola is wide enough for that, else x2.

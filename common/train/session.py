@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
 
-from common.base.errors import warn
+from common.base.errors import UserError, warn
 from common.base.files import check_folder
 from common.base.locks import locked
 from common.base.system import cpu_count, is_job, keep_freed_memory, local_processes, spin_briefly
@@ -257,7 +257,9 @@ def fold_held(session: Session, accelerator: Accelerator, fold: str) -> Iterator
                 yield check_lock
             except Exception:
                 if is_new and not (folder / LOG_FILE).exists():
-                    (folder / CONFIG_FILE).unlink()  # nothing is trained yet: other settings may begin here
+                    with suppress(UserError):  # where the folder is no longer ours, nor are the settings in it
+                        check_lock()
+                        (folder / CONFIG_FILE).unlink()  # nothing is trained yet: other settings may begin here
                 raise
 
 

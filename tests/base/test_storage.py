@@ -14,9 +14,10 @@ from conftest import ROOT, SMALL, train
 
 from common.base import locks
 from common.base.errors import UserError
-from common.base.files import check_folder
+from common.base.files import check_folder, write_file
 from common.base.locks import check_unlocked, locked, try_lock
 from common.runs.layout import run_names
+from common.train import loop
 from common.train.loop import check_logits
 
 
@@ -128,6 +129,21 @@ def test_weights_that_overflow_at_the_last_step_end_with_exit_4(tiny, tmp_path):
         train(tiny, tmp_path, "--fold", 0, "--batch-size", 40, "--warmup-epochs", 0, "--lr", 1e30)
     assert refused.value.exit_code == 4
     assert {path.name for path in (tmp_path / "digit_cnn" / "fold0").iterdir()} == {".lock"}
+
+
+def test_a_training_that_fails_leaves_alone_what_others_made_of_its_folder(tiny, tmp_path, monkeypatch):
+    """Deleted and begun anew by another process, the folder and the settings in it are that one's."""
+    theirs = tmp_path / "digit_cnn" / "fold0" / "config.json"
+
+    def disturbed(*arguments):
+        shutil.rmtree(theirs.parent)
+        write_file(theirs, "{}")
+        raise UserError("data", "is gone", "bring it back")
+
+    monkeypatch.setattr(loop, "train_epoch", disturbed)
+    with pytest.raises(UserError, match="data: is gone"):
+        train(tiny, tmp_path, "--fold", 0)
+    assert theirs.read_text() == "{}"
 
 
 def test_predictions_that_are_not_finite_are_refused():

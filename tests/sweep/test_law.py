@@ -16,7 +16,8 @@ from common.score.task import MULTICLASS
 from common.score.temperature import temperature
 from common.sweep.cells import read_cells
 from common.sweep.grid import Grid
-from common.sweep.law import LAWS, fates, fit_law
+from common.sweep.law import LAWS, fit_law
+from common.sweep.parabolas import fates
 from common.sweep.regression import BOUND
 from common.sweep.verdict import law_json, sentences
 

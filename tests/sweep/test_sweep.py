@@ -202,6 +202,16 @@ def test_other_settings_are_refused_by_name(synthetic, tiny):
     assert read_sweep(synthetic).grid.batch_sizes == (8, 1024)
 
 
+def test_a_command_that_adds_to_one_batch_size_does_not_forget_the_others(synthetic, tiny, capsys):
+    """What is carried and verified by default is told by all cells, not by what was asked for last."""
+    places = ["--data", str(tiny / "train.csv"), "--folds", str(tiny / "folds.csv"), "--run", "it"]
+    claim_sweep(sweep.sweep_of(parse(sweep.Run, [*places, "--batch-sizes", "512"])))
+    sweep.main(["carry", "--sweep", str(synthetic), "--batch-size", "128"])
+    assert "from 64 to 128 images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="batch size 64 belongs to the sweep"):
+        sweep.main(["fit", "--sweep", str(synthetic), "--verify", "64"])
+
+
 # A real sweep, interrupted and shared
 
 
